@@ -1,0 +1,1 @@
+"""The caching engine: pure torch, runs and is tested without ComfyUI."""

@@ -1,0 +1,21 @@
+"""One architecture, one file."""
+
+from torch import nn
+
+from .base import Adapter, Block, installed, overridden
+from .dit import DiTAdapter
+
+ADAPTERS: tuple[Adapter, ...] = (DiTAdapter(),)
+
+
+def adapter_for(network: nn.Module) -> Adapter | None:
+    """The adapter of a network, looking through torch.compile; None when the architecture is not known."""
+    network = unwrapped(network)
+    return next((a for a in ADAPTERS if a.matches(network)), None)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    return getattr(network, "_orig_mod", network)
+
+
+__all__ = ["ADAPTERS", "Adapter", "Block", "adapter_for", "installed", "overridden", "unwrapped"]

@@ -1,0 +1,24 @@
+"""DiT (arXiv 2212.09748), this pack's own `models/dit.py`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ...models.dit import modulate
+from .base import Adapter, Block, Branch, numbered
+
+
+class DiTAdapter(Adapter):
+    architecture = "dit"
+
+    def matches(self, network: nn.Module) -> bool:
+        return type(network).__name__ == "DiT" and hasattr(network, "y_embedder") and hasattr(network, "blocks")
+
+    def blocks(self, network: nn.Module) -> list[Block]:
+        return numbered("blocks", network.blocks, {"attn": lambda b: b.attn, "mlp": lambda b: b.mlp})
+
+    def forward(self, block: nn.Module, branch: Branch, x: Tensor, c: Tensor) -> Tensor:
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)
+        x = x + gate_a * branch("attn", lambda x: block.attn(modulate(block.norm1(x), shift_a, scale_a)), x)
+        x = x + gate_m * branch("mlp", lambda x: block.mlp(modulate(block.norm2(x), shift_m, scale_m)), x)
+        return x

@@ -1,0 +1,40 @@
+"""What every caching policy is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..sites import Action, Feature, Site, Step
+
+
+@dataclass(frozen=True)
+class CachePolicy(ABC):
+    """Decides what to do at a site. Frozen and pure: the same question gets the same answer, and changes nothing.
+
+    `history` is how many past outputs `reuse` needs, `keeps_reused` whether its own results count among them. `level` says what the policy is asked about: "branch" for the
+    residual branches of every block, "model" for the output of the whole network.
+    """
+
+    history: ClassVar[int] = 1
+    keeps_reused: ClassVar[bool] = False
+    level: str = field(default="branch", kw_only=True)
+
+    @abstractmethod
+    def decide(self, step: Step, site: Site) -> Action:
+        """Asked only where there is something to reuse; anything else is computed."""
+
+    def reuse(self, step: Step, site: Site, past: list[Feature]) -> Tensor:
+        """The output to use instead of computing; `past` is newest first and never empty. Must not write to it."""
+        return past[0].value
+
+    def objection(self, total: int) -> str | None:
+        """One sentence when this policy cannot serve a run of `total` steps, which is then computed in full."""
+        return None
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The policy and its settings in a few words, for titles and logs."""

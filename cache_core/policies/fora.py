@@ -1,0 +1,49 @@
+"""FORA: Fast-Forward Caching in Diffusion Transformer Acceleration (arXiv 2407.01425)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..sites import Action, Site, Step
+from .base import CachePolicy
+
+PHASES = ("published", "aligned")
+
+
+@dataclass(frozen=True)
+class FORA(CachePolicy):
+    """Compute every `interval`-th step and reuse all branch outputs in between, before the gate of the current step.
+
+    phase "published" counts from the last step as the authors' code does: the first and the last step are always
+    computed. phase "aligned" counts from the first step, which is what later papers mean by 50 % (N = 2) and 75 %
+    (N = 4). Reuse is allowed while start <= progress < end; aligned with N = 2 and end = 0.5 is their 25 %.
+    """
+
+    interval: int = 2
+    phase: str = "published"
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self):
+        if self.interval < 1:
+            raise ValueError(f"FORA: interval is {self.interval}; it counts steps, so use 1 (no caching) or more")
+        if self.phase not in PHASES:
+            raise ValueError(f"FORA: phase is {self.phase!r}; choose one of {', '.join(PHASES)}")
+        if not 0.0 <= self.start <= self.end <= 1.0:
+            raise ValueError(f"FORA: start {self.start} and end {self.end} must satisfy 0 <= start <= end <= 1")
+
+    def decide(self, step: Step, site: Site) -> Action:
+        remaining = step.total - 1 - step.index
+        count = step.index if self.phase == "aligned" else remaining
+        inside = self.start <= step.progress < self.end
+        return Action.REUSE if inside and step.index > 0 and count % self.interval else Action.COMPUTE
+
+    def objection(self, total: int) -> str | None:
+        if self.interval > 1 and total < 3:
+            return f"a run of {total} step{'s'[: total > 1]} leaves nothing to reuse"
+        return None
+
+    def describe(self) -> str:
+        window = "" if (self.start, self.end) == (0.0, 1.0) else f", {self.start:.0%} to {self.end:.0%}"
+        scope = ", whole network" if self.level == "model" else ""
+        return f"FORA N={self.interval} ({self.phase}{window}{scope})"

@@ -1,0 +1,168 @@
+"""CacheRun: one sampling call. The only place where policy, store and trace meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .policies.base import CachePolicy
+from .sites import MODEL, Action, Feature, Lane, Site, Step, Streams
+from .store import FeatureStore
+from .trace import Clock, Row, RunTrace
+
+UNUSED = 8
+"""Evaluations after which a lane that no longer appears (a timestep range that ended) is dropped."""
+
+
+class Observer(Protocol):
+    """Watches what is computed; calibration is one. `history` is how many past outputs it wants to see."""
+
+    history: int
+
+    def branch(self, step: Step, site: Site, streams: Streams, out: Tensor, past: list[Feature]) -> None: ...
+
+    def model(self, step: Step, streams: Streams, derivative: Tensor) -> None: ...
+
+
+def relative_error(approximate: Tensor, exact: Tensor) -> Tensor:
+    """|approximate - exact| / |exact| over everything, a float32 scalar on the device."""
+    exact = exact.float()
+    return (approximate.float() - exact).norm() / exact.norm().clamp_min(1e-12)
+
+
+class CacheRun:
+    """Holds everything mutable of one sampling call and dies with it.
+
+    measure: "off" records decisions and times only; "errors" also measures, wherever a site is computed, the error
+    that reuse would have had; "truth" computes reused branches too, in shadow, and measures what reuse did cost.
+    """
+
+    def __init__(
+        self,
+        policy: CachePolicy,
+        total: int,
+        device: torch.device | str = "cpu",
+        measure: str = "off",
+        observers: Iterable[Observer] = (),
+        trace: RunTrace | None = None,
+    ):
+        self.policy, self.total, self.measure = policy, total, measure
+        self.observers = tuple(observers)
+        self.trace = trace or RunTrace(policy.describe(), total)
+        wanted = [policy.history, int(measure != "off"), *(o.history for o in self.observers)]
+        self.store = FeatureStore(max(wanted))
+        self.declined: str | None = policy.objection(total)
+        if self.declined:
+            self.trace.notes.append(f"{policy.describe()} computed everything: {self.declined}.")
+        self.checked = False
+        self._clock = Clock(torch.device(device))
+        self._step: Step | None = None
+        self._upward = False
+        self._visits: dict[tuple[int, Hashable], int] = {}
+
+    @property
+    def step(self) -> Step:
+        if self._step is None:
+            raise RuntimeError("CacheRun: asked for the step before the first evaluation; wrap calls in evaluation()")
+        return self._step
+
+    @property
+    def keeps(self) -> bool:
+        """Whether computed outputs must be captured at all."""
+        idle = self.declined and self.measure == "off" and not self.observers
+        return not idle and (self.store.history > 0 or bool(self.observers))
+
+    @property
+    def wants_branches(self) -> bool:
+        """Whether the blocks of the network concern this run at all."""
+        watched = self.measure != "off" and self.policy.history == 0
+        return bool(self.observers) or watched or (self.policy.level == "branch" and self.policy.history > 0)
+
+    def decline(self, reason: str) -> None:
+        """Compute everything from here on; the first reason is kept."""
+        if self.declined is None:
+            self.declined = reason
+            self.trace.notes.append(f"{self.policy.describe()} computed everything: {reason}.")
+            self.store.clear()
+
+    @contextmanager
+    def evaluation(self, sigma: float, progress: float) -> Iterator[Step]:
+        """One call of the denoiser; ticks the clock."""
+        index = 0 if self._step is None else self._step.index + 1
+        # A sampler that goes back up in noise breaks every policy's assumption: that evaluation is computed.
+        self._upward = self._step is not None and sigma > self._step.sigma * (1 + 1e-5)
+        self._step = Step(index, self.total, min(max(progress, 0.0), 1.0), sigma)
+        self._visits.clear()
+        self.store.expire(index - UNUSED)
+        begin = self._clock.mark()
+        yield self._step
+        self.trace._marks.append((self._step, begin, self._clock.mark(), self.store.nbytes))
+
+    def next_forward(self, conds: Iterable[tuple[int, Hashable]]) -> Forward:
+        """The cache as one forward sees it, for rows of these (cond index, key) in batch order."""
+        streams = []
+        for cond in conds:
+            visit = self._visits[cond] = self._visits.get(cond, -1) + 1
+            streams.append(Lane(visit, *cond))
+        return Forward(self, tuple(streams))
+
+    def close(self, complete: bool) -> None:
+        """Drop every tensor; the trace stays."""
+        self.store.clear()
+        self.trace.finish(complete)
+
+
+class Forward:
+    """What an adapter talks to: the run, for the rows of one forward."""
+
+    def __init__(self, run: CacheRun, streams: Streams):
+        self.run, self.streams = run, streams
+        self.silent = False  # while an adapter checks itself nothing is noted down
+
+    def action(self, site: Site) -> Action:
+        """What `branch` will do. Asking changes nothing; a miss always computes."""
+        run = self.run
+        level = "model" if site == MODEL else "branch"
+        if run.declined or run._upward or run.policy.history == 0 or run.policy.level != level:
+            return Action.COMPUTE
+        if not run.store.get(site, self.streams):
+            return Action.COMPUTE
+        return run.policy.decide(run.step, site)
+
+    def branch(self, site: Site, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """fn(x), or something the policy believes is close to it. Callers must not write to the result."""
+        if self.action(site) is Action.COMPUTE:
+            return self.computed(site, fn(x))
+        run = self.run
+        out = run.policy.reuse(run.step, site, run.store.get(site, self.streams))
+        error = relative_error(out, fn(x)) if run.measure == "truth" else None
+        run.trace.rows.append(Row(run.step.index, site, Action.REUSE, error))
+        if run.policy.keeps_reused:
+            run.store.put(site, self.streams, out, run.step, computed=False)
+        else:
+            run.store.touch(site, self.streams, run.step)
+        return out
+
+    def computed(self, site: Site, out: Tensor) -> Tensor:
+        """Take note of an output that was computed, here or by the host's own forward."""
+        run = self.run
+        if self.silent or not run.keeps:
+            return out
+        past = run.store.get(site, self.streams)
+        error = None
+        if past and run.measure != "off":
+            guess = run.policy.reuse(run.step, site, past) if run.policy.history else past[0].value
+            error = relative_error(guess, out)
+        for observer in run.observers:
+            if site == MODEL:
+                observer.model(run.step, self.streams, out)
+            else:
+                observer.branch(run.step, site, self.streams, out, past)
+        run.trace.rows.append(Row(run.step.index, site, Action.COMPUTE, error))
+        if run.store.history:
+            run.store.put(site, self.streams, out, run.step, computed=True)
+        return out

@@ -1,0 +1,59 @@
+"""The vocabulary of the engine: where (Site), when (Step), for whom (Lane, Streams), what to do (Action)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from enum import Enum
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Site(NamedTuple):
+    """A place whose output can be cached: a residual branch such as "blocks.3.mlp", or the whole network."""
+
+    name: str
+    block: int  # position in execution order, from 0
+    depth: int  # number of blocks of the model
+
+    @property
+    def branch(self) -> str:
+        return self.name.rpartition(".")[2]
+
+
+MODEL = Site("model", 0, 1)
+"""The whole network: what is kept is the k-diffusion derivative (x - denoised) / sigma of each cond."""
+
+
+class Step(NamedTuple):
+    """One call of the denoiser. Samplers with several calls per step count on: index may exceed total."""
+
+    index: int  # counts up from 0 = noisiest
+    total: int  # steps of the sampler
+    progress: float  # in [0, 1]: position of sigma in the sampler's schedule
+    sigma: float
+
+
+class Action(Enum):
+    COMPUTE = "compute"
+    REUSE = "reuse"
+
+
+class Feature(NamedTuple):
+    """A past output as the store hands it out; newest first in every list."""
+
+    value: Tensor
+    step: Step
+    computed: bool  # False: the output of a reuse
+
+
+class Lane(NamedTuple):
+    """Whose rows these are. A uuid alone is not unique, and a position in a batch is no identity at all."""
+
+    visit: int  # nth time this key is met within one evaluation: second passes are other lanes
+    cond: int  # 0 positive, 1 negative, further ones as the guider counts them
+    key: Hashable  # uuid, rows, shape, context window, device
+
+
+Streams = tuple[Lane, ...]
+"""The lanes of one forward, in batch order; every lane owns an equal share of the rows."""

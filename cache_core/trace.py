@@ -1,0 +1,154 @@
+"""Trace: what was done in each sampling run and what it cost, per evaluation and site; tables for plots."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .sites import Action, Site, Step
+
+
+class Row(NamedTuple):
+    """One decision. `error` is relative L2: on COMPUTE what reuse would have cost, on REUSE what it did cost."""
+
+    step: int
+    site: Site
+    action: Action
+    error: Tensor | float | None
+
+
+class Moment(NamedTuple):
+    """One evaluation of the denoiser, ended."""
+
+    step: Step
+    seconds: float
+    nbytes: int  # held by the cache when it ended
+
+
+class Clock:
+    """Times evaluations without waiting for the device: CUDA events there, the wall clock elsewhere."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def mark(self):
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    @staticmethod
+    def seconds(begin, end) -> float:
+        if isinstance(begin, float):
+            return end - begin
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000
+
+
+@dataclass
+class RunTrace:
+    """One sampling run. Everything is plain Python numbers once `finish` was called."""
+
+    policy: str
+    total: int
+    origin: tuple[str, str] = ("", "")  # (prompt id, node id) of the sampler that ran
+    about: str = ""  # sampler, shape, device: for titles
+    rows: list[Row] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    complete: bool = False
+    _marks: list[tuple] = field(default_factory=list, repr=False)
+
+    def finish(self, complete: bool) -> None:
+        """Bring errors and times over from the device, all at once."""
+        measured = [r for r in self.rows if isinstance(r.error, Tensor)]
+        if measured:
+            values = iter(torch.stack([r.error.float() for r in measured]).cpu().tolist())
+            self.rows = [r._replace(error=next(values)) if isinstance(r.error, Tensor) else r for r in self.rows]
+        self.moments = [Moment(step, Clock.seconds(a, b), size) for step, a, b, size in self._marks]
+        self._marks = []
+        self.complete = complete
+
+    @property
+    def sites(self) -> list[Site]:
+        """The sites that were visited, in order of first visit."""
+        return list(dict.fromkeys(r.site for r in self.rows))
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.moments)
+
+    def table(self) -> tuple[list[Site], list[list[str]], list[list[float]]]:
+        """(sites, action[site][step], error[site][step]); several streams are averaged, what is unknown is "" and nan."""
+        sites = self.sites
+        row_of = {site: i for i, site in enumerate(sites)}
+        columns = max([m.step.index + 1 for m in self.moments] + [r.step + 1 for r in self.rows], default=0)
+        actions = [[""] * columns for _ in sites]
+        errors: list[list[list[float]]] = [[[] for _ in range(columns)] for _ in sites]
+        for row in self.rows:
+            i = row_of[row.site]
+            actions[i][row.step] = row.action.value
+            if row.error is not None:
+                errors[i][row.step].append(row.error)
+        return sites, actions, [[statistics.fmean(e) if e else float("nan") for e in line] for line in errors]
+
+    @property
+    def computed_fraction(self) -> float:
+        """Share of decisions that were COMPUTE; 1.0 when nothing was decided."""
+        return sum(r.action is Action.COMPUTE for r in self.rows) / len(self.rows) if self.rows else 1.0
+
+    def full_steps(self) -> list[int]:
+        """Evaluations in which nothing was skipped."""
+        skipped = {r.step for r in self.rows if r.action is not Action.COMPUTE}
+        return [m.step.index for m in self.moments if m.step.index not in skipped]
+
+    @property
+    def seconds(self) -> float:
+        return sum(m.seconds for m in self.moments)
+
+    @property
+    def speedup(self) -> float | None:
+        """Against this run's own full evaluations (their median), never against a count of skipped ones.
+
+        The first evaluation warms the machine up and is left out of the median where others exist.
+        """
+        full = set(self.full_steps())
+        times = [m.seconds for m in self.moments if m.step.index in full and m.step.index > 0]
+        times = times or [m.seconds for m in self.moments if m.step.index in full]
+        if not times or not self.seconds:
+            return None
+        return statistics.median(times) * self.evaluations / self.seconds
+
+    @property
+    def peak_bytes(self) -> int:
+        return max((m.nbytes for m in self.moments), default=0)
+
+
+class Trace:
+    """The handle that travels beside a patched MODEL: the runs that were sampled with it.
+
+    A node that runs again in a later prompt replaces its earlier runs; several runs of one prompt are kept apart.
+    """
+
+    limit = 64
+
+    def __init__(self):
+        self.runs: list[RunTrace] = []
+
+    def add(self, run: RunTrace) -> None:
+        prompt, node = run.origin
+        self.runs = [r for r in self.runs if not (node and r.origin[1] == node and r.origin[0] != prompt)]
+        self.runs = [*self.runs, run][-self.limit :]
+
+    def of_nodes(self, nodes: set[str]) -> list[RunTrace]:
+        """The runs sampled by these nodes (or by nodes expanded out of them); all runs when none is known."""
+        chosen = [
+            r for r in self.runs if any(r.origin[1] == n or r.origin[1].startswith((f"{n}.", f"{n}:")) for n in nodes)
+        ]
+        return chosen or list(self.runs)

@@ -1,0 +1,168 @@
+"""Reads a DiT checkpoint: what it is, in the original key layout or in that of diffusers' DiTTransformer2DModel."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .dit import DiT, DiTConfig
+
+PUBLISHED_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+"""Hidden size -> heads of DiT-S, B, L and XL: the one fact that no tensor shape tells."""
+
+PREFIXES = ("", "model.", "module.", "model.diffusion_model.")
+EMBEDDINGS = ("auto", "original", "diffusers")
+
+
+class CheckpointError(ValueError):
+    """A file that is not a class-conditional DiT, or one whose architecture cannot be told."""
+
+
+def read(
+    weights: Mapping[str, Tensor], heads: int = 0, embedding: str = "auto", metadata: Mapping[str, str] | None = None
+):
+    """(DiTConfig, state dict in the original layout) of a checkpoint in either layout.
+
+    heads: 0 takes them from the metadata key "num_heads", else from the published sizes. embedding: which timestep
+    frequencies, "auto" meaning those of the library whose layout the file has. Raises CheckpointError.
+    """
+    if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise CheckpointError("the file holds something else than a plain table of tensors; export the bare weights")
+    weights = _without_prefix(weights)
+    diffusers = "transformer_blocks.0.norm1.linear.weight" in weights
+    if diffusers:
+        weights = from_diffusers(weights)
+    config = _config(weights, heads, metadata or {}, 1.0 if _diffusers_frequencies(embedding, diffusers) else 0.0)
+    return config, _checked(weights, config)
+
+
+def _diffusers_frequencies(embedding: str, diffusers: bool) -> bool:
+    if embedding not in EMBEDDINGS:
+        raise CheckpointError(f"timestep embedding {embedding!r} is unknown; choose one of {', '.join(EMBEDDINGS)}")
+    return diffusers if embedding == "auto" else embedding == "diffusers"
+
+
+def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in PREFIXES:
+        if f"{prefix}final_layer.linear.weight" in weights or f"{prefix}proj_out_2.weight" in weights:
+            return {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+    raise CheckpointError(
+        "not a class-conditional DiT: neither final_layer.linear.weight (original layout) nor proj_out_2.weight "
+        "(diffusers layout) is in it. Text-to-image models are loaded with ComfyUI's own loaders."
+    )
+
+
+def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Original names for a diffusers state dict. Its per-block copies of the embedders must be identical."""
+    embedders: dict[str, Tensor] = {}
+    out: dict[str, Tensor] = {}
+    simple = {
+        "pos_embed.proj": "x_embedder.proj",
+        "proj_out_1": "final_layer.adaLN_modulation.1",
+        "proj_out_2": "final_layer.linear",
+    }
+    inside = {
+        "norm1.linear": "adaLN_modulation.1",
+        "attn1.to_out.0": "attn.proj",
+        "ff.net.0.proj": "mlp.fc1",
+        "ff.net.2": "mlp.fc2",
+    }
+    shared = {
+        "timestep_embedder.linear_1": "t_embedder.mlp.0",
+        "timestep_embedder.linear_2": "t_embedder.mlp.2",
+        "class_embedder.embedding_table": "y_embedder.embedding_table",
+    }
+    for key, value in weights.items():
+        stem, _, kind = key.rpartition(".")
+        block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", stem)
+        if stem in simple:
+            out[f"{simple[stem]}.{kind}"] = value
+        elif block is None:
+            continue  # buffers that are computed
+        elif block[2] in inside:
+            out[f"blocks.{block[1]}.{inside[block[2]]}.{kind}"] = value
+        elif block[2].startswith("norm1.emb."):
+            name = f"{shared[block[2].removeprefix('norm1.emb.')]}.{kind}"
+            if name in embedders and not torch.equal(embedders[name], value):
+                raise CheckpointError(
+                    f"block {block[1]} has its own {name}; only models that share one embedder are DiT"
+                )
+            embedders[name] = value
+    for i in range(_depth(out)):
+        for kind in ("weight", "bias"):
+            parts = [weights.get(f"transformer_blocks.{i}.attn1.to_{n}.{kind}") for n in "qkv"]
+            if any(p is None for p in parts):
+                raise CheckpointError(f"transformer_blocks.{i}.attn1 lacks to_q, to_k or to_v {kind}")
+            out[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
+    return out | embedders
+
+
+def _depth(weights: Mapping[str, Tensor]) -> int:
+    found = {int(m[1]) for k in weights if (m := re.match(r"blocks\.(\d+)\.", k))}
+    if found != set(range(len(found))) or not found:
+        raise CheckpointError(f"blocks {sorted(found)} are present; a DiT has blocks 0, 1, 2, ... without gaps")
+    return len(found)
+
+
+def _config(weights: Mapping[str, Tensor], heads: int, metadata: Mapping[str, str], shift: float) -> DiTConfig:
+    def shape(name: str, dims: int) -> tuple[int, ...]:
+        if name not in weights:
+            raise CheckpointError(f"{name} is missing: the file is incomplete or not a class-conditional DiT")
+        if weights[name].ndim != dims:
+            raise CheckpointError(f"{name} has shape {tuple(weights[name].shape)}; {dims} dimensions were expected")
+        return tuple(weights[name].shape)
+
+    hidden, channels, patch, patch_w = shape("x_embedder.proj.weight", 4)
+    rows, _ = shape("final_layer.linear.weight", 2)
+    labels, _ = shape("y_embedder.embedding_table.weight", 2)
+    if patch != patch_w or rows not in (patch * patch * channels, 2 * patch * patch * channels):
+        raise CheckpointError(
+            f"x_embedder has patch {patch} x {patch_w}, {channels} channels; final_layer has {rows} rows"
+        )
+    grid = None
+    if "pos_embed" in weights:
+        tokens = shape("pos_embed", 3)[1]
+        grid = math.isqrt(tokens)
+        if grid * grid != tokens:
+            raise CheckpointError(f"pos_embed has {tokens} tokens, which is not a square grid")
+    return DiTConfig(
+        hidden_size=hidden,
+        depth=_depth(weights),
+        num_heads=_heads(hidden, heads, metadata),
+        patch_size=patch,
+        in_channels=channels,
+        num_classes=labels - 1,
+        learn_sigma=rows == 2 * patch * patch * channels,
+        grid_size=grid,
+        frequency_shift=shift,
+    )
+
+
+def _heads(hidden: int, asked: int, metadata: Mapping[str, str]) -> int:
+    told = str(metadata.get("num_heads", ""))
+    heads = asked or (int(told) if told.isdigit() and len(told) < 6 else 0) or PUBLISHED_HEADS.get(hidden, 0)
+    if not heads:
+        raise CheckpointError(
+            f"hidden size {hidden} is none of the published ones ({', '.join(map(str, PUBLISHED_HEADS))}) and the file "
+            "does not say how many attention heads it has: set 'heads' on the loader"
+        )
+    if hidden % heads:
+        raise CheckpointError(f"{heads} heads do not divide hidden size {hidden}: set 'heads' on the loader")
+    return heads
+
+
+def _checked(weights: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+    """Exactly the tensors the architecture has, each of the right shape; a message names the first that is not."""
+    wanted = {k: tuple(v.shape) for k, v in DiT(config, device="meta").state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in weights:
+            raise CheckpointError(f"{name} is missing; expected shape {shape}")
+        if tuple(weights[name].shape) != shape:
+            raise CheckpointError(f"{name} has shape {tuple(weights[name].shape)}; expected {shape}")
+    if strange := sorted(k for k in weights if k.startswith("blocks.") and k not in wanted):
+        raise CheckpointError(f"{strange[0]} is nothing a DiT block has: this is another architecture")
+    return {name: weights[name] for name in wanted}

@@ -1,0 +1,110 @@
+"""The DiT inside ComfyUI: its BaseModel, its noise schedule, and a loader that the host can repeat."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+
+from .checkpoint import CheckpointError, read
+from .dit import DiT, DiTConfig
+
+LATENTS = {3: comfy.latent_formats.ChromaRadiance, 4: comfy.latent_formats.SD15}
+"""Channels -> latent format: pixels as they are, or the SD VAE's latents (scale 0.18215), as the paper uses."""
+
+
+class _Settings(comfy.supported_models_base.BASE):
+    unet_config: ClassVar = {"image_model": "dit"}
+    unet_extra_config: ClassVar = {}
+    # What the host calls "sqrt_linear" is linear in beta; its "linear" is Stable Diffusion's.
+    sampling_settings: ClassVar = {
+        "beta_schedule": "sqrt_linear",
+        "linear_start": 1e-4,
+        "linear_end": 2e-2,
+        "timesteps": 1000,
+    }
+    memory_usage_factor = 0.5
+
+    def inpaint_model(self):
+        return False
+
+    def get_model(self, state_dict, prefix="", device=None):
+        return DiTModel(self, device=device)
+
+
+def network(config: DiTConfig, operations, dtype=None, device=None, **_) -> DiT:
+    """A DiT built from the host's layers and its preferred attention."""
+    return DiT(config, operations=operations, attention=optimized_attention, dtype=dtype, device=device)
+
+
+class DiTModel(comfy.model_base.BaseModel):
+    """Noise prediction over 1000 linear betas; class labels travel as integers, which the host does not cast."""
+
+    def __init__(self, model_config, model_type=comfy.model_base.ModelType.EPS, device=None):
+        super().__init__(model_config, model_type, device=device, unet_model=network)
+
+    def extra_conds(self, **kwargs):
+        out = super().extra_conds(**kwargs)
+        out.pop("y", None)
+        labels = kwargs.get("class_labels")
+        if labels is None:
+            raise ValueError(
+                "This model is conditioned on class labels: connect a 'PriorCache DiT Class Label' node to the sampler's "
+                "positive and negative inputs (text prompts do not work with it)."
+            )
+        classes = self.diffusion_model.config.num_classes
+        if int(labels.max()) > classes:
+            raise ValueError(f"Class label {int(labels.max())} is out of range: this model knows 0 to {classes - 1}.")
+        # The null class travels as -1, so that one label node serves models of any number of classes.
+        out["y"] = comfy.conds.CONDRegular(torch.where(labels < 0, classes, labels))
+        return out
+
+
+def load(path: str, heads: int = 0, embedding: str = "auto", dtype: torch.dtype | None = None, disable_dynamic=False):
+    """A ModelPatcher from a .safetensors or .pt file. Raises CheckpointError, naming the file."""
+    try:
+        weights, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+        config, weights = read(weights, heads, embedding, metadata)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except Exception as error:  # whatever a broken file makes safetensors, zipfile or torch raise
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
+    if config.in_channels not in LATENTS:
+        raise CheckpointError(f"{path} works on {config.in_channels} channels; 3 (pixels) and 4 (SD latents) are known")
+    patcher = from_weights(config, weights, dtype, disable_dynamic)
+    patcher.cached_patcher_init = (load, (path, heads, embedding, dtype))
+    return patcher
+
+
+def from_weights(config: DiTConfig, weights: dict[str, torch.Tensor], dtype=None, disable_dynamic=False):
+    """A ModelPatcher around weights in the original layout, placed and cast as the host does with its own models."""
+    manage = comfy.model_management
+    settings = _Settings({"image_model": "dit", "config": config})
+    settings.latent_format = LATENTS[config.in_channels]()
+    load_device, offload_device = manage.get_torch_device(), manage.unet_offload_device()
+    dtype = dtype or manage.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights),
+        supported_dtypes=settings.supported_inference_dtypes,
+        weight_dtype=comfy.utils.weight_dtype(weights),
+    )
+    cast = manage.unet_manual_cast(dtype, load_device, settings.supported_inference_dtypes)
+    settings.set_inference_dtype(dtype, cast)
+    model = settings.get_model(weights)
+    patcher_class = comfy.model_patcher.ModelPatcher
+    if not disable_dynamic:
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
+    patcher = patcher_class(model, load_device=load_device, offload_device=offload_device)
+    if not manage.is_device_cpu(offload_device):
+        model.to(offload_device)
+    dynamic = getattr(patcher, "is_dynamic", bool)()
+    model.load_model_weights(dict(weights), "", **({"assign": True} if dynamic else {}))
+    return patcher

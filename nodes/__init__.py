@@ -1,0 +1,29 @@
+"""The ComfyUI face: thin nodes, one file per task, no algorithm in them."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .apply import PriorCacheApply
+from .calibrate import PriorCacheCalibrate
+from .dit import PriorCacheDiTLabel, PriorCacheLoadDiT
+from .inspect import PriorCacheInspect
+from .policies import PriorCacheFORA
+from .prior import PriorCacheLoadPrior, PriorCacheSavePrior, register_folder
+
+NODES: list[type[io.ComfyNode]] = [
+    PriorCacheLoadDiT,
+    PriorCacheDiTLabel,
+    PriorCacheFORA,
+    PriorCacheApply,
+    PriorCacheCalibrate,
+    PriorCacheSavePrior,
+    PriorCacheLoadPrior,
+    PriorCacheInspect,
+]
+
+
+class PriorCacheExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        register_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,42 @@
+"""Put a policy on a model."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..cache_core.trace import Trace
+from .attach import attach
+from .types import CATEGORY, Policy, TraceHandle
+
+MEASURES = ("errors", "off", "truth")
+
+
+class PriorCacheApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorCacheApply",
+            display_name="Apply Cache",
+            category=CATEGORY,
+            description="Samples the model with a caching policy. The model that goes in stays as it is; bypass this node to switch caching off.",
+            search_aliases=["feature cache", "speed up", "teacache", "easycache", "accelerate"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to speed up. LoRA nodes may stand before or after."),
+                Policy.Input("policy", tooltip="What to compute and what to reuse, from a policy node."),
+                io.Combo.Input(
+                    "measure",
+                    options=list(MEASURES),
+                    default="errors",
+                    tooltip="errors: where something is computed, also measure what reuse would have cost (a few percent of time). off: no measuring, fastest. truth: compute everything in shadow to measure what reuse did cost (slow, same picture).",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model, cached."),
+                TraceHandle.Output(display_name="trace", tooltip="What happens while sampling: for Inspect."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, policy, measure: str) -> io.NodeOutput:
+        trace = Trace()
+        return io.NodeOutput(attach(model, policy, trace, measure), trace)

@@ -1,0 +1,143 @@
+"""Measure how a model's features move from step to step."""
+
+from __future__ import annotations
+
+import hashlib
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy_api.latest import io, ui
+
+from ..cache_core.policies import Full
+from ..priors.prior import Subject
+from ..priors.statistics import Statistics
+from .attach import attach
+from .types import CATEGORY, PriorTable
+
+
+class PriorCacheCalibrate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorCacheCalibrate",
+            display_name="Calibrate",
+            category=CATEGORY,
+            description="Samples a few pictures in full and measures how the model's features move from step to step. Use the sampler settings you generate with.",
+            search_aliases=["calibration", "prior", "feature statistics"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model as you sample it, without Apply Cache."),
+                io.Conditioning.Input("positive", tooltip="A typical prompt or class label."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt or null class."),
+                io.Latent.Input("latent_image", tooltip="The empty latent: its size and batch are used."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="Seed of the first run; each further run adds 1.",
+                ),
+                io.Int.Input(
+                    "runs",
+                    default=4,
+                    min=1,
+                    max=1000,
+                    tooltip="How often to sample, each time with another seed. 1 shows the shape of the curve, 4 to 8 make it steady.",
+                ),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampler steps, as you generate."),
+                io.Float.Input(
+                    "cfg",
+                    default=7.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance scale, as you generate.",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    default="euler",
+                    tooltip="Sampler, as you generate.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default="normal",
+                    tooltip="Scheduler, as you generate.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="1 for pictures from noise, less for image to image.",
+                ),
+                io.Int.Input(
+                    "longest_gap",
+                    default=2,
+                    min=1,
+                    max=8,
+                    advanced=True,
+                    tooltip="Longest distance of reuse to measure, in steps. Each one more keeps one more copy of all branch outputs.",
+                ),
+                io.Boolean.Input(
+                    "mean_features",
+                    default=False,
+                    advanced=True,
+                    tooltip="Also keep the mean output of every branch at every step. Needed by corrections that work from a mean; large.",
+                ),
+            ],
+            outputs=[
+                PriorTable.Output(display_name="prior", tooltip="For Save Prior and Inspect."),
+                io.Image.Output(display_name="picture", tooltip="The error of reuse, per step and branch."),
+                io.String.Output(display_name="summary", tooltip="The same in sentences."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, latent_image, seed, runs, steps, cfg, sampler_name, scheduler, denoise,
+        longest_gap, mean_features,
+    ) -> io.NodeOutput:  # fmt: skip
+        from ..plots import prior as plot
+        from ..plots.style import pixels
+
+        statistics = Statistics(longest_gap, mean_features)
+        watched = attach(model, Full(), observers=(statistics,))
+        latent = comfy.sample.fix_empty_latent_channels(
+            model, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
+        )
+        progress = comfy.utils.ProgressBar(runs * steps)
+        seeds = tuple(seed + i for i in range(runs))
+        for done, own in enumerate(seeds):
+            comfy.sample.sample(
+                watched, comfy.sample.prepare_noise(latent, own), steps, cfg, sampler_name, scheduler, positive, negative, latent,
+                denoise=denoise, noise_mask=latent_image.get("noise_mask"), seed=own, disable_pbar=True,
+                callback=lambda step, x0, x, total, done=done: progress.update_absolute(done * steps + step + 1),
+            )  # fmt: skip
+            statistics.end_trajectory(len(latent))
+        prior = statistics.prior(
+            subject(model, sampler_name, scheduler, steps, cfg, denoise), tuple(latent.shape[1:]), seeds
+        )
+        image = torch.from_numpy(pixels(plot.draw(prior)))[None]
+        return io.NodeOutput(prior, image, plot.summary(prior), ui=ui.PreviewImage(image, cls=cls))
+
+
+def subject(model, sampler="", scheduler="", steps=0, cfg=0.0, denoise=1.0) -> Subject:
+    """What a prior of this MODEL belongs to. The fingerprint covers names and shapes, so that LoRA and dtype do not matter."""
+    network = model.model.diffusion_model
+    shapes = sorted(f"{k}{tuple(v.shape)}" for k, v in network.state_dict().items() if k.endswith((".weight", ".bias")))
+    return Subject(
+        architecture=type(network).__name__,
+        geometry=hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16],
+        prediction=model.model.model_type.name,
+        sampler=sampler,
+        scheduler=scheduler,
+        steps=steps,
+        cfg=float(cfg),
+        denoise=float(denoise),
+    )

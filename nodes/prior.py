@@ -1,0 +1,101 @@
+"""Keep priors as files in models/priorcache."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..priors.prior import Prior, PriorError
+from .types import CATEGORY, PriorTable
+
+FOLDER = "priorcache"
+
+
+def register_folder() -> None:
+    """Make models/priorcache a model folder of the host, for .safetensors only; extra_model_paths may add others."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+
+
+class PriorCacheSavePrior(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorCacheSavePrior",
+            display_name="Save Prior",
+            category=CATEGORY,
+            description="Saves a prior to models/priorcache, for later runs and for sharing.",
+            search_aliases=["save calibration"],
+            is_output_node=True,
+            inputs=[
+                PriorTable.Input("prior", tooltip="From Calibrate."),
+                io.String.Input(
+                    "name", default="my-model", tooltip="File name: letters, digits, dots, dashes, underscores, spaces."
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="On: replace a file of this name. Off: keep it and add a number to the new one.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="The name of the file, as Load Prior lists it.")],
+        )
+
+    @classmethod
+    def execute(cls, prior: Prior, name: str, overwrite: bool) -> io.NodeOutput:
+        path = free_path(Path(folder_paths.get_folder_paths(FOLDER)[0]), name, overwrite)
+        return io.NodeOutput(prior.save(path).name)
+
+
+def free_path(folder: Path, name: str, overwrite: bool) -> Path:
+    """Where a prior of this name goes. Raises PriorError on a name that could leave the folder."""
+    stem = name.strip().removesuffix(".safetensors")
+    if not re.fullmatch(r"\w[\w .+-]{0,99}", stem) or stem.endswith((".", " ")):
+        raise PriorError(
+            f"{name[:60]!r} cannot be a file name here: use letters, digits, dots, dashes, underscores and spaces"
+        )
+    path, number = folder / f"{stem}.safetensors", 2
+    while path.exists() and not overwrite:
+        path, number = folder / f"{stem}-{number}.safetensors", number + 1
+    return path
+
+
+class PriorCacheLoadPrior(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorCacheLoadPrior",
+            display_name="Load Prior",
+            category=CATEGORY,
+            description="Loads a prior from models/priorcache. Connect the model to be told at once when the prior was not made for it.",
+            search_aliases=["load calibration"],
+            inputs=[
+                io.Combo.Input(
+                    "prior_name", options=folder_paths.get_filename_list(FOLDER), tooltip="A file in models/priorcache."
+                ),
+                io.Model.Input(
+                    "model", optional=True, tooltip="Optional: refuse a prior that belongs to another model."
+                ),
+            ],
+            outputs=[PriorTable.Output(display_name="prior", tooltip="The prior.")],
+        )
+
+    @classmethod
+    def execute(cls, prior_name: str, model=None) -> io.NodeOutput:
+        from .calibrate import subject
+
+        prior = Prior.load(folder_paths.get_full_path_or_raise(FOLDER, prior_name))
+        if model is not None:
+            prior.matches(subject(model))
+        return io.NodeOutput(prior)
+
+    @classmethod
+    def fingerprint_inputs(cls, prior_name: str, model=None):
+        """A file that was written anew is loaded anew."""
+        path = folder_paths.get_full_path(FOLDER, prior_name)
+        return (prior_name, os.stat(path).st_mtime_ns) if path else prior_name

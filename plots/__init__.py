@@ -1,0 +1,1 @@
+"""The inspector's pictures: matplotlib figures of traces and priors, drawn off screen."""

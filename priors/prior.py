@@ -1,0 +1,250 @@
+"""Prior: named tables and what they belong to, as one safetensors file. The format is described in README.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = 1
+MAX_BYTES = 8 * 2**30
+MAX_HEADER = 16 * 2**20
+
+
+class PriorError(ValueError):
+    """A prior file that cannot be used, or a prior that does not fit; says what, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a prior belongs to. Two priors of one subject can be merged; a plan needs the same subject."""
+
+    architecture: str  # class of the network, e.g. "DiT"
+    geometry: str  # fingerprint of all parameter names and shapes
+    prediction: str  # the host's model type: EPS, FLOW, ...
+    sampler: str
+    scheduler: str
+    steps: int  # steps of the sampler
+    cfg: float
+    denoise: float = 1.0
+
+    def differences(self, other: Subject, only: Sequence[str] = ()) -> list[str]:
+        """One phrase per field that differs: "steps: 50 here, 20 there"."""
+        names = only or [f.name for f in fields(self)]
+        pairs = [(n, getattr(self, n), getattr(other, n)) for n in names]
+        return [f"{n}: {a} in the prior, {b} here" for n, a, b in pairs if a != b]
+
+
+MODEL_FIELDS = ("architecture", "geometry", "prediction")
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Means over `samples` pictures; every table averages, so that runs merge.
+
+    tables: "sigmas" (T,); "power" (T, S) mean square of each branch output; "difference" (G, T, S) mean square of its
+    change since g + 1 evaluations before (nan where there is no such past); "gram/positive", "gram/negative" (T, T)
+    mean product of the k-diffusion derivatives; "mean/<site>" (T, N, C) mean positive output, half precision, optional.
+    T counts evaluations, S sites.
+    """
+
+    subject: Subject
+    sites: tuple[str, ...]
+    samples: int
+    tables: dict[str, Tensor] = field(repr=False)
+    shape: tuple[int, ...] = ()  # of one latent, without batch
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.tables["sigmas"])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.tables.values())
+
+    def at(self, table: str, step: int, site: str) -> Tensor:
+        """Entry of "power", "difference" (all gaps) or "mean" for one evaluation and site."""
+        if table == "mean":
+            return self._table(f"mean/{site}")[step]
+        if site not in self.sites:
+            raise PriorError(f"the prior knows no site {site!r}; it has {len(self.sites)}, such as {self.sites[0]!r}")
+        return self._table(table)[..., step, self.sites.index(site)]
+
+    def reuse_error(self, gap: int = 1) -> Tensor:
+        """Relative L2 error (T, S) of using the output of `gap` evaluations before; nan where there is none."""
+        difference = self._table("difference")
+        if not 1 <= gap <= len(difference):
+            raise PriorError(
+                f"gap {gap} was not measured: this prior has gaps 1 to {len(difference)}; calibrate with more"
+            )
+        return (difference[gap - 1] / self._table("power").clamp_min(1e-30)).sqrt()
+
+    def _table(self, name: str) -> Tensor:
+        if name not in self.tables:
+            have = ", ".join(sorted({t.split("/")[0] for t in self.tables}))
+            raise PriorError(f"the prior has no table {name!r}, only: {have}. Calibrate again with it switched on")
+        return self.tables[name]
+
+    def matches(self, subject: Subject, only: Sequence[str] = MODEL_FIELDS) -> None:
+        """Raise PriorError, naming every difference, unless the prior belongs to `subject`."""
+        if differences := self.subject.differences(subject, only):
+            raise PriorError(
+                f"the prior does not fit this model ({'; '.join(differences)}). "
+                "Calibrate this model with the Calibrate node, or load the prior that was made with it"
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file in one step: a crash leaves the old one, never half of a new one."""
+        path = Path(path)
+        _check_tables(self)
+        about = {
+            "format": FORMAT,
+            "subject": asdict(self.subject),
+            "sites": self.sites,
+            "samples": self.samples,
+            "shape": self.shape,
+            "seeds": self.seeds,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:
+            save_file(
+                {k: v.contiguous() for k, v in self.tables.items()}, part, metadata={"priorcache": json.dumps(about)}
+            )
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    @staticmethod
+    def load(path: str | Path) -> Prior:
+        """Read and check a file. Raises PriorError whatever is wrong with it; nothing in it is executed."""
+        path = Path(path)
+        try:
+            return _load(path)
+        except PriorError as error:
+            raise PriorError(f"{path.name}: {error}") from None
+        except (
+            SafetensorError,
+            OSError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+            MemoryError,
+            RecursionError,
+        ) as error:
+            raise PriorError(f"{path.name} is damaged or not a prior ({type(error).__name__}: {error})") from error
+
+    @staticmethod
+    def merge(priors: Sequence[Prior]) -> Prior:
+        """One prior of all pictures of several. Raises PriorError when they do not belong together."""
+        if not priors:
+            raise PriorError("nothing to merge: give at least one prior")
+        first, *others = priors
+        for other in others:
+            differences = first.subject.differences(other.subject)
+            if first.sites != other.sites:
+                differences.append("sites")
+            for name, table in first.tables.items():
+                if name not in other.tables or other.tables[name].shape != table.shape:
+                    differences.append(f"table {name}")
+            if not differences and not torch.allclose(first.tables["sigmas"], other.tables["sigmas"], rtol=1e-4):
+                differences.append("sigmas")
+            if differences:
+                raise PriorError(f"these priors cannot be merged: they differ in {'; '.join(differences)}")
+        total = sum(p.samples for p in priors)
+
+        def mean(name: str) -> Tensor:
+            weighted = sum(p.tables[name].double() * (p.samples / total) for p in priors)
+            return weighted.to(first.tables[name].dtype)
+
+        tables = {name: mean(name) for name in first.tables}
+        seeds = tuple(s for p in priors for s in p.seeds)
+        return Prior(first.subject, first.sites, total, tables, first.shape, seeds)
+
+
+def _load(path: Path) -> Prior:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise PriorError(f"{size / 2**30:.1f} GiB is larger than any prior ({MAX_BYTES >> 30} GiB)")
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if not 2 <= header <= min(MAX_HEADER, size - 8):
+        raise PriorError("not a safetensors file, or cut off")
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("priorcache")
+        if text is None:
+            raise PriorError("a safetensors file, but not a prior. Priors are made by the Calibrate node")
+        about = json.loads(text)
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            version = about.get("format") if isinstance(about, dict) else None
+            raise PriorError(f"prior format {version!r} is unknown; this version reads {FORMAT}. Update PriorCache")
+        tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    kinds = {f.name: f.type for f in fields(Subject)}
+    if set(about["subject"]) != set(kinds):
+        raise PriorError(f"its subject must have exactly the fields {', '.join(kinds)}")
+    allowed = {"str": str, "int": int, "float": (int, float)}
+    for name, value in about["subject"].items():
+        if not isinstance(value, allowed[kinds[name]]) or isinstance(value, bool):
+            raise PriorError(f"its subject's {name} is {value!r}, which is not a {kinds[name]}")
+    sites = tuple(about["sites"])
+    if not all(isinstance(s, str) for s in sites) or len(set(sites)) != len(sites):
+        raise PriorError("its sites must be a list of different names")
+    prior = Prior(
+        subject=Subject(**about["subject"]),
+        sites=sites,
+        samples=_whole(about["samples"], "samples", 1),
+        tables=tables,
+        shape=tuple(_whole(n, "shape", 1) for n in about["shape"]),
+        seeds=tuple(_whole(n, "seeds", 0) for n in about["seeds"]),
+    )
+    _check_tables(prior)
+    return prior
+
+
+def _whole(value, name: str, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise PriorError(f"its {name} holds {value!r}, which is not a whole number from {least} up")
+    return value
+
+
+def _check_tables(prior: Prior) -> None:
+    """Shapes agree with one another, numbers are finite. Tables of later versions pass unchecked and unused."""
+    tables = prior.tables
+    for name in ("sigmas", "power", "difference"):
+        if name not in tables:
+            raise PriorError(f"table {name!r} is missing")
+    if tables["sigmas"].ndim != 1 or tables["difference"].ndim != 3:
+        raise PriorError("table sigmas must have 1 dimension and difference 3")
+    steps, sites = len(tables["sigmas"]), len(prior.sites)
+    expected = {"power": (steps, sites), "difference": (len(tables["difference"]), steps, sites)}
+    expected |= {n: (steps, steps) for n in tables if n.startswith("gram/")}
+    for name, shape in expected.items():
+        if tuple(tables[name].shape) != shape:
+            raise PriorError(f"table {name!r} has shape {tuple(tables[name].shape)}; {shape} was expected")
+    for name, table in tables.items():
+        if name.startswith("mean/") and (table.ndim < 2 or len(table) != steps or name[5:] not in prior.sites):
+            raise PriorError(f"table {name!r} does not belong to a site of {steps} evaluations")
+        known = name in expected or name == "sigmas" or name.startswith("mean/")
+        if known and not table.is_floating_point():
+            raise PriorError(f"table {name!r} holds {table.dtype}, not floating point numbers")
+        past = torch.ones_like(table, dtype=torch.bool)
+        if name == "difference":  # what has no past is nan by definition
+            gaps = torch.arange(1, len(table) + 1)[:, None, None]
+            past = (torch.arange(steps)[None, :, None] >= gaps).expand_as(table)
+        if known and not torch.isfinite(table[past]).all():
+            raise PriorError(f"table {name!r} holds numbers that are not finite")
+    if not math.isfinite(prior.subject.cfg) or not math.isfinite(prior.subject.denoise):
+        raise PriorError("its cfg or denoise is not a finite number")

