@@ -53,6 +53,7 @@ class CacheRun:
         self.policy, self.total, self.measure = policy, total, measure
         self.observers = tuple(observers)
         self.trace = trace or RunTrace(policy.describe(), total)
+        self.trace.measure = measure
         wanted = [policy.history, int(measure != "off"), *(o.history for o in self.observers)]
         self.store = FeatureStore(max(wanted))
         self.declined: str | None = policy.objection(total)

@@ -33,6 +33,11 @@ class Step(NamedTuple):
     progress: float  # in [0, 1]: position of sigma in the sampler's schedule
     sigma: float
 
+    @property
+    def position(self) -> int:
+        """The sampler's step that this call belongs to, 0 to total - 1. Equals index where each step calls once."""
+        return min(round(self.progress * self.total), max(self.total - 1, 0))
+
 
 class Action(Enum):
     COMPUTE = "compute"

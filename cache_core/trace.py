@@ -58,7 +58,8 @@ class RunTrace:
     policy: str
     total: int
     origin: tuple[str, str] = ("", "")  # (prompt id, node id) of the sampler that ran
-    about: str = ""  # sampler, shape, device: for titles
+    about: str = ""  # sampler and shape, for titles
+    measure: str = "off"
     rows: list[Row] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -98,6 +99,39 @@ class RunTrace:
                 errors[i][row.step].append(row.error)
         return sites, actions, [[statistics.fmean(e) if e else float("nan") for e in line] for line in errors]
 
+    def as_dict(self) -> dict:
+        """Everything a report or a picture needs, as JSON types; per evaluation: errors over sites, None where unknown."""
+        _, actions, errors = self.table()
+        steps = []
+        for m in self.moments:
+            i = m.step.index
+            known = [line[i] for line in errors if line[i] == line[i]]
+            done = [line[i] for line in actions if line[i]]
+            steps.append(
+                {
+                    "index": i,
+                    "sigma": m.step.sigma,
+                    "seconds": m.seconds,
+                    "bytes": m.nbytes,
+                    "computed": done.count("compute") / len(done) if done else 1.0,
+                    "error_mean": statistics.fmean(known) if known else None,
+                    "error_worst": max(known, default=None),
+                }
+            )
+        return {
+            "policy": self.policy,
+            "about": self.about,
+            "measure": self.measure,
+            "complete": self.complete,
+            "evaluations": self.evaluations,
+            "computed_fraction": self.computed_fraction,
+            "seconds": self.seconds,
+            "speedup": self.speedup,
+            "peak_bytes": self.peak_bytes,
+            "notes": self.notes,
+            "steps": steps,
+        }
+
     @property
     def computed_fraction(self) -> float:
         """Share of decisions that were COMPUTE; 1.0 when nothing was decided."""
@@ -116,8 +150,11 @@ class RunTrace:
     def speedup(self) -> float | None:
         """Against this run's own full evaluations (their median), never against a count of skipped ones.
 
+        None where there are no full evaluations, or where reused branches were computed in shadow.
         The first evaluation warms the machine up and is left out of the median where others exist.
         """
+        if self.measure == "truth":
+            return None
         full = set(self.full_steps())
         times = [m.seconds for m in self.moments if m.step.index in full and m.step.index > 0]
         times = times or [m.seconds for m in self.moments if m.step.index in full]

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import shapes
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -87,7 +86,7 @@ def train(model: nn.Module, args: argparse.Namespace) -> tuple[dict[str, Tensor]
     forward = torch.compile(model) if args.compile else model
     curve, running, began = [], [], time.time()
     for step in range(args.steps):
-        rate = args.rate * min(1, (step + 1) / 200) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
+        rate = args.rate * min(1, (step + 1) / args.warmup) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps)) + 1e-6
         images, labels = shapes.batch(args.batch, SIZE, generator)
         labels[torch.rand(args.batch, generator=generator) < 0.1] = len(shapes.CLASSES)
         t = times(args.batch, generator)
@@ -96,7 +95,9 @@ def train(model: nn.Module, args: argparse.Namespace) -> tuple[dict[str, Tensor]
         noisy = a.sqrt() * images + (1 - a).sqrt() * noise
         with torch.autocast("cpu", torch.bfloat16):
             predicted = forward(noisy, t, y=labels)
-        loss = F.mse_loss(predicted.float(), noise)
+        # An error in the noise shows in the picture divided by the signal: weigh the noisy steps accordingly.
+        weight = (1 / a).clamp(max=args.emphasis)
+        loss = (weight * (predicted.float() - noise).square()).mean() / weight.mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser in steps_of:
@@ -141,6 +142,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--patch", type=int, default=4)
+    parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument(
+        "--emphasis", type=float, default=25.0, help="largest weight of a noisy step; 1 is the plain loss"
+    )
     parser.add_argument("--init", type=Path, help="go on from these weights instead of from scratch")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "shapes-dit.safetensors")

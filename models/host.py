@@ -58,11 +58,11 @@ class DiTModel(comfy.model_base.BaseModel):
         labels = kwargs.get("class_labels")
         if labels is None:
             raise ValueError(
-                "This model is conditioned on class labels: connect a 'PriorCache DiT Class Label' node to the sampler's "
+                "This model is conditioned on class labels: connect a 'DiT Class Label' node to the sampler's "
                 "positive and negative inputs (text prompts do not work with it)."
             )
         classes = self.diffusion_model.config.num_classes
-        if int(labels.max()) > classes:
+        if int(labels.max()) >= classes:
             raise ValueError(f"Class label {int(labels.max())} is out of range: this model knows 0 to {classes - 1}.")
         # The null class travels as -1, so that one label node serves models of any number of classes.
         out["y"] = comfy.conds.CONDRegular(torch.where(labels < 0, classes, labels))

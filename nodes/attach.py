@@ -50,6 +50,11 @@ def attach(
             "Set the policy's scope to 'whole network', which works with every model."
         )
     model = model.clone()
+    if model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+        log.warning(
+            "PriorCache: this model already had a cache attached; the later one, %s, takes its place.",
+            policy.describe(),
+        )
     detach(model)
 
     def outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):

@@ -10,6 +10,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
+from ..cache_core.adapters import unwrapped
 from ..cache_core.policies import Full
 from ..priors.prior import Subject
 from ..priors.statistics import Statistics
@@ -129,7 +130,7 @@ class PriorCacheCalibrate(io.ComfyNode):
 
 def subject(model, sampler="", scheduler="", steps=0, cfg=0.0, denoise=1.0) -> Subject:
     """What a prior of this MODEL belongs to. The fingerprint covers names and shapes, so that LoRA and dtype do not matter."""
-    network = model.model.diffusion_model
+    network = unwrapped(model.model.diffusion_model)
     shapes = sorted(f"{k}{tuple(v.shape)}" for k, v in network.state_dict().items() if k.endswith((".weight", ".bias")))
     return Subject(
         architecture=type(network).__name__,

@@ -97,7 +97,10 @@ def conditioning(labels: torch.Tensor) -> list:
 def parse_labels(text: str) -> list[int]:
     """ "3, 7, 20-22" -> [3, 7, 20, 21, 22]."""
     out: list[int] = []
-    for part in re.split(r"[,\s]+", text.strip()):
+    parts = [p for p in re.split(r"[,\s]+", text) if p]
+    if not parts:
+        raise ValueError("DiT Class Label: no label given; write numbers and ranges such as 3, 7, 20-22.")
+    for part in parts:
         match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
         if not match:
             raise ValueError(

@@ -8,6 +8,8 @@ from comfy_api.latest import io, ui
 
 from .types import CATEGORY, PriorTable, TraceHandle
 
+NOTHING = "No cache is attached: Apply Cache is bypassed, or no trace and no prior is connected to Inspect."
+
 
 class PriorCacheInspect(io.ComfyNode):
     @classmethod
@@ -41,18 +43,22 @@ class PriorCacheInspect(io.ComfyNode):
         from ..plots import trace as trace_plot
         from ..plots.style import pixels
 
-        if trace is None and prior is None:
-            raise ValueError("Inspect: connect a trace (from Apply Cache) or a prior (from Calibrate or Load Prior).")
-        pictures, sentences = [], []
+        pictures, sentences, tables = [], [], []
         if trace is not None:
             runs = trace.of_nodes(_upstream(cls.hidden.prompt, cls.hidden.unique_id, "latent"))
             pictures.append(pixels(trace_plot.draw(runs)))
+            tables += [run.as_dict() for run in runs]
             sentences += [trace_plot.summary(run) for run in runs] or ["No sampling run yet."]
+        elif prior is None:
+            pictures.append(pixels(trace_plot.draw([], NOTHING)))
+            sentences.append(NOTHING)
         if prior is not None:
             pictures.append(pixels(prior_plot.draw(prior)))
             sentences.append(prior_plot.summary(prior))
         image, text = _batch(pictures), "\n\n".join(sentences)
-        return io.NodeOutput(image, text, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": (text,)})
+        return io.NodeOutput(
+            image, text, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": (text,), "priorcache": tables}
+        )
 
 
 def _upstream(prompt: dict | None, node: str | None, entry: str) -> set[str]:

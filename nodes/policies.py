@@ -26,7 +26,7 @@ class PriorCacheFORA(io.ComfyNode):
                     default=2,
                     min=1,
                     max=50,
-                    tooltip="N: every N-th step is computed. 2 is nearly invisible with 30 steps or more, 3 is faster and rougher, 1 caches nothing.",
+                    tooltip="N: every N-th step is computed. 2 is the mildest, more is faster and rougher, 1 caches nothing.",
                 ),
                 io.Combo.Input(
                     "phase",

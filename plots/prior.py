@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..priors.prior import Prior
-from .style import COLOURS, HEAT, RC, heat_map, log_norm, mebibytes, new_figure, statistics_over_sites, step_axis
+from .style import COLOURS, HEAT, RC, heat_map, human_bytes, log_norm, new_figure, statistics_over_sites, step_axis
 
 
 def draw(prior: Prior) -> Figure:
@@ -32,7 +33,7 @@ def draw(prior: Prior) -> Figure:
 def title(prior: Prior) -> str:
     s = prior.subject
     what = f"Prior of {s.architecture} ({s.prediction}): {s.sampler}, {s.scheduler}, {s.steps} steps, cfg {s.cfg:g}"
-    return f"{what}\n{prior.samples} pictures, {len(prior.sites)} branches, {mebibytes(prior.nbytes)}"
+    return f"{what}\n{prior.samples} pictures, {len(prior.sites)} branches, {human_bytes(prior.nbytes)}"
 
 
 def _curve(axes, prior: Prior) -> None:
@@ -65,8 +66,9 @@ def _likeness(figure: Figure, axes, prior: Prior, name: str) -> None:
     distance = np.clip(1 - gram / np.outer(norm, norm), 1e-6, None)
     image = axes.imshow(distance, cmap=HEAT, norm=log_norm(distance + np.where(np.eye(len(gram)), np.nan, 0)))
     axes.set_title(f"1 - cosine of outputs, {name.removeprefix('gram/')}", loc="left", fontsize=RC["font"])
-    axes.set_xlabel("evaluation")
-    axes.set_ylabel("evaluation")
+    for axis, label in ((axes.xaxis, "evaluation"), (axes.yaxis, "evaluation")):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axis.set_label_text(label)
     figure.colorbar(image, ax=axes, pad=0.02)
 
 
@@ -75,7 +77,7 @@ def summary(prior: Prior) -> str:
     said = [title(prior).replace("\n", "; ") + "."]
     if prior.sites and prior.evaluations > 1:
         errors = prior.reuse_error(1).numpy()
-        mean = np.nanmean(errors, 1)
+        mean, _ = statistics_over_sites(errors.T)
         calm, wild = int(np.nanargmin(mean)), int(np.nanargmax(mean))
         t, s = np.unravel_index(np.nanargmax(errors), errors.shape)
         said.append(

@@ -61,5 +61,8 @@ def statistics_over_sites(errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, worst
 
 
-def mebibytes(count: float) -> str:
-    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
+def human_bytes(count: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}" if unit == "GiB" else f"{count / size:.1f} {unit}"
+    return f"{count / 2**10:.0f} KiB"

@@ -7,21 +7,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from ..cache_core.trace import RunTrace
-from .style import COLOURS, RC, heat_map, log_norm, mebibytes, new_figure, statistics_over_sites, step_axis
+from .style import COLOURS, RC, heat_map, human_bytes, log_norm, new_figure, statistics_over_sites, step_axis
+
+WAITING = "No sampling run yet: queue the workflow with a sampler behind Apply Cache."
 
 
-def draw(runs: list[RunTrace]) -> Figure:
+def draw(runs: list[RunTrace], otherwise: str = WAITING) -> Figure:
     """One row of panels per run: error per step, step x branch map, time and memory per step."""
-    height = 9.5 * max(len(runs), 1)
-    figure = new_figure(10.5, height)
+    figure = new_figure(10.5, 9.5 * len(runs) or 2)
     if not runs:
-        figure.text(
-            0.5,
-            0.5,
-            "No sampling run yet: queue the workflow with a sampler behind Apply Cache.",
-            ha="center",
-            fontsize=RC["title"],
-        )
+        figure.text(0.5, 0.5, otherwise, ha="center", va="center", fontsize=RC["font"], wrap=True)
         return figure
     for part, run in zip(np.atleast_1d(figure.subfigures(len(runs), 1)), runs, strict=True):
         part.suptitle(title(run), fontsize=RC["title"], x=0.02, ha="left", linespacing=1.5)
@@ -35,9 +30,11 @@ def draw(runs: list[RunTrace]) -> Figure:
 def title(run: RunTrace) -> str:
     first = f"{run.policy}   |   {run.about}" + ("" if run.complete else "   |   stopped early")
     parts = [f"{run.computed_fraction:.0%} of branches computed", f"{run.seconds:.2f} s in the model"]
+    if run.measure == "truth":
+        parts.append("reused branches computed in shadow")
     if run.speedup is not None:
         parts.append(f"{run.speedup:.2f}x against its own full steps")
-    parts.append(f"cache {mebibytes(run.peak_bytes)}")
+    parts.append(f"cache {human_bytes(run.peak_bytes)}")
     return first + "\n" + ",  ".join(parts)
 
 
@@ -146,6 +143,16 @@ def _time(axes, run: RunTrace) -> None:
     axes.legend(handles=handles, fontsize=9, ncols=3, loc="upper right", framealpha=0.9)
 
 
+def _speed(run: RunTrace) -> str:
+    if run.measure == "truth":
+        return ", shadow computing included"
+    if run.speedup is None:
+        return ", with no full step to compare with"
+    if run.speedup >= 1:
+        return f", {run.speedup:.2f}x faster than all of its steps in full"
+    return f", {1 / run.speedup:.2f}x slower than its own full steps suggest"
+
+
 def summary(run: RunTrace) -> str:
     """What happened, in sentences."""
     steps = run.evaluations
@@ -153,12 +160,7 @@ def summary(run: RunTrace) -> str:
     said = [
         f"{run.policy}, {run.about}: {skipped} of {steps} evaluations skipped work, {run.computed_fraction:.1%} of all branches were computed."
     ]
-    speed = f"It took {run.seconds:.2f} s in the model"
-    said.append(
-        f"{speed}, {run.speedup:.2f}x faster than all of its steps in full."
-        if run.speedup is not None
-        else f"{speed}; no full step to compare with."
-    )
+    said.append(f"It took {run.seconds:.2f} s in the model{_speed(run)}.")
     _, actions, errors = run.table()
     grid = np.array(errors, dtype=float)
     if np.isfinite(grid).any():
@@ -168,7 +170,7 @@ def summary(run: RunTrace) -> str:
         said.append(
             f"Relative error per branch: mean {mean:.3f}, worst {worst:.3f} at {run.sites[i].name}, step {j} ({meaning})."
         )
-    said.append(f"The cache held {mebibytes(run.peak_bytes)} at most.")
+    said.append(f"The cache held {human_bytes(run.peak_bytes)} at most.")
     if not run.complete:
         said.append("The run was stopped before its end.")
     return " ".join(said + run.notes)

@@ -51,7 +51,7 @@ class Prior:
     """Means over `samples` pictures; every table averages, so that runs merge.
 
     tables: "sigmas" (T,); "power" (T, S) mean square of each branch output; "difference" (G, T, S) mean square of its
-    change since g + 1 evaluations before (nan where there is no such past); "gram/positive", "gram/negative" (T, T)
+    change since g + 1 evaluations before (nan where there is no such past or no such branch); "gram/positive", "gram/negative" (T, T)
     mean product of the k-diffusion derivatives; "mean/<site>" (T, N, C) mean positive output, half precision, optional.
     T counts evaluations, S sites.
     """
@@ -157,8 +157,11 @@ class Prior:
             differences = first.subject.differences(other.subject)
             if first.sites != other.sites:
                 differences.append("sites")
-            for name, table in first.tables.items():
-                if name not in other.tables or other.tables[name].shape != table.shape:
+            if first.shape != other.shape:
+                differences.append(f"shape: {first.shape} and {other.shape}")
+            for name in sorted(first.tables.keys() | other.tables.keys()):
+                tables = (first.tables.get(name), other.tables.get(name))
+                if any(t is None for t in tables) or tables[0].shape != tables[1].shape:
                     differences.append(f"table {name}")
             if not differences and not torch.allclose(first.tables["sigmas"], other.tables["sigmas"], rtol=1e-4):
                 differences.append("sigmas")
@@ -192,18 +195,17 @@ def _load(path: Path) -> Prior:
             version = about.get("format") if isinstance(about, dict) else None
             raise PriorError(f"prior format {version!r} is unknown; this version reads {FORMAT}. Update PriorCache")
         tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    kinds = {f.name: f.type for f in fields(Subject)}
-    if set(about["subject"]) != set(kinds):
-        raise PriorError(f"its subject must have exactly the fields {', '.join(kinds)}")
+    subject = {f.name: f for f in fields(Subject) if f.name in about["subject"]}
     allowed = {"str": str, "int": int, "float": (int, float)}
-    for name, value in about["subject"].items():
-        if not isinstance(value, allowed[kinds[name]]) or isinstance(value, bool):
-            raise PriorError(f"its subject's {name} is {value!r}, which is not a {kinds[name]}")
+    for name, field_ in subject.items():
+        value = about["subject"][name]
+        if not isinstance(value, allowed[field_.type]) or isinstance(value, bool):
+            raise PriorError(f"its subject's {name} is {value!r}, which is not a {field_.type}")
     sites = tuple(about["sites"])
     if not all(isinstance(s, str) for s in sites) or len(set(sites)) != len(sites):
         raise PriorError("its sites must be a list of different names")
     prior = Prior(
-        subject=Subject(**about["subject"]),
+        subject=Subject(**{name: about["subject"][name] for name in subject}),
         sites=sites,
         samples=_whole(about["samples"], "samples", 1),
         tables=tables,
@@ -240,11 +242,9 @@ def _check_tables(prior: Prior) -> None:
         known = name in expected or name == "sigmas" or name.startswith("mean/")
         if known and not table.is_floating_point():
             raise PriorError(f"table {name!r} holds {table.dtype}, not floating point numbers")
-        past = torch.ones_like(table, dtype=torch.bool)
-        if name == "difference":  # what has no past is nan by definition
-            gaps = torch.arange(1, len(table) + 1)[:, None, None]
-            past = (torch.arange(steps)[None, :, None] >= gaps).expand_as(table)
-        if known and not torch.isfinite(table[past]).all():
+        # nan is how a branch that was not there, or had no past, is written down
+        unknown = torch.isnan(table) if name in ("power", "difference") else torch.zeros_like(table, dtype=torch.bool)
+        if known and not (torch.isfinite(table) | unknown).all():
             raise PriorError(f"table {name!r} holds numbers that are not finite")
     if not math.isfinite(prior.subject.cfg) or not math.isfinite(prior.subject.denoise):
         raise PriorError("its cfg or denoise is not a finite number")

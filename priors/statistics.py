@@ -29,10 +29,12 @@ class Statistics:
         self._sigmas: dict[int, float] = {}
         self._power: dict[tuple[int, str], Tensor] = defaultdict(lambda: torch.zeros(()))
         self._difference: dict[tuple[int, int, str], Tensor] = defaultdict(lambda: torch.zeros(()))
-        self._weight: dict[tuple[int, str], int] = defaultdict(int)
+        self._weight: dict[tuple, int] = defaultdict(int)
         self._mean: dict[tuple[int, str], Tensor] = {}
         self._mean_weight: dict[tuple[int, str], int] = defaultdict(int)
         self._gram: dict[str, Tensor] = {}
+        self._gram_weight: dict[str, int] = defaultdict(int)
+        self._schedule: list[float] = []
         self._trajectory: dict[tuple[str, object], dict[int, Tensor]] = defaultdict(dict)
 
     def branch(self, step: Step, site: Site, streams: Streams, out: Tensor, past: list[Feature]) -> None:
@@ -47,6 +49,7 @@ class Statistics:
             if 1 <= gap <= self.history and feature.value.shape == out.shape:
                 change = (exact - feature.value.float()).square().mean() * rows
                 of_gap = (gap, *key)
+                self._weight[of_gap] += rows
                 self._difference[of_gap] = self._difference[of_gap].to(out.device) + change
         if self.features:
             for lane, own in zip(streams, exact.chunk(len(streams)), strict=True):
@@ -62,39 +65,50 @@ class Statistics:
                 self._trajectory[ROLES[lane.cond], lane.key][step.index] = own
 
     def end_trajectory(self, pictures: int) -> None:
-        """Close one sampling run of `pictures` pictures."""
+        """Close one sampling run of `pictures` pictures. Raises PriorError when it took other steps than the first."""
+        schedule = [self._sigmas[t] for t in sorted(self._sigmas)]
+        same = len(schedule) == len(self._schedule) and torch.allclose(
+            torch.tensor(schedule), torch.tensor(self._schedule), rtol=1e-4
+        )
+        if self._schedule and not same:
+            raise PriorError(
+                f"the sampler took other steps in this run ({len(schedule)} calls of the model) than in the first "
+                f"({len(self._schedule)}): its steps depend on the picture. Calibrate with a sampler of fixed steps"
+            )
         for (role, _), moments in self._trajectory.items():
-            if len(moments) != len(self._sigmas):
-                continue  # a cond that was not there all the time has no T x T table
-            stack = torch.stack([moments[i].float().flatten() for i in sorted(moments)])
-            gram = (stack @ stack.T / stack.shape[1]).double().cpu() * pictures
-            self._gram[role] = self._gram.get(role, 0) + gram
+            if len(moments) == len(schedule):  # a cond that was not there all the time has no T x T table
+                stack = torch.stack([moments[i].float().flatten() for i in sorted(moments)])
+                gram = (stack @ stack.T / stack.shape[1]).double().cpu() * pictures
+                self._gram[role] = self._gram.get(role, 0) + gram
+                self._gram_weight[role] += pictures
+        self._schedule = schedule
+        self._sigmas.clear()
         self._trajectory.clear()
         self.samples += pictures
 
     def prior(self, subject: Subject, shape: tuple[int, ...], seeds: tuple[int, ...]) -> Prior:
         """The means over everything observed so far."""
-        if not self.samples or not self._sigmas:
+        if not self.samples or not self._schedule:
             raise PriorError("nothing was calibrated: no sampling run was completed")
-        sites, steps = list(self._sites), sorted(self._sigmas)
-        sigmas = torch.tensor([self._sigmas[t] for t in steps], dtype=torch.float64)
+        sites, steps = list(self._sites), range(len(self._schedule))
 
         def table(sums: dict, *prefix: int) -> Tensor:
-            rows = [[self._at(sums, (*prefix, t, s), (t, s)) for s in sites] for t in steps]
+            rows = [[self._at(sums, (*prefix, t, s)) for s in sites] for t in steps]
             return torch.tensor(rows, dtype=torch.float64).reshape(len(steps), len(sites))
 
         tables = {
-            "sigmas": sigmas,
+            "sigmas": torch.tensor(self._schedule, dtype=torch.float64),
             "power": table(self._power),
             "difference": torch.stack([table(self._difference, g) for g in range(1, self.history + 1)]),
         }
-        tables |= {f"gram/{role}": gram / self.samples for role, gram in self._gram.items()}
+        tables |= {f"gram/{role}": gram / self._gram_weight[role] for role, gram in self._gram.items()}
         if self.features:
-            tables |= {f"mean/{s}": self._mean_features(s, steps) for s in sites}
+            always = [s for s in sites if all((t, s) in self._mean for t in steps)]
+            tables |= {f"mean/{s}": self._mean_features(s, steps) for s in always}
         return Prior(subject, tuple(sites), self.samples, tables, shape, seeds)
 
-    def _at(self, sums: dict, key: tuple, weight: tuple) -> float:
-        return float(sums[key]) / self._weight[weight] if key in sums else float("nan")
+    def _at(self, sums: dict, key: tuple) -> float:
+        return float(sums[key]) / self._weight[key] if key in sums else float("nan")
 
-    def _mean_features(self, site: str, steps: list[int]) -> Tensor:
+    def _mean_features(self, site: str, steps: range) -> Tensor:
         return torch.stack([self._mean[t, site] / self._mean_weight[t, site] for t in steps]).half().cpu()

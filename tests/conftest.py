@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -13,14 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def load_pack() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "priorcache", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["priorcache"] = module
-    spec.loader.exec_module(module)
-
+sys.path.insert(0, str(ROOT / "tools"))
+from pack import load_pack  # noqa: E402
 
 load_pack()
 

@@ -33,14 +33,15 @@ class FORA(CachePolicy):
             raise ValueError(f"FORA: start {self.start} and end {self.end} must satisfy 0 <= start <= end <= 1")
 
     def decide(self, step: Step, site: Site) -> Action:
-        remaining = step.total - 1 - step.index
-        count = step.index if self.phase == "aligned" else remaining
+        count = step.position if self.phase == "aligned" else step.total - 1 - step.position
         inside = self.start <= step.progress < self.end
         return Action.REUSE if inside and step.index > 0 and count % self.interval else Action.COMPUTE
 
     def objection(self, total: int) -> str | None:
         if self.interval > 1 and total < 3:
             return f"a run of {total} step{'s'[: total > 1]} leaves nothing to reuse"
+        if self.start == self.end:
+            return f"its window is empty: start and end are both {self.start:g}"
         return None
 
     def describe(self) -> str:

@@ -66,7 +66,7 @@ class Server:
         self._file = self.log.open("w")
         env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(command, stdout=self._file, stderr=subprocess.STDOUT, cwd=self.host, env=env)
-        for _ in range(600):
+        for _ in range(3000):
             if self.process.poll() is not None:
                 raise ServerError(f"ComfyUI stopped with code {self.process.returncode}:\n{self.output()[-3000:]}")
             try:
@@ -75,7 +75,7 @@ class Server:
             except OSError:
                 time.sleep(0.2)
         self.__exit__()
-        raise ServerError(f"ComfyUI did not answer within two minutes:\n{self.output()[-3000:]}")
+        raise ServerError(f"ComfyUI did not answer within ten minutes:\n{self.output()[-3000:]}")
 
     def __exit__(self, *_) -> None:
         self.process.terminate()

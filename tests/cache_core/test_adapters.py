@@ -1,0 +1,213 @@
+"""The contract of every adapter: stock blocks are the reference. One entry per architecture in CASES."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from priorcache.cache_core.adapters import ADAPTERS, Adapter, adapter_for, installed, overridden
+from priorcache.cache_core.policies import FORA, Full
+from priorcache.cache_core.run import CacheRun
+from priorcache.cache_core.sites import Action
+from priorcache.models.dit import DiT, DiTConfig
+from torch import nn
+
+
+def dit(**changes) -> tuple[nn.Module, Callable[[int], dict]]:
+    """A small random DiT, gates open, and inputs per step."""
+    settings = {"hidden_size": 32, "depth": 3, "num_heads": 4, "patch_size": 2, "in_channels": 4, "num_classes": 10}
+    config = DiTConfig(**settings | {"learn_sigma": False, "grid_size": 4} | changes)
+    torch.manual_seed(0)
+    network = DiT(config)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.2)
+
+    def inputs(step: int) -> dict:
+        generator = torch.Generator().manual_seed(step)
+        x = torch.randn(2, config.in_channels, 8, 8, generator=generator)
+        return {"x": x, "t": torch.full((2,), 900.0 - 100 * step), "y": torch.tensor([1, 10])}
+
+    return network.eval(), inputs
+
+
+CASES = {
+    "dit": dit,
+    "dit learned sigma": lambda: dit(learn_sigma=True),
+    "dit pixels, patch 4": lambda: dit(in_channels=3, patch_size=4, grid_size=2),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    with torch.inference_mode():
+        network, inputs = CASES[request.param]()
+        yield network, inputs, adapter_for(network)
+
+
+def sample(network, inputs, adapter, run: CacheRun, steps: int = 4, conds=((0, "a"), (1, "b"))) -> list[torch.Tensor]:
+    out = []
+    for step in range(steps):
+        sigma = float(steps - step)
+        with run.evaluation(sigma, step / run.total), installed(adapter, network, run.next_forward(conds)):
+            out.append(network(**inputs(step)))
+    return out
+
+
+def plain(network, inputs, steps: int = 4) -> list[torch.Tensor]:
+    return [network(**inputs(step)) for step in range(steps)]
+
+
+def left_over(network) -> list[str]:
+    return [name for name, module in network.named_modules() if "forward" in module.__dict__]
+
+
+@pytest.mark.parametrize("policy", [Full(), FORA(1), FORA(2, end=0.0)], ids=lambda p: p.describe())
+@pytest.mark.parametrize("measure", ["off", "errors"])
+def test_computing_everything_is_bit_equal_to_stock(case, policy, measure):
+    network, inputs, adapter = case
+    run = CacheRun(policy, 4, measure=measure)
+    for ours, stock in zip(sample(network, inputs, adapter, run), plain(network, inputs), strict=True):
+        assert torch.equal(ours, stock)
+
+
+def test_the_equation_with_nothing_reused_equals_the_stock_block(case):
+    network, inputs, adapter = case
+    equations = [
+        (block.module, lambda *a, b=block, **k: adapter.forward(b.module, lambda name, fn, x: fn(x), *a, **k))
+        for block in adapter.blocks(network)
+    ]
+    stock = network(**inputs(0))
+    with overridden(equations):
+        ours = network(**inputs(0))
+    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+
+
+def test_reuse_adds_the_old_branch_with_the_gate_of_now(case):
+    """Reuse every branch once: must equal the stock network whose branch modules return what they returned before."""
+    network, inputs, adapter = case
+    ours = sample(network, inputs, adapter, CacheRun(FORA(2, "aligned"), 4))[1]
+    blocks = adapter.blocks(network)
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(name, forward):
+        return lambda *a, **k: kept.setdefault(name, forward(*a, **k))
+
+    modules = [(b.sites[n].name, m) for b in blocks for n, m in b.captures.items()]
+    with overridden([(m, keep(name, m.forward)) for name, m in modules]):
+        network(**inputs(0))
+    with overridden([(m, lambda *a, n=name, **k: kept[n]) for name, m in modules]):
+        expected = network(**inputs(1))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(ours, network(**inputs(1)))
+
+
+def test_a_reused_branch_is_not_run(case):
+    network, inputs, adapter = case
+    calls = []
+    block = adapter.blocks(network)[-1]
+    for name, module in block.captures.items():
+        module.register_forward_hook(lambda *_, n=name: calls.append(n))
+    run = CacheRun(FORA(2, "aligned"), 4)
+    sample(network, inputs, adapter, run)
+    assert sorted(calls) == sorted([*block.captures] * 2)
+    assert run.trace.computed_fraction == 0.5
+
+
+def test_nothing_is_left_on_the_modules(case):
+    network, inputs, adapter = case
+    sample(network, inputs, adapter, CacheRun(FORA(2), 4, measure="truth"))
+    assert left_over(network) == []
+
+
+def test_nothing_is_left_after_an_exception_in_mid_forward(case):
+    network, inputs, adapter = case
+    block = adapter.blocks(network)[-1]
+    module = next(iter(block.captures.values()))
+    handle = module.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        sample(network, inputs, adapter, CacheRun(FORA(2), 4))
+    assert left_over(network) == []
+    handle.remove()
+
+
+def test_a_forward_that_somebody_else_replaced_is_kept_and_computed(case):
+    network, inputs, adapter = case
+    block = adapter.blocks(network)[1]
+    original = block.module.forward
+    theirs = lambda *a, **k: original(*a, **k) * 2  # noqa: E731
+    block.module.forward = theirs
+    expected = plain(network, inputs)
+    run = CacheRun(FORA(2, "aligned"), 4)
+    ours = sample(network, inputs, adapter, run)
+    assert torch.equal(ours[0], expected[0])
+    assert block.module.__dict__["forward"] is theirs
+    assert {r.action for r in run.trace.rows if r.site.block == 1} == {Action.COMPUTE}
+    assert Action.REUSE in {r.action for r in run.trace.rows if r.site.block == 0}
+    del block.module.forward
+
+
+def test_a_block_that_is_not_the_known_one_declines_and_computes(case):
+    network, inputs, adapter = case
+    first = adapter.blocks(network)[0].module
+
+    class Changed(type(first)):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs) * 1.5
+
+    first.__class__ = Changed
+    run = CacheRun(FORA(2, "aligned"), 4)
+    for ours, stock in zip(sample(network, inputs, adapter, run), plain(network, inputs), strict=True):
+        assert torch.equal(ours, stock)
+    assert len(run.trace.notes) == 1
+    assert adapter.architecture in run.trace.notes[0]
+
+
+def test_conds_may_be_batched_or_split_without_a_difference(case):
+    network, inputs, adapter = case
+    together = sample(network, inputs, adapter, CacheRun(FORA(2, "aligned"), 4))
+    run, apart = CacheRun(FORA(2, "aligned"), 4), []
+    for step in range(4):
+        with run.evaluation(4.0 - step, step / 4):
+            parts = []
+            for row, cond in enumerate([(0, "a"), (1, "b")]):
+                own = {k: v[row : row + 1] for k, v in inputs(step).items()}
+                with installed(adapter, network, run.next_forward([cond])):
+                    parts.append(network(**own))
+            apart.append(torch.cat(parts))
+    assert run.trace.computed_fraction == 0.5
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_regrouping_between_steps_keeps_reusing(case):
+    """Batched at even steps, split and reordered at odd ones: nothing is lost and no cond gets another one's rows."""
+    network, inputs, adapter = case
+    expected = sample(network, inputs, adapter, CacheRun(FORA(2, "aligned"), 4))
+    run = CacheRun(FORA(2, "aligned"), 4)
+    for step in range(4):
+        whole = inputs(step)
+        with run.evaluation(4.0 - step, step / 4):
+            if step % 2 == 0:
+                with installed(adapter, network, run.next_forward([(0, "a"), (1, "b")])):
+                    out = network(**whole)
+            else:
+                with installed(adapter, network, run.next_forward([(1, "b"), (0, "a")])):
+                    out = network(**{k: v.flip(0) for k, v in whole.items()}).flip(0)
+        torch.testing.assert_close(out, expected[step], rtol=1e-5, atol=1e-5)
+    assert run.trace.computed_fraction == 0.5
+
+
+def test_every_adapter_has_a_case():
+    with torch.inference_mode():
+        covered = {type(adapter_for(make()[0])) for make in CASES.values()}
+    assert covered == {type(a) for a in ADAPTERS}
+
+
+def test_an_unknown_network_has_no_adapter():
+    assert adapter_for(nn.Linear(1, 1)) is None
+
+
+def test_adapters_name_every_branch_once(case):
+    network, _, adapter = case
+    assert isinstance(adapter, Adapter)
+    names = [site.name for block in adapter.blocks(network) for site in block.sites.values()]
+    assert len(names) == len(set(names))

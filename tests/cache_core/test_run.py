@@ -1,0 +1,131 @@
+import math
+
+import pytest
+import torch
+from priorcache.cache_core.policies import FORA, Full
+from priorcache.cache_core.run import CacheRun, relative_error
+from priorcache.cache_core.sites import MODEL, Action, Site
+
+SITE = Site("blocks.0.attn", 0, 1)
+ALIGNED = FORA(2, "aligned")
+
+
+def walk(run: CacheRun, values: list[float], conds=((0, "u"),), sigmas=None, site: Site = SITE) -> list[float]:
+    """One evaluation per value; the branch computes that value. Returns what came out."""
+    out = []
+    for i, value in enumerate(values):
+        sigma = sigmas[i] if sigmas else float(len(values) - i)
+        with run.evaluation(sigma, i / run.total):
+            forward = run.next_forward(conds)
+            out.append(forward.branch(site, lambda x, v=value: x * 0 + v, torch.ones(1, 1)).item())
+    return out
+
+
+def test_reuses_the_last_computed_output():
+    assert walk(CacheRun(ALIGNED, 6), [1, 2, 3, 4, 5, 6]) == [1, 1, 3, 3, 5, 5]
+
+
+def test_full_computes_and_keeps_nothing():
+    run = CacheRun(Full(), 4)
+    assert walk(run, [1, 2, 3, 4]) == [1, 2, 3, 4]
+    assert run.store.nbytes == 0
+    assert run.trace.rows == []
+
+
+def test_a_miss_computes_whatever_the_policy_says():
+    run = CacheRun(ALIGNED, 4)
+    walk(run, [1])
+    with run.evaluation(0.5, 0.25):
+        other = run.next_forward([(0, "someone else")])
+        assert other.action(SITE) is Action.COMPUTE
+        assert other.branch(SITE, lambda x: x + 8, torch.ones(1, 1)).item() == 9
+
+
+def test_asking_changes_nothing():
+    run = CacheRun(ALIGNED, 4)
+    walk(run, [1])
+    with run.evaluation(0.5, 0.25):
+        forward = run.next_forward([(0, "u")])
+        assert [forward.action(SITE) for _ in range(5)] == [Action.REUSE] * 5
+    assert len(run.trace.rows) == 1
+
+
+def test_a_second_pass_in_one_evaluation_has_its_own_memory():
+    run = CacheRun(ALIGNED, 4)
+    seen = []
+    for i, value in enumerate((1.0, 2.0)):
+        with run.evaluation(2.0 - i, i / 4):
+            for extra in (0.0, 100.0):
+                forward = run.next_forward([(0, "u")])
+                out = forward.branch(SITE, lambda x, v=value + extra: x * 0 + v, torch.ones(1, 1))
+                seen.append(out.item())
+    assert seen == [1.0, 101.0, 1.0, 101.0]
+
+
+def test_noise_that_goes_up_again_is_computed():
+    assert walk(CacheRun(ALIGNED, 4), [1, 2, 3, 4], sigmas=[4.0, 3.0, 2.0, 2.5]) == [1, 1, 3, 4]
+
+
+def test_two_runs_share_nothing():
+    first, second = CacheRun(ALIGNED, 4), CacheRun(ALIGNED, 4)
+    walk(first, [1])
+    assert walk(second, [7, 8]) == [7, 7]
+
+
+def test_close_drops_every_tensor_and_keeps_the_trace():
+    run = CacheRun(ALIGNED, 4, measure="errors")
+    walk(run, [1, 2, 3, 4])
+    run.close(complete=True)
+    assert run.store.nbytes == 0
+    assert [r.action for r in run.trace.rows] == [Action.COMPUTE, Action.REUSE] * 2
+    assert run.trace.complete
+
+
+def test_errors_are_what_reuse_would_have_cost():
+    run = CacheRun(ALIGNED, 4, measure="errors")
+    walk(run, [1.0, 2.0, 4.0, 8.0])
+    run.close(True)
+    assert [r.error for r in run.trace.rows] == [None, None, pytest.approx(3 / 4), None]
+
+
+def test_truth_is_what_reuse_did_cost_and_changes_no_output():
+    run = CacheRun(ALIGNED, 4, measure="truth")
+    assert walk(run, [1.0, 2.0, 4.0, 8.0]) == [1, 1, 4, 4]
+    run.close(True)
+    assert [r.error for r in run.trace.rows] == [None, pytest.approx(1 / 2), pytest.approx(3 / 4), pytest.approx(1 / 2)]
+
+
+def test_constant_features_cost_nothing():
+    run = CacheRun(ALIGNED, 6, measure="truth")
+    walk(run, [3.0] * 6)
+    run.close(True)
+    assert {r.error for r in run.trace.rows if r.error is not None} == {0.0}
+
+
+def test_a_declined_run_computes_everything_and_says_why_once():
+    run = CacheRun(ALIGNED, 6)
+    walk(run, [1, 2])
+    run.decline("of the weather")
+    run.decline("of something else")
+    assert walk(run, [3, 4, 5, 6]) == [3, 4, 5, 6]
+    assert run.trace.notes == ["FORA N=2 (aligned) computed everything: of the weather."]
+
+
+def test_a_policy_is_only_asked_about_its_own_level():
+    assert walk(CacheRun(FORA(2, "aligned", level="model"), 4), [1, 2, 3, 4]) == [1, 2, 3, 4]
+    assert walk(CacheRun(FORA(2, "aligned", level="model"), 4), [1, 2, 3, 4], site=MODEL) == [1, 1, 3, 3]
+
+
+def test_a_long_interval_outlives_the_clearing_of_unused_lanes():
+    assert walk(CacheRun(FORA(20, "aligned"), 20), [*range(20)]) == [0] * 20
+
+
+def test_a_step_before_the_first_evaluation_is_an_error():
+    with pytest.raises(RuntimeError, match="evaluation"):
+        _ = CacheRun(Full(), 3).step
+
+
+def test_relative_error_is_the_ratio_of_norms():
+    exact = torch.tensor([3.0, 4.0])
+    assert relative_error(exact + torch.tensor([0.0, 1.0]), exact).item() == pytest.approx(1 / 5)
+    assert math.isfinite(relative_error(exact, torch.zeros(2)).item())

@@ -1,0 +1,107 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from priorcache.cache_core.sites import Lane, Site, Step
+from priorcache.cache_core.store import FeatureStore
+
+SITE = Site("blocks.0.attn", 0, 1)
+A, B, C = (Lane(0, i, name) for i, name in enumerate("abc"))
+
+
+def step(index: int) -> Step:
+    return Step(index, 10, index / 10, 10.0 - index)
+
+
+def values(features) -> list[list[float]]:
+    return [f.value.flatten().tolist() for f in features]
+
+
+def test_returns_the_newest_first_and_only_as_many_as_it_keeps():
+    store = FeatureStore(history=2)
+    for i in range(3):
+        store.put(SITE, (A,), torch.tensor([[float(i)]]), step(i), computed=True)
+    assert values(store.get(SITE, (A,))) == [[2.0], [1.0]]
+
+
+def test_another_lane_or_site_is_a_miss():
+    store = FeatureStore(1)
+    store.put(SITE, (A,), torch.ones(1, 1), step(0), True)
+    assert store.get(SITE, (B,)) == []
+    assert store.get(SITE, (A, B)) == []
+    assert store.get(Site("blocks.0.mlp", 0, 1), (A,)) == []
+
+
+def test_a_batch_that_splits_and_joins_in_another_order_keeps_every_row_with_its_lane():
+    store = FeatureStore(2)
+    store.put(SITE, (A, B), torch.tensor([[1.0], [2.0]]), step(0), True)
+    store.put(SITE, (A, B), torch.tensor([[3.0], [4.0]]), step(1), True)
+    assert values(store.get(SITE, (B,))) == [[4.0], [2.0]]
+    assert values(store.get(SITE, (A,))) == [[3.0], [1.0]]
+    assert values(store.get(SITE, (B, A))) == [[4.0, 3.0], [2.0, 1.0]]
+
+
+def test_what_was_batched_before_a_split_is_never_served_again():
+    store = FeatureStore(1)
+    store.put(SITE, (A, B), torch.tensor([[1.0], [2.0]]), step(0), True)
+    store.put(SITE, (A,), torch.tensor([[10.0]]), step(1), True)
+    store.put(SITE, (B,), torch.tensor([[20.0]]), step(1), True)
+    assert values(store.get(SITE, (A, B))) == [[10.0, 20.0]]
+
+
+def test_lanes_last_seen_at_different_steps_do_not_join():
+    store = FeatureStore(1)
+    store.put(SITE, (A,), torch.ones(1, 1), step(0), True)
+    store.put(SITE, (B,), torch.ones(1, 1), step(1), True)
+    assert store.get(SITE, (A, B)) == []
+    store.put(SITE, (A, B), torch.tensor([[5.0], [6.0]]), step(2), True)
+    assert values(store.get(SITE, (A, B))) == [[5.0, 6.0]]
+    assert values(store.get(SITE, (A,))) == [[5.0]]
+
+
+def test_counts_every_byte_once():
+    store = FeatureStore(2)
+    shared = torch.zeros(4, 8)
+    store.put(SITE, (A,), shared, step(0), True)
+    store.put(SITE, (A,), shared, step(1), False)
+    store.put(Site("blocks.0.mlp", 0, 1), (A,), torch.zeros(4, 8), step(1), True)
+    assert store.nbytes == 2 * 4 * 8 * 4
+
+
+def test_drops_what_is_no_longer_used_and_keeps_what_is_touched():
+    store = FeatureStore(1)
+    store.put(SITE, (A,), torch.ones(1, 1), step(0), True)
+    store.put(SITE, (B,), torch.ones(1, 1), step(0), True)
+    store.touch(SITE, (A,), step(5))
+    store.expire(before=3)
+    assert store.get(SITE, (A,))
+    assert store.get(SITE, (B,)) == []
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.lists(
+            st.permutations([A, B, C]).flatmap(lambda p: st.integers(1, 3).map(lambda n: tuple(p[:n]))), max_size=3
+        ),
+        max_size=8,
+    )
+)
+def test_any_sequence_of_groupings_agrees_with_one_plain_list_per_lane(evaluations):
+    """The reference: a dict of lists. Whatever the store returns must be those rows; whatever it cannot join, it misses."""
+    store, plain = FeatureStore(2), {A: [], B: [], C: []}
+    count = 0.0
+    for index, calls in enumerate(evaluations):
+        for streams in calls:
+            found = store.get(SITE, streams)
+            for depth, feature in enumerate(found):
+                assert feature.value.flatten().tolist() == [plain[lane][depth][1] for lane in streams]
+                assert {plain[lane][depth][0] for lane in streams} == {feature.step.index}
+            if len(streams) == 1 and plain[streams[0]]:
+                assert found, "a lane on its own is always known"
+            rows = [count + i for i in range(len(streams))]
+            count += len(streams)
+            known = [[e[0] for e in plain[lane]] for lane in streams]
+            for lane, row in zip(streams, rows, strict=True):
+                kept = plain[lane] if all(k == known[0] for k in known) else []
+                plain[lane] = [(index, row), *kept][:2]
+            store.put(SITE, streams, torch.tensor(rows)[:, None], step(index), True)

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+import torch
+from priorcache.cache_core.policies import FORA
+from priorcache.cache_core.run import CacheRun
+from priorcache.cache_core.sites import Action, Site, Step
+from priorcache.cache_core.trace import Moment, Row, RunTrace, Trace
+
+SITES = [Site("blocks.0.attn", 0, 2), Site("blocks.1.attn", 1, 2)]
+
+
+def run_of(seconds: list[float], reused: set[int], origin=("p", "1")) -> RunTrace:
+    """A finished run with one decision per step and site."""
+    run = RunTrace("test", len(seconds), origin=origin, complete=True)
+    for i, s in enumerate(seconds):
+        action = Action.REUSE if i in reused else Action.COMPUTE
+        run.moments.append(Moment(Step(i, len(seconds), i / len(seconds), 1.0), s, 100 * i))
+        run.rows += [Row(i, site, action, 0.1 * i if action is Action.COMPUTE else None) for site in SITES]
+    return run
+
+
+def test_speedup_is_measured_against_its_own_full_steps():
+    run = run_of([9.0, 1.0, 0.25, 1.0, 0.25], reused={2, 4})
+    assert run.full_steps() == [0, 1, 3]
+    assert run.speedup == pytest.approx(1.0 * 5 / 11.5)  # the slow first step counts in the total, not in the median
+
+
+def test_a_run_without_full_steps_claims_no_speedup():
+    assert run_of([0.5, 0.5], reused={0, 1}).speedup is None
+
+
+def test_fraction_peak_and_total():
+    run = run_of([1.0, 0.5, 1.0, 0.5], reused={1, 3})
+    assert run.computed_fraction == 0.5
+    assert run.seconds == 3.0
+    assert run.peak_bytes == 300
+
+
+def test_table_averages_streams_and_marks_the_unknown():
+    run = run_of([1.0, 1.0], reused={1})
+    run.rows.append(Row(0, SITES[0], Action.COMPUTE, 0.5))
+    sites, actions, errors = run.table()
+    assert sites == SITES
+    assert actions == [["compute", "reuse"]] * 2
+    assert errors[0][0] == pytest.approx(0.25)
+    assert errors[0][1] != errors[0][1]
+
+
+def test_as_dict_is_json_and_agrees_with_the_run():
+    run = run_of([1.0, 0.5, 1.0], reused={1})
+    told = json.loads(json.dumps(run.as_dict()))
+    assert [s["computed"] for s in told["steps"]] == [1.0, 0.0, 1.0]
+    assert [s["error_mean"] for s in told["steps"]] == [0.0, None, pytest.approx(0.2)]
+    assert told["evaluations"] == 3
+
+
+def test_finish_brings_errors_and_times_over_as_numbers():
+    run = CacheRun(FORA(2, "aligned"), 2, measure="errors")
+    for i in range(3):
+        with run.evaluation(3.0 - i, i / 3):
+            run.next_forward([(0, "u")]).branch(SITES[0], lambda x: x, torch.full((1, 1), 1.0 + i))
+    run.close(True)
+    assert all(r.error is None or isinstance(r.error, float) for r in run.trace.rows)
+    assert [m.step.index for m in run.trace.moments] == [0, 1, 2]
+    assert all(m.seconds >= 0 for m in run.trace.moments)
+
+
+class TestTraceHandle:
+    def test_two_samplers_of_one_prompt_stay_apart(self):
+        trace = Trace()
+        trace.add(run_of([1.0], set(), ("p1", "6")))
+        trace.add(run_of([1.0], set(), ("p1", "7")))
+        assert [r.origin[1] for r in trace.runs] == ["6", "7"]
+
+    def test_a_node_that_runs_again_replaces_its_old_runs_only(self):
+        trace = Trace()
+        for origin in (("p1", "6"), ("p1", "7"), ("p2", "7"), ("p2", "7")):
+            trace.add(run_of([1.0], set(), origin))
+        assert [r.origin for r in trace.runs] == [("p1", "6"), ("p2", "7"), ("p2", "7")]
+
+    def test_picks_the_runs_that_led_to_a_latent(self):
+        trace = Trace()
+        for origin in (("p1", "6"), ("p1", "7"), ("p1", "8.0.0.1")):
+            trace.add(run_of([1.0], set(), origin))
+        assert [r.origin[1] for r in trace.of_nodes({"6"})] == ["6"]
+        assert [r.origin[1] for r in trace.of_nodes({"8"})] == ["8.0.0.1"]
+        assert len(trace.of_nodes(set())) == 3
+
+    def test_is_bounded(self):
+        trace = Trace()
+        for _ in range(Trace.limit + 9):
+            trace.add(run_of([1.0], set(), ("p", "1")))
+        assert len(trace.runs) == Trace.limit

@@ -1,0 +1,169 @@
+"""The demo: calibrate, sample in full and cached, inspect, in a real ComfyUI over its HTTP API -> demo/out/."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from host_server import ROOT, Result, Server, base_directory
+from pack import load_pack
+
+OUT = ROOT / "demo" / "out"
+SEEDS = (7, 8)
+INTERVALS = (2, 3)
+STEPS = 50
+
+
+def workflow(name: str) -> tuple[dict, dict[str, str]]:
+    """A shipped workflow in API form, and its node ids by title."""
+    prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+    return prompt, {node["_meta"]["title"]: key for key, node in prompt.items()}
+
+
+def first_run(seed: int, interval: int) -> tuple[dict, dict[str, str]]:
+    """The shipped first workflow with another seed and interval, and the two latents saved as well."""
+    prompt, ids = workflow("01_first_run")
+    full, cached = ids["KSampler: every step in full"], ids["KSampler: cached"]
+    prompt[ids["PriorCacheFORA"]]["inputs"]["interval"] = interval
+    for key, name in ((full, "full"), (cached, "cached")):
+        prompt[key]["inputs"]["seed"] = seed
+        prompt[name] = {"class_type": "SaveLatent", "inputs": {"samples": [key, 0], "filename_prefix": f"demo/{name}"}}
+    return prompt, ids
+
+
+def grid(server: Server, result: Result, node: str, columns: int = 6) -> Image.Image:
+    """The pictures that a PreviewImage node showed, as one."""
+    tiles = [Image.open(BytesIO(server.image(entry))) for entry in result.outputs[node]["images"]]
+    width, height = tiles[0].size
+    gap, rows = 6, -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (gap + i % columns * (width + gap), gap + i // columns * (height + gap)))
+    return sheet
+
+
+def picture(server: Server, result: Result, node: str) -> Image.Image:
+    return Image.open(BytesIO(server.image(result.outputs[node]["images"][0])))
+
+
+def latent(base: Path, result: Result, node: str) -> torch.Tensor:
+    entry = result.outputs[node]["latents"][0]
+    return load_file(base / "output" / entry["subfolder"] / entry["filename"])["latent_tensor"].float()
+
+
+def flops_ratios() -> dict[int, dict[str, float]]:
+    """Per interval: FLOPs of the cached run over the full run, counted by the engine and by hand from the schedule."""
+    load_pack()
+    from priorcache.benchmarks import flops
+    from priorcache.cache_core.policies import FORA, Full
+    from priorcache.models.checkpoint import read
+    from safetensors import safe_open
+
+    file = ROOT / "demo" / "shapes-dit.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        config, _ = read(load_file(file), metadata=opened.metadata())
+    size = config.grid_size * config.patch_size
+    branches, rest = flops.expected(config, size)
+    full = flops.sampling(Full(), config, STEPS, size)
+    out = {}
+    for interval in INTERVALS:
+        computed = 1 + len(range(0, STEPS - 1, interval))  # the first step, and every N-th counted from the last
+        out[interval] = {
+            "counted": flops.sampling(FORA(interval), config, STEPS, size) / full,
+            "expected": (computed * branches + STEPS * rest) / (STEPS * (branches + rest)),
+        }
+    return out
+
+
+def measure(server: Server, base: Path) -> dict:
+    """Run everything; pictures go to OUT, figures into the returned report."""
+    prompt, ids = workflow("01_calibrate")
+    prompt[ids["PriorCacheCalibrate"]]["inputs"]["runs"] = 1
+    calibrated = server.run(prompt)
+    picture(server, calibrated, ids["PriorCacheCalibrate"]).save(OUT / "prior.png")
+    full_times, cached_times = [], {n: [] for n in INTERVALS}
+    rows = {n: {"errors": []} for n in INTERVALS}
+    for seed in SEEDS:
+        for interval in INTERVALS:
+            prompt, ids = first_run(seed, interval)
+            full_id, cached_id = ids["KSampler: every step in full"], ids["KSampler: cached"]
+            result = server.run(prompt)
+            if full_id in result.seconds:  # the second interval finds it in the host's own cache
+                full_times.append(result.seconds[full_id])
+                reference = latent(base, result, "full")
+                if seed == SEEDS[0]:
+                    grid(server, result, ids["In full"]).save(OUT / "uncached.png")
+            cached_times[interval].append(result.seconds[cached_id])
+            found = latent(base, result, "cached")
+            rows[interval]["errors"].append(float((found - reference).norm() / reference.norm()))
+            if seed == SEEDS[0]:
+                inspected = result.outputs[ids["PriorCacheInspect"]]
+                rows[interval]["trace"] = inspected["priorcache"][0]
+                grid(server, result, ids["Cached"]).save(OUT / f"cached-n{interval}.png")
+                picture(server, result, ids["PriorCacheInspect"]).save(OUT / f"inspector-n{interval}.png")
+    ratios = flops_ratios()
+    full_seconds = statistics.median(full_times)
+    report = {"steps": STEPS, "cfg": 1.5, "pictures": 12, "seeds": SEEDS, "full_seconds": full_times, "runs": []}
+    for interval in INTERVALS:
+        seconds, row = statistics.median(cached_times[interval]), rows[interval]
+        speedup = full_seconds / seconds
+        report["runs"].append(
+            {
+                "policy": row["trace"]["policy"],
+                "computed_fraction": row["trace"]["computed_fraction"],
+                "flops_ratio": ratios[interval]["counted"],
+                "flops_ratio_expected": ratios[interval]["expected"],
+                "flops_speedup": 1 / ratios[interval]["counted"],
+                "seconds": cached_times[interval],
+                "wall_speedup": speedup,
+                "wall_over_flops": speedup * ratios[interval]["counted"],
+                "speedup_against_own_full_steps": row["trace"]["speedup"],
+                "latent_relative_l2": statistics.fmean(row["errors"]),
+                "cache_bytes": row["trace"]["peak_bytes"],
+                "per_step": row["trace"]["steps"],
+            }
+        )
+    report["system"] = server.get("/system_stats")["system"]["comfyui_version"]
+    return report
+
+
+def table(report: dict) -> str:
+    lines = [
+        f"{'':24} {'steps':>6} {'computed':>9} {'FLOPs':>7} {'wall':>9} {'faster':>8} {'wall/FLOPs':>11} {'error':>7}"
+    ]
+    full = statistics.median(report["full_seconds"])
+    lines.append(
+        f"{'uncached':24} {report['steps']:6} {'100%':>9} {'1.00x':>7} {full:7.2f} s {'1.00x':>8} {'':>11} {'0':>7}"
+    )
+    for run in report["runs"]:
+        lines.append(
+            f"{run['policy']:24} {report['steps']:6} {run['computed_fraction']:9.0%} {run['flops_speedup']:6.2f}x "
+            f"{statistics.median(run['seconds']):7.2f} s {run['wall_speedup']:7.2f}x {run['wall_over_flops']:11.2f} "
+            f"{run['latent_relative_l2']:7.4f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        base = base_directory(Path(folder))
+        with Server(Path(os.environ["COMFYUI_PATH"]), base, OUT / "server.log") as server:
+            report = measure(server, base)
+    (OUT / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(table(report))
+    print("\nerror: relative L2 of the final latent, mean over seeds. Pictures and report.json are in demo/out/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Writes workflows/: every workflow is described once, here, and comes out in UI form and in API form.
+
+What a node's inputs and outputs are is asked from a running ComfyUI, so that the files cannot drift from the nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from host_server import ROOT, Server, base_directory
+
+FOLDER = ROOT / "workflows"
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+DEMO_MODEL = "shapes-dit.safetensors"
+
+
+@dataclass
+class Node:
+    """One node: widget values and links by input name; a link is (key of another node, output index)."""
+
+    key: str
+    type: str
+    at: tuple[int, int]
+    size: tuple[int, int]
+    inputs: dict = field(default_factory=dict)
+    title: str = ""
+    colour: str = ""
+
+
+@dataclass
+class Workflow:
+    name: str
+    nodes: list[Node]
+    groups: list[tuple[str, tuple[int, int, int, int]]]
+    note: str
+    note_at: tuple[int, int, int, int]
+
+    def ids(self) -> dict[str, int]:
+        return {node.key: i + 1 for i, node in enumerate(self.nodes)}
+
+    def api(self) -> dict:
+        """What the server's /prompt takes."""
+        ids = self.ids()
+        return {
+            str(ids[n.key]): {
+                "class_type": n.type,
+                "inputs": {k: [str(ids[v[0]]), v[1]] if isinstance(v, tuple) else v for k, v in n.inputs.items()},
+                "_meta": {"title": n.title or n.type},
+            }
+            for n in self.nodes
+        }
+
+    def ui(self, info: dict) -> dict:
+        """What the canvas takes, in litegraph's format 0.4."""
+        ids, links = self.ids(), []
+        by_key = {n.key: n for n in self.nodes}
+        nodes = []
+        for order, node in enumerate(self.nodes):
+            spec = info[node.type]
+            entries, values = [], []
+            for name, kind, options in _inputs(spec):
+                given = node.inputs.get(name)
+                if kind in WIDGETS and not isinstance(given, tuple):
+                    values.append(options.get("default", "") if given is None else given)
+                    if options.get("control_after_generate"):
+                        values.append("fixed")
+                    continue
+                entry = {"name": name, "type": kind, "link": None}
+                if isinstance(given, tuple):
+                    source, slot = given
+                    output = info[by_key[source].type]["output"][slot]
+                    links.append([len(links) + 1, ids[source], slot, ids[node.key], len(entries), output])
+                    entry["link"] = len(links)
+                entries.append(entry)
+            nodes.append(
+                {
+                    "id": ids[node.key], "type": node.type, "pos": list(node.at), "size": list(node.size), "flags": {},
+                    "order": order, "mode": 0, "inputs": entries,
+                    "outputs": [
+                        {"name": n, "type": t, "links": None} for n, t in zip(spec["output_name"], spec["output"], strict=True)
+                    ],
+                    "title": node.title or spec["display_name"], "properties": {"Node name for S&R": node.type},
+                    "widgets_values": values, **({"color": node.colour} if node.colour else {}),
+                }
+            )  # fmt: skip
+        for link, source, slot, *_ in links:
+            output = nodes[source - 1]["outputs"][slot]
+            output["links"] = [*(output["links"] or []), link]
+        note_id = len(nodes) + 1
+        x, y, w, h = self.note_at
+        nodes.append(
+            {
+                "id": note_id, "type": "MarkdownNote", "pos": [x, y], "size": [w, h], "flags": {}, "order": note_id - 1,
+                "mode": 0, "inputs": [], "outputs": [], "title": "Read me", "properties": {}, "widgets_values": [self.note],
+            }
+        )  # fmt: skip
+        return {
+            "last_node_id": note_id, "last_link_id": len(links), "nodes": nodes, "links": links,
+            "groups": [
+                {"id": i + 1, "title": t, "bounding": list(b), "color": "#3f789e", "font_size": 24, "flags": {}}
+                for i, (t, b) in enumerate(self.groups)
+            ],
+            "config": {}, "extra": {}, "version": 0.4,
+        }  # fmt: skip
+
+
+def _inputs(spec: dict) -> list[tuple[str, str, dict]]:
+    """(name, type, options) in the order in which the canvas lists them."""
+    out = []
+    for part in ("required", "optional"):
+        for name in spec["input_order"].get(part, []):
+            kind, *rest = spec["input"][part][name]
+            out.append((name, "COMBO" if isinstance(kind, list) else kind, rest[0] if rest else {}))
+    return out
+
+
+def _sampler(key: str, model: tuple[str, int], at: tuple[int, int], title: str) -> Node:
+    settings = {
+        "seed": 7, "steps": 50, "cfg": 1.5, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0,
+    }  # fmt: skip
+    links = {"model": model, "positive": ("label", 0), "negative": ("label", 1), "latent_image": ("latent", 0)}
+    return Node(key, "KSampler", at, (280, 270), {**links, **settings}, title)
+
+
+def _decoded(key: str, sampler: str, at: tuple[int, int], title: str) -> list[Node]:
+    x, y = at
+    return [
+        Node(f"{key}_decode", "VAEDecode", at, (220, 50), {"samples": (sampler, 0), "vae": ("vae", 0)}),
+        Node(
+            f"{key}_scale", "ImageScaleBy", (x, y + 100), (220, 90),
+            {"image": (f"{key}_decode", 0), "upscale_method": "nearest-exact", "scale_by": 4.0},
+        ),
+        Node(f"{key}_show", "PreviewImage", (x + 250, y), (420, 340), {"images": (f"{key}_scale", 0)}, title),
+    ]  # fmt: skip
+
+
+def _source(batch: int) -> list[Node]:
+    return [
+        Node("model", "PriorCacheLoadDiT", (0, 0), (320, 150), {"model_name": DEMO_MODEL, "heads": 0, "timestep_embedding": "auto", "weight_dtype": "default"}),
+        Node("label", "PriorCacheDiTLabel", (0, 210), (320, 80), {"labels": "0-11"}),
+        Node("latent", "EmptyLatentImage", (0, 350), (320, 110), {"width": 32, "height": 32, "batch_size": batch}),
+        Node("vae", "VAELoader", (0, 520), (320, 60), {"vae_name": "pixel_space"}),
+    ]  # fmt: skip
+
+
+FIRST_NOTE = """## PriorCache in one run
+
+Press **Run**. The same twelve pictures are drawn twice: in full, and with every second step reused (FORA, N = 2).
+**Inspect** shows what that cost, step by step.
+
+Then try: *interval* 3 in **FORA Policy**; *measure* = truth in **Apply Cache** for the true error of reused steps;
+bypass **Apply Cache** (Ctrl+B) to see that the picture is then exactly the uncached one.
+
+The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+"""
+
+CALIBRATE_NOTE = """## Calibrate a model
+
+**Calibrate** samples a few pictures in full and measures how far every branch moves from one step to the next: that is
+the *prior*. **Save Prior** keeps it in `models/priorcache`, for later and for sharing.
+
+Use the sampler, scheduler, steps and cfg that you generate with.
+"""
+
+
+def workflows() -> list[Workflow]:
+    first = Workflow(
+        "01_first_run",
+        [
+            *_source(12),
+            _sampler("full", ("model", 0), (760, -60), "KSampler: every step in full"),
+            *_decoded("full", "full", (1080, -60), "In full"),
+            Node("policy", "PriorCacheFORA", (380, 390), (320, 180), {"interval": 2, "phase": "published", "start": 0.0, "end": 1.0, "scope": "branches"}, colour="#233"),
+            Node("apply", "PriorCacheApply", (380, 630), (320, 100), {"model": ("model", 0), "policy": ("policy", 0), "measure": "errors"}, colour="#233"),
+            _sampler("cached", ("apply", 0), (760, 390), "KSampler: cached"),
+            *_decoded("cached", "cached", (1080, 390), "Cached"),
+            Node("inspect", "PriorCacheInspect", (1800, -60), (760, 800), {"trace": ("apply", 1), "latent": ("cached", 0)}, colour="#233"),
+            Node("text", "PreviewAny", (1800, 790), (760, 170), {"source": ("inspect", 1)}, "What happened"),
+        ],
+        [
+            ("Model and labels", (-20, -80, 360, 680)),
+            ("Uncached", (740, -140, 1030, 450)),
+            ("Cached", (360, 310, 1410, 450)),
+            ("What it cost", (1780, -140, 800, 1120)),
+        ],
+        FIRST_NOTE,
+        (360, -140, 360, 420),
+    )  # fmt: skip
+    settings = {
+        "seed": 100, "runs": 2, "steps": 50, "cfg": 1.5, "sampler_name": "ddim", "scheduler": "ddim_uniform",
+        "denoise": 1.0, "longest_gap": 2, "mean_features": False,
+    }  # fmt: skip
+    source = [n for n in _source(12) if n.key != "vae"]
+    links = {"model": ("model", 0), "positive": ("label", 0), "negative": ("label", 1), "latent_image": ("latent", 0)}
+    calibrate = Workflow(
+        "01_calibrate",
+        [
+            *source,
+            Node("calibrate", "PriorCacheCalibrate", (400, 0), (620, 900), {**links, **settings}, colour="#233"),
+            Node("save", "PriorCacheSavePrior", (1080, 0), (320, 110), {"prior": ("calibrate", 0), "name": "shapes-dit ddim 50", "overwrite": True}, colour="#233"),
+            Node("text", "PreviewAny", (1080, 180), (420, 200), {"source": ("calibrate", 2)}, "What the prior says"),
+        ],
+        [("Model and labels", (-20, -80, 360, 560)), ("Measure and keep", (380, -80, 1140, 1000))],
+        CALIBRATE_NOTE,
+        (0, 520, 320, 280),
+    )  # fmt: skip
+    return [first, calibrate]
+
+
+def text(data: dict) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def files(info: dict) -> dict[str, str]:
+    """File name -> content of everything in workflows/, for a server's /object_info."""
+    out = {}
+    for workflow in workflows():
+        out[f"{workflow.name}.json"] = text(workflow.ui(info))
+        out[f"api/{workflow.name}.json"] = text(workflow.api())
+    return out
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        base = base_directory(Path(folder))
+        with Server(Path(os.environ["COMFYUI_PATH"]), base, Path(folder) / "server.log") as server:
+            for name, content in files(server.get("/object_info")).items():
+                path = FOLDER / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(content)
+                print(f"workflows/{name}")
+
+
+if __name__ == "__main__":
+    main()
