@@ -85,8 +85,12 @@ def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue  # buffers that are computed
         elif block[2] in inside:
             out[f"blocks.{block[1]}.{inside[block[2]]}.{kind}"] = value
-        elif block[2].startswith("norm1.emb."):
-            name = f"{shared[block[2].removeprefix('norm1.emb.')]}.{kind}"
+        elif block[2] in ("attn1.to_q", "attn1.to_k", "attn1.to_v"):
+            continue  # joined below
+        elif (embedder := block[2].removeprefix("norm1.emb.")) not in shared:
+            raise CheckpointError(f"{key} is nothing a DiT block has: this is another architecture")
+        else:
+            name = f"{shared[embedder]}.{kind}"
             if name in embedders and not torch.equal(embedders[name], value):
                 raise CheckpointError(
                     f"block {block[1]} has its own {name}; only models that share one embedder are DiT"
@@ -97,6 +101,8 @@ def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts = [weights.get(f"transformer_blocks.{i}.attn1.to_{n}.{kind}") for n in "qkv"]
             if any(p is None for p in parts):
                 raise CheckpointError(f"transformer_blocks.{i}.attn1 lacks to_q, to_k or to_v {kind}")
+            if len({p.shape for p in parts}) > 1:
+                raise CheckpointError(f"transformer_blocks.{i}.attn1 has to_q, to_k and to_v of different shapes")
             out[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
     return out | embedders
 
@@ -123,6 +129,10 @@ def _config(weights: Mapping[str, Tensor], heads: int, metadata: Mapping[str, st
         raise CheckpointError(
             f"x_embedder has patch {patch} x {patch_w}, {channels} channels; final_layer has {rows} rows"
         )
+    if min(hidden, channels, patch, labels - 1) < 1 or hidden % 4:
+        raise CheckpointError(
+            f"hidden size {hidden}, {channels} channels, patch {patch}, {labels} labels: not a usable DiT"
+        )
     grid = None
     if "pos_embed" in weights:
         tokens = shape("pos_embed", 3)[1]
@@ -144,13 +154,17 @@ def _config(weights: Mapping[str, Tensor], heads: int, metadata: Mapping[str, st
 
 def _heads(hidden: int, asked: int, metadata: Mapping[str, str]) -> int:
     told = str(metadata.get("num_heads", ""))
-    heads = asked or (int(told) if told.isdigit() and len(told) < 6 else 0) or PUBLISHED_HEADS.get(hidden, 0)
+    heads = (
+        asked
+        or (int(told) if told.isascii() and told.isdigit() and len(told) < 6 else 0)
+        or PUBLISHED_HEADS.get(hidden, 0)
+    )
     if not heads:
         raise CheckpointError(
             f"hidden size {hidden} is none of the published ones ({', '.join(map(str, PUBLISHED_HEADS))}) and the file "
             "does not say how many attention heads it has: set 'heads' on the loader"
         )
-    if hidden % heads:
+    if heads < 0 or hidden % heads:
         raise CheckpointError(f"{heads} heads do not divide hidden size {hidden}: set 'heads' on the loader")
     return heads
 

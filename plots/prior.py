@@ -55,7 +55,8 @@ def _curve(axes, prior: Prior) -> None:
         steps, style = np.arange(len(mean)), styles[(gap - 1) % len(styles)]
         axes.plot(steps, mean, color=COLOURS["compute"], ls=style, lw=1.8, label=f"mean, {gap} back")
         axes.plot(steps, worst, color=COLOURS["worst"], ls=style, lw=1.1, label=f"worst, {gap} back")
-    axes.set_yscale("log")
+    if (prior.reuse_error(1) > 0).any():
+        axes.set_yscale("log")
     axes.grid(alpha=0.25, which="both")
     axes.legend(fontsize=9, ncols=4, loc="upper center")
 
@@ -77,6 +78,8 @@ def summary(prior: Prior) -> str:
     said = [title(prior).replace("\n", "; ") + "."]
     if prior.sites and prior.evaluations > 1:
         errors = prior.reuse_error(1).numpy()
+        if not np.isfinite(errors).any():
+            return " ".join(said)
         mean, _ = statistics_over_sites(errors.T)
         calm, wild = int(np.nanargmin(mean)), int(np.nanargmax(mean))
         t, s = np.unravel_index(np.nanargmax(errors), errors.shape)

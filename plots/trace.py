@@ -9,17 +9,20 @@ from matplotlib.patches import Patch, Rectangle
 from ..cache_core.trace import RunTrace
 from .style import COLOURS, RC, heat_map, human_bytes, log_norm, new_figure, statistics_over_sites, step_axis
 
+MOST_RUNS = 12
 WAITING = "No sampling run yet: queue the workflow with a sampler behind Apply Cache."
 
 
 def draw(runs: list[RunTrace], otherwise: str = WAITING) -> Figure:
     """One row of panels per run: error per step, step x branch map, time and memory per step."""
+    runs, left_out = runs[-MOST_RUNS:], len(runs[:-MOST_RUNS])
     figure = new_figure(10.5, 9.5 * len(runs) or 2)
     if not runs:
         figure.text(0.5, 0.5, otherwise, ha="center", va="center", fontsize=RC["font"], wrap=True)
         return figure
+    more = f"\n(the last {len(runs)} runs; {left_out} earlier ones are not drawn)" if left_out else ""
     for part, run in zip(np.atleast_1d(figure.subfigures(len(runs), 1)), runs, strict=True):
-        part.suptitle(title(run), fontsize=RC["title"], x=0.02, ha="left", linespacing=1.5)
+        part.suptitle(title(run) + more, fontsize=RC["title"], x=0.02, ha="left", linespacing=1.5)
         errors_axes, map_axes, time_axes = part.subplots(3, 1, sharex=True, height_ratios=(1, 1.5, 0.8))
         _errors(errors_axes, run)
         _map(part, map_axes, run)
@@ -54,7 +57,7 @@ def _shade(axes, run: RunTrace) -> None:
 
 def _errors(axes, run: RunTrace) -> None:
     _, _, errors = run.table()
-    errors = np.array(errors, dtype=float).reshape(len(run.sites), -1)
+    errors = np.array(errors, dtype=float)
     mean, worst = statistics_over_sites(errors) if errors.size else (np.array([]), np.array([]))
     steps = np.arange(len(mean))
     known = np.isfinite(mean) & (mean > 0)

@@ -17,6 +17,7 @@ from torch import Tensor
 FORMAT = 1
 MAX_BYTES = 8 * 2**30
 MAX_HEADER = 16 * 2**20
+NUMBERS = (torch.float16, torch.float32, torch.float64)
 
 
 class PriorError(ValueError):
@@ -76,7 +77,8 @@ class Prior:
         if table == "mean":
             return self._table(f"mean/{site}")[step]
         if site not in self.sites:
-            raise PriorError(f"the prior knows no site {site!r}; it has {len(self.sites)}, such as {self.sites[0]!r}")
+            example = f", such as {self.sites[0]!r}" if self.sites else ""
+            raise PriorError(f"the prior knows no site {site!r}; it has {len(self.sites)}{example}")
         return self._table(table)[..., step, self.sites.index(site)]
 
     def reuse_error(self, gap: int = 1) -> Tensor:
@@ -86,7 +88,7 @@ class Prior:
             raise PriorError(
                 f"gap {gap} was not measured: this prior has gaps 1 to {len(difference)}; calibrate with more"
             )
-        return (difference[gap - 1] / self._table("power").clamp_min(1e-30)).sqrt()
+        return (difference[gap - 1].double() / self._table("power").double().clamp_min(1e-30)).sqrt()
 
     def _table(self, name: str) -> Tensor:
         if name not in self.tables:
@@ -118,7 +120,9 @@ class Prior:
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         try:
             save_file(
-                {k: v.contiguous() for k, v in self.tables.items()}, part, metadata={"priorcache": json.dumps(about)}
+                {k: v.clone().contiguous() for k, v in self.tables.items()},
+                part,
+                metadata={"priorcache": json.dumps(about)},
             )
             part.replace(path)
         finally:
@@ -163,7 +167,10 @@ class Prior:
                 tables = (first.tables.get(name), other.tables.get(name))
                 if any(t is None for t in tables) or tables[0].shape != tables[1].shape:
                     differences.append(f"table {name}")
-            if not differences and not torch.allclose(first.tables["sigmas"], other.tables["sigmas"], rtol=1e-4):
+                elif not all(t.is_floating_point() for t in tables):
+                    differences.append(f"table {name}, which holds {tables[0].dtype} and has no mean")
+            sigmas = (first.tables["sigmas"].double(), other.tables["sigmas"].double())
+            if not differences and not torch.allclose(*sigmas, rtol=1e-4):
                 differences.append("sigmas")
             if differences:
                 raise PriorError(f"these priors cannot be merged: they differ in {'; '.join(differences)}")
@@ -191,8 +198,8 @@ def _load(path: Path) -> Prior:
         if text is None:
             raise PriorError("a safetensors file, but not a prior. Priors are made by the Calibrate node")
         about = json.loads(text)
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            version = about.get("format") if isinstance(about, dict) else None
+        version = about.get("format") if isinstance(about, dict) else None
+        if version is True or version != FORMAT:
             raise PriorError(f"prior format {version!r} is unknown; this version reads {FORMAT}. Update PriorCache")
         tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     subject = {f.name: f for f in fields(Subject) if f.name in about["subject"]}
@@ -201,6 +208,9 @@ def _load(path: Path) -> Prior:
         value = about["subject"][name]
         if not isinstance(value, allowed[field_.type]) or isinstance(value, bool):
             raise PriorError(f"its subject's {name} is {value!r}, which is not a {field_.type}")
+    for name in ("sites", "shape", "seeds"):
+        if not isinstance(about[name], list):
+            raise PriorError(f"its {name} must be a list")
     sites = tuple(about["sites"])
     if not all(isinstance(s, str) for s in sites) or len(set(sites)) != len(sites):
         raise PriorError("its sites must be a list of different names")
@@ -228,8 +238,8 @@ def _check_tables(prior: Prior) -> None:
     for name in ("sigmas", "power", "difference"):
         if name not in tables:
             raise PriorError(f"table {name!r} is missing")
-    if tables["sigmas"].ndim != 1 or tables["difference"].ndim != 3:
-        raise PriorError("table sigmas must have 1 dimension and difference 3")
+    if tables["sigmas"].ndim != 1 or tables["difference"].ndim != 3 or not len(tables["difference"]):
+        raise PriorError("table sigmas must have 1 dimension and difference 3, with at least one gap")
     steps, sites = len(tables["sigmas"]), len(prior.sites)
     expected = {"power": (steps, sites), "difference": (len(tables["difference"]), steps, sites)}
     expected |= {n: (steps, steps) for n in tables if n.startswith("gram/")}
@@ -240,11 +250,13 @@ def _check_tables(prior: Prior) -> None:
         if name.startswith("mean/") and (table.ndim < 2 or len(table) != steps or name[5:] not in prior.sites):
             raise PriorError(f"table {name!r} does not belong to a site of {steps} evaluations")
         known = name in expected or name == "sigmas" or name.startswith("mean/")
-        if known and not table.is_floating_point():
-            raise PriorError(f"table {name!r} holds {table.dtype}, not floating point numbers")
+        if known and table.dtype not in NUMBERS:
+            raise PriorError(f"table {name!r} holds {table.dtype}; float16, float32 and float64 are allowed")
         # nan is how a branch that was not there, or had no past, is written down
         unknown = torch.isnan(table) if name in ("power", "difference") else torch.zeros_like(table, dtype=torch.bool)
         if known and not (torch.isfinite(table) | unknown).all():
             raise PriorError(f"table {name!r} holds numbers that are not finite")
+        if name in ("power", "difference") and (table < 0).any():
+            raise PriorError(f"table {name!r} holds negative numbers, but it is a mean of squares")
     if not math.isfinite(prior.subject.cfg) or not math.isfinite(prior.subject.denoise):
         raise PriorError("its cfg or denoise is not a finite number")

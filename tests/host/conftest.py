@@ -1,0 +1,59 @@
+"""A tiny random DiT in the real host, and one way to sample it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def host(comfy):
+    """What the tests in this folder use of the host and of the parts of the pack that need it."""
+    import comfy.sample
+    from priorcache.models import host as dit_host
+    from priorcache.models.dit import DiT, DiTConfig
+    from priorcache.nodes import attach, dit
+
+    def weights(**changes):
+        settings = {"hidden_size": 64, "depth": 3, "num_heads": 4, "patch_size": 2, "in_channels": 3, "num_classes": 10}
+        config = DiTConfig(**settings | {"learn_sigma": False, "grid_size": 8} | changes)
+        generator = torch.Generator().manual_seed(1)
+        shapes = DiT(config, device="meta").state_dict()
+        return config, {k: torch.randn(v.shape, generator=generator) * 0.1 for k, v in shapes.items()}
+
+    def model(**changes):
+        with torch.inference_mode():
+            return dit_host.from_weights(*weights(**changes))
+
+    def sample(
+        model, *, steps=6, cfg=1.5, sampler="euler", scheduler="normal", seed=0, labels=(1, 2), size=(16, 16), batch=2,
+        positive=None, latent=None, denoise=1.0, callback=None,
+    ):  # fmt: skip
+        channels = model.model.latent_format.latent_channels
+        wanted = torch.tensor(labels)
+        with torch.inference_mode():
+            latent = torch.zeros(batch, channels, *size) if latent is None else latent
+            noise = comfy.sample.prepare_noise(latent, seed)
+            return comfy.sample.sample(
+                model, noise, steps, cfg, sampler, scheduler, positive or dit.conditioning(wanted),
+                dit.conditioning(torch.full_like(wanted, -1)), latent, denoise=denoise, disable_pbar=True, seed=seed,
+                callback=callback,
+            )  # fmt: skip
+
+    return SimpleNamespace(
+        comfy=comfy,
+        weights=weights,
+        model=model,
+        sample=sample,
+        attach=attach.attach,
+        node=attach,
+        dit=dit,
+        loader=dit_host,
+    )
+
+
+@pytest.fixture
+def model(host):
+    return host.model()

@@ -1,0 +1,314 @@
+"""The nodes themselves, called as the host calls them."""
+
+import pytest
+import torch
+from priorcache.cache_core.policies import FORA, Full
+from priorcache.cache_core.trace import Trace
+from priorcache.models.checkpoint import CheckpointError
+from priorcache.priors.prior import Prior, PriorError
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def nodes(host):
+    import folder_paths
+    import priorcache.nodes as pack
+
+    pack.register_folder()
+    return {n.GET_SCHEMA().node_id: n for n in pack.NODES} | {"folder_paths": folder_paths}
+
+
+@pytest.fixture
+def prior_folder(nodes, tmp_path, monkeypatch):
+    monkeypatch.setitem(nodes["folder_paths"].folder_names_and_paths, "priorcache", ([str(tmp_path)], {".safetensors"}))
+    return tmp_path
+
+
+def calibrate(host, nodes, model, **changes):
+    label = host.dit.conditioning(torch.tensor([1, 2]))
+    null = host.dit.conditioning(torch.tensor([-1, -1]))
+    settings = {
+        "seed": 5, "runs": 2, "steps": 5, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+        "longest_gap": 2, "mean_features": False,
+    }  # fmt: skip
+    with torch.inference_mode():
+        return nodes["PriorCacheCalibrate"].execute(
+            model, label, null, {"samples": torch.zeros(2, 3, 16, 16)}, **settings | changes
+        )
+
+
+class TestSchemas:
+    def test_every_node_is_named_and_filed_as_promised(self, nodes):
+        for name, node in nodes.items():
+            if name != "folder_paths":
+                schema = node.GET_SCHEMA()
+                assert name.startswith("PriorCache")
+                assert schema.category == "PriorCache"
+                assert schema.description
+
+    def test_every_input_and_output_has_a_tooltip_and_every_widget_a_default(self, nodes):
+        for name, node in nodes.items():
+            if name == "folder_paths":
+                continue
+            schema = node.GET_SCHEMA()
+            for entry in [*schema.inputs, *schema.outputs]:
+                assert entry.tooltip, f"{name}.{entry.id} has no tooltip"
+            for entry in schema.inputs:
+                widget = entry.io_type in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+                listed = entry.io_type == "COMBO" and entry.id in ("model_name", "prior_name")  # the user's own files
+                assert not widget or listed or entry.default is not None, f"{name}.{entry.id} has no default"
+                if entry.io_type in ("INT", "FLOAT"):
+                    assert entry.min <= entry.default <= entry.max
+
+    def test_every_node_has_a_help_page(self, nodes):
+        from pack import ROOT
+
+        pages = {p.stem for p in (ROOT / "web" / "docs").glob("*.md")}
+        assert pages == set(nodes) - {"folder_paths"}
+
+    def test_help_pages_name_every_input(self, nodes):
+        from pack import ROOT
+
+        for name, node in nodes.items():
+            if name != "folder_paths":
+                page = (ROOT / "web" / "docs" / f"{name}.md").read_text()
+                missing = [i.id for i in node.GET_SCHEMA().inputs if i.id not in page]
+                assert not missing, f"{name}: {missing}"
+
+    def test_promised_inputs_are_still_there_in_order(self, nodes):
+        """Saved workflows store widget values by position: this list may only gain entries at its ends."""
+        promised = {
+            "PriorCacheLoadDiT": ["model_name", "heads", "timestep_embedding", "weight_dtype"],
+            "PriorCacheDiTLabel": ["labels"],
+            "PriorCacheFORA": ["interval", "phase", "start", "end", "scope"],
+            "PriorCacheApply": ["model", "policy", "measure"],
+            "PriorCacheCalibrate": [
+                "model", "positive", "negative", "latent_image", "seed", "runs", "steps", "cfg", "sampler_name", "scheduler",
+                "denoise", "longest_gap", "mean_features",
+            ],
+            "PriorCacheSavePrior": ["prior", "name", "overwrite"],
+            "PriorCacheLoadPrior": ["prior_name", "model"],
+            "PriorCacheInspect": ["trace", "latent", "prior"],
+        }  # fmt: skip
+        for name, inputs in promised.items():
+            assert [i.id for i in nodes[name].GET_SCHEMA().inputs][: len(inputs)] == inputs
+
+
+class TestLoadDiT:
+    @pytest.fixture
+    def load(self, nodes, tmp_path, monkeypatch):
+        monkeypatch.setitem(
+            nodes["folder_paths"].folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors", ".pt"})
+        )
+
+        def call(name, heads=4, embedding="auto", dtype="default"):
+            with torch.inference_mode():
+                return nodes["PriorCacheLoadDiT"].execute(name, heads, embedding, dtype).args[0]
+
+        return call
+
+    def test_safetensors_and_pt_give_the_same_pictures(self, host, load, tmp_path):
+        _, weights = host.weights()
+        save_file(weights, tmp_path / "a.safetensors", metadata={"num_heads": "4"})
+        torch.save(weights, tmp_path / "b.pt")
+        first = host.sample(load("a.safetensors", heads=0))
+        assert torch.equal(first, host.sample(load("b.pt")))
+        assert torch.equal(first, host.sample(host.model()))
+
+    def test_the_host_can_load_it_again(self, host, load, tmp_path):
+        _, weights = host.weights()
+        save_file(weights, tmp_path / "a.safetensors", metadata={"num_heads": "4"})
+        function, arguments = load("a.safetensors").cached_patcher_init
+        with torch.inference_mode():
+            again = function(*arguments, disable_dynamic=True)
+        assert torch.equal(host.sample(again), host.sample(host.model()))
+
+    def test_a_pickle_is_refused_and_not_executed(self, load, tmp_path):
+        marker = tmp_path / "executed"
+
+        class Evil:
+            def __reduce__(self):
+                return (open, (str(marker), "w"))
+
+        torch.save({"final_layer.linear.weight": Evil()}, tmp_path / "evil.pt")
+        with pytest.raises(CheckpointError, match=r"evil\.pt"):
+            load("evil.pt")
+        assert not marker.exists()
+
+    @pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{}", b"\xff" * 64])
+    def test_a_broken_file_is_named(self, load, tmp_path, content):
+        (tmp_path / "broken.safetensors").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"broken\.safetensors"):
+            load("broken.safetensors")
+
+    @pytest.mark.parametrize(("dtype", "bound"), [("bf16", 0.1), ("fp16", 0.02)])
+    def test_half_precision_keeps_labels_exact(self, host, load, tmp_path, dtype, bound):
+        """Labels above 256 are not whole numbers in bfloat16; they must not pass through it."""
+        _, weights = host.weights(num_classes=1000)
+        save_file(weights, tmp_path / "many.safetensors", metadata={"num_heads": "4"})
+        exact = host.sample(load("many.safetensors"), labels=(985, 984))
+        half = host.sample(load("many.safetensors", dtype=dtype), labels=(985, 984))
+        assert ((half - exact).norm() / exact.norm()).item() < bound
+
+
+class TestDiTModel:
+    def test_noise_schedule_is_linear_in_beta(self, host, model):
+        betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+        alphas = torch.cumprod(1 - betas, 0)
+        expected = ((1 - alphas) / alphas).sqrt().float()
+        found = model.get_model_object("model_sampling").sigmas
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+        assert found[-1].item() == pytest.approx(157.4, abs=0.05)
+
+    def test_each_picture_gets_its_own_label_and_null_is_the_last_class(self, host, model):
+        both = host.sample(model, labels=(3, 7), cfg=1.0)
+        alone = host.sample(model, labels=(3, 3), cfg=1.0)
+        torch.testing.assert_close(both[0], alone[0], rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(both[1], alone[1], atol=1e-2)
+
+    def test_a_label_out_of_range_and_a_text_prompt_are_explained(self, host, model):
+        with pytest.raises(ValueError, match="0 to 9"):
+            host.sample(model, labels=(10, 10))
+        with pytest.raises(ValueError, match="DiT Class Label"):
+            host.sample(model, positive=[[torch.zeros(1, 4, 8), {}]])
+
+    @pytest.mark.parametrize(
+        ("text", "expected"), [("3", [3]), ("0-3", [0, 1, 2, 3]), ("3, 7,7 20-22,", [3, 7, 7, 20, 21, 22])]
+    )
+    def test_labels_are_read(self, host, text, expected):
+        assert host.dit.parse_labels(text) == expected
+
+    @pytest.mark.parametrize("text", ["", "cat", "-1", "5-3", "0-99999", "1.5", "0x10", "9999999"])
+    def test_other_text_is_refused(self, host, text):
+        with pytest.raises(ValueError, match="DiT Class Label"):
+            host.dit.parse_labels(text)
+
+
+class TestPolicyNodes:
+    def test_fora_makes_the_policy_of_its_widgets(self, nodes):
+        made = nodes["PriorCacheFORA"].execute(3, "aligned", 0.1, 0.9, "whole network").args[0]
+        assert made == FORA(3, "aligned", 0.1, 0.9, level="model")
+
+    def test_defaults_work(self, nodes):
+        schema = nodes["PriorCacheFORA"].GET_SCHEMA()
+        assert nodes["PriorCacheFORA"].execute(**{i.id: i.default for i in schema.inputs}).args[0] == FORA()
+
+
+class TestCalibrate:
+    def test_measures_what_a_full_run_with_tracing_measures(self, host, nodes, model):
+        prior = calibrate(host, nodes, model, runs=1).args[0]
+        trace = Trace()
+        host.sample(host.attach(model, Full(), trace, "errors"), seed=5, steps=5, cfg=2.0)
+        sites, _, errors = trace.runs[0].table()
+        assert prior.sites == tuple(s.name for s in sites)
+        found = prior.reuse_error(1).T
+        torch.testing.assert_close(
+            found.nan_to_num(-1), torch.tensor(errors, dtype=torch.float64).nan_to_num(-1), rtol=1e-4, atol=1e-5
+        )
+
+    def test_two_seeds_at_once_are_two_priors_merged(self, host, nodes, model):
+        both = calibrate(host, nodes, model).args[0]
+        merged = Prior.merge([calibrate(host, nodes, model, runs=1, seed=s).args[0] for s in (5, 6)])
+        assert (both.samples, both.seeds) == (merged.samples, merged.seeds) == (4, (5, 6))
+        for name, table in both.tables.items():
+            torch.testing.assert_close(merged.tables[name], table, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+    def test_gram_is_that_of_the_derivatives(self, host, nodes, model):
+        prior = calibrate(host, nodes, model, runs=1, cfg=1.0).args[0]
+        seen = []
+        host.sample(model, seed=5, steps=5, cfg=1.0, callback=lambda i, x0, x, n: seen.append(x - x0))
+        stack = torch.stack([(d / s).flatten() for d, s in zip(seen, prior.tables["sigmas"], strict=True)]).double()
+        torch.testing.assert_close(
+            prior.tables["gram/positive"], stack @ stack.T / stack.shape[1], rtol=1e-4, atol=1e-5
+        )
+        assert "gram/negative" not in prior.tables
+
+    def test_changes_no_model_and_can_be_stopped(self, host, nodes, model, monkeypatch):
+        before = host.sample(model)
+        stop = host.comfy.model_management.InterruptProcessingException
+        monkeypatch.setattr(
+            host.comfy.utils.ProgressBar, "update_absolute", lambda self, value, *a, **k: (_ for _ in ()).throw(stop)
+        )
+        with pytest.raises(stop):
+            calibrate(host, nodes, model)
+        monkeypatch.undo()
+        calibrate(host, nodes, model, runs=1)
+        assert torch.equal(host.sample(model), before)
+
+    def test_progress_runs_to_the_end_over_all_runs(self, host, nodes, model, monkeypatch):
+        told = []
+        monkeypatch.setattr(
+            host.comfy.utils.ProgressBar,
+            "update_absolute",
+            lambda self, value, *a, **k: told.append((value, self.total)),
+        )
+        calibrate(host, nodes, model)
+        assert told == [(i, 10) for i in range(1, 11)]
+
+    def test_mean_features_are_the_positive_mean(self, host, nodes, model):
+        prior = calibrate(host, nodes, model, runs=1, mean_features=True).args[0]
+        assert prior.tables["mean/blocks.0.attn"].shape == (5, 64, 64)
+        assert prior.tables["mean/blocks.0.attn"].dtype == torch.float16
+        assert len([n for n in prior.tables if n.startswith("mean/")]) == len(prior.sites) == 6
+
+    def test_a_sampler_without_fixed_steps_is_explained(self, host, nodes, model):
+        with pytest.raises(PriorError, match="fixed steps"):
+            calibrate(host, nodes, model, sampler_name="dpm_adaptive", runs=3)
+
+
+class TestPriorFiles:
+    def test_save_then_load(self, host, nodes, model, prior_folder):
+        prior = calibrate(host, nodes, model, runs=1).args[0]
+        name = nodes["PriorCacheSavePrior"].execute(prior, "mine", False).args[0]
+        assert name == "mine.safetensors"
+        assert nodes["PriorCacheSavePrior"].execute(prior, "mine", False).args[0] == "mine-2.safetensors"
+        assert nodes["PriorCacheSavePrior"].execute(prior, "mine.safetensors", True).args[0] == "mine.safetensors"
+        assert sorted(p.name for p in prior_folder.iterdir()) == ["mine-2.safetensors", "mine.safetensors"]
+        loaded = nodes["PriorCacheLoadPrior"].execute("mine.safetensors", model).args[0]
+        assert loaded.subject == prior.subject
+
+    @pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", "", " ", ".hidden", "nul\0", "x" * 200, "..", "a."])
+    def test_no_name_leaves_the_folder(self, host, nodes, model, prior_folder, name):
+        prior = calibrate(host, nodes, model, runs=1, steps=2).args[0]
+        with pytest.raises(PriorError, match="file name"):
+            nodes["PriorCacheSavePrior"].execute(prior, name, False)
+        assert list(prior_folder.iterdir()) == []
+
+    def test_a_prior_of_another_model_is_refused_by_name(self, host, nodes, model, prior_folder):
+        nodes["PriorCacheSavePrior"].execute(calibrate(host, nodes, model, runs=1, steps=2).args[0], "mine", False)
+        with pytest.raises(PriorError, match=r"geometry.*Calibrate"):
+            nodes["PriorCacheLoadPrior"].execute("mine.safetensors", host.model(depth=2))
+
+    def test_a_file_written_anew_is_loaded_anew(self, host, nodes, model, prior_folder):
+        import os
+
+        prior = calibrate(host, nodes, model, runs=1, steps=2).args[0]
+        nodes["PriorCacheSavePrior"].execute(prior, "mine", False)
+        before = nodes["PriorCacheLoadPrior"].fingerprint_inputs("mine.safetensors")
+        os.utime(prior_folder / "mine.safetensors", ns=(1, 1))
+        assert nodes["PriorCacheLoadPrior"].fingerprint_inputs("mine.safetensors") != before
+
+
+class TestInspect:
+    def test_walks_up_from_the_latent_to_the_samplers(self):
+        from priorcache.nodes.inspect import _upstream
+
+        prompt = {
+            "1": {"inputs": {}},
+            "6": {"inputs": {"model": ["1", 0]}},
+            "7": {"inputs": {"model": ["1", 0], "latent_image": ["6", 0]}},
+            "8": {"inputs": {"model": ["1", 0]}},
+            "9": {"inputs": {"latent": ["7", 0], "trace": ["5", 1]}},
+        }
+        assert _upstream(prompt, "9", "latent") == {"7", "6", "1"}
+        assert _upstream(prompt, "9", "prior") == set()
+        assert _upstream(None, "9", "latent") == set()
+
+    def test_pictures_of_different_size_become_one_batch(self):
+        import numpy as np
+        from priorcache.nodes.inspect import _batch
+
+        out = _batch([np.zeros((4, 6, 3), np.float32), np.zeros((8, 2, 3), np.float32)])
+        assert out.shape == (2, 8, 6, 3)
+        assert out[0, 7, 0, 0] == 1
+        assert out[0, 3, 5, 0] == 0

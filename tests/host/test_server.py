@@ -1,0 +1,173 @@
+"""The pack in running ComfyUI servers: both host versions, the shipped workflows, over the HTTP API."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from host_server import Server, ServerError, base_directory
+from pack import ROOT
+from PIL import Image
+
+import workflows
+
+NODES = {
+    "PriorCacheLoadDiT", "PriorCacheDiTLabel", "PriorCacheFORA", "PriorCacheApply", "PriorCacheCalibrate",
+    "PriorCacheSavePrior", "PriorCacheLoadPrior", "PriorCacheInspect",
+}  # fmt: skip
+
+
+def start(tmp_path_factory, variable: str) -> Server:
+    folder = tmp_path_factory.mktemp(variable.lower())
+    return Server(Path(os.environ[variable]), base_directory(folder), folder / "server.log")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with start(tmp_path_factory, "COMFYUI_PATH") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def info(server):
+    return server.get("/object_info")
+
+
+def first_run(**changes) -> tuple[dict, dict[str, str]]:
+    """The shipped workflow, smaller: (prompt, node id by title)."""
+    prompt = json.loads((ROOT / "workflows" / "api" / "01_first_run.json").read_text())
+    ids = {node["_meta"]["title"]: key for key, node in prompt.items()}
+    for key in (ids["KSampler: every step in full"], ids["KSampler: cached"]):
+        prompt[key]["inputs"] |= {"steps": 6, **changes}
+    prompt[ids["EmptyLatentImage"]]["inputs"]["batch_size"] = 2
+    return prompt, ids
+
+
+def complaints(server: Server) -> list[str]:
+    """Warnings and errors in the server's log that name this pack."""
+    lines = server.output().splitlines()
+    return [
+        s
+        for s in lines
+        if ("priorcache" in s.lower()) and ("warn" in s.lower() or "error" in s.lower() or "fail" in s.lower())
+    ]
+
+
+class TestLatestHost:
+    def test_all_nodes_are_there_and_nothing_was_complained_about(self, server, info):
+        assert {n for n in info if n.startswith("PriorCache")} == NODES
+        assert complaints(server) == []
+
+    def test_the_demo_model_is_listed(self, info):
+        spec = info["PriorCacheLoadDiT"]["input"]["required"]["model_name"]
+        assert workflows.DEMO_MODEL in json.dumps(spec)
+
+    def test_shipped_workflows_are_what_their_description_says(self, info):
+        for name, content in workflows.files(info).items():
+            assert (ROOT / "workflows" / name).read_text() == content, f"{name} is stale: python tools/dev.py workflows"
+
+    def test_shipped_canvas_and_api_forms_agree_by_an_independent_converter(self, info):
+        from comfy_cli.workflow_to_api import convert_ui_to_api
+
+        for workflow in workflows.workflows():
+            converted = convert_ui_to_api(json.loads((ROOT / "workflows" / f"{workflow.name}.json").read_text()), info)
+            ours = workflow.api()
+            assert converted.keys() == ours.keys()
+            for key, node in ours.items():
+                assert converted[key]["class_type"] == node["class_type"]
+                assert converted[key]["inputs"] == node["inputs"]
+
+    def test_help_pages_and_templates_are_served(self, server):
+        for node in NODES:
+            with urllib.request.urlopen(
+                f"{server.url}/extensions/ComfyUI-PriorCache/docs/{node}.md", timeout=30
+            ) as reply:
+                assert len(reply.read()) > 300
+        assert sorted(server.get("/workflow_templates")["ComfyUI-PriorCache"]) == ["01_calibrate", "01_first_run"]
+
+    def test_the_first_workflow_leaves_pictures_curves_and_sentences(self, server):
+        prompt, ids = first_run()
+        result = server.run(prompt)
+        for title in ("In full", "Cached"):
+            assert len(result.outputs[ids[title]]["images"]) == 2
+        inspected = result.outputs[ids["PriorCacheInspect"]]
+        picture = Image.open(BytesIO(server.image(inspected["images"][0])))
+        assert picture.width > 800
+        assert len(picture.convert("RGB").getcolors(2**24)) > 50
+        assert "FORA N=2" in inspected["text"][0]
+        run = inspected["priorcache"][0]
+        assert [s["computed"] for s in run["steps"]] == [1, 1, 0, 1, 0, 1]
+        assert run["complete"]
+
+    def test_a_queue_that_the_host_serves_from_its_cache_shows_the_same_curves(self, server):
+        prompt, ids = first_run(seed=11)
+        first = server.run(prompt).outputs[ids["PriorCacheInspect"]]
+        again = server.run(prompt)
+        assert ids["KSampler: cached"] not in again.seconds
+        assert again.outputs[ids["PriorCacheInspect"]]["priorcache"] == first["priorcache"]
+
+    def test_a_new_seed_shows_the_new_run_only(self, server):
+        prompt, ids = first_run(seed=12)
+        server.run(prompt)
+        prompt, ids = first_run(seed=13, steps=8)
+        shown = server.run(prompt).outputs[ids["PriorCacheInspect"]]["priorcache"]
+        assert [r["evaluations"] for r in shown] == [8]
+
+    def test_two_samplers_on_one_model_are_kept_apart(self, server):
+        prompt, ids = first_run(seed=14)
+        second = json.loads(json.dumps(prompt[ids["KSampler: cached"]]))
+        second["inputs"] |= {"seed": 15, "steps": 9, "denoise": 0.7, "latent_image": [ids["KSampler: cached"], 0]}
+        prompt["second"] = second
+        prompt["other"] = {
+            "class_type": "PriorCacheInspect",
+            "inputs": {"trace": [ids["PriorCacheApply"], 1], "latent": ["second", 0]},
+        }
+        result = server.run(prompt)
+        assert [r["evaluations"] for r in result.outputs["other"]["priorcache"]] == [6, 9]
+        assert [r["evaluations"] for r in result.outputs[ids["PriorCacheInspect"]]["priorcache"]] == [6]
+
+    def test_bypassing_apply_gives_exactly_the_uncached_picture(self, server):
+        prompt, ids = first_run(seed=16)
+        prompt[ids["KSampler: cached"]]["inputs"]["model"] = ["1", 0]  # what the canvas sends for a bypassed node
+        prompt[ids["PriorCacheInspect"]]["inputs"].pop("trace")
+        result = server.run(prompt)
+        full, cached = ([server.image(e) for e in result.outputs[ids[t]]["images"]] for t in ("In full", "Cached"))
+        assert [Image.open(BytesIO(a)).tobytes() for a in full] == [Image.open(BytesIO(a)).tobytes() for a in cached]
+        assert "bypassed" in result.outputs[ids["PriorCacheInspect"]]["text"][0]
+
+    def test_the_calibration_workflow_saves_a_prior_that_loads(self, server):
+        prompt = json.loads((ROOT / "workflows" / "api" / "01_calibrate.json").read_text())
+        ids = {node["_meta"]["title"]: key for key, node in prompt.items()}
+        prompt[ids["PriorCacheCalibrate"]]["inputs"] |= {"steps": 5, "runs": 1}
+        prompt[ids["EmptyLatentImage"]]["inputs"]["batch_size"] = 2
+        result = server.run(prompt)
+        assert result.outputs[ids["PriorCacheCalibrate"]]["images"]
+        assert [p.name for p in (server.base / "models" / "priorcache").iterdir()] == ["shapes-dit ddim 50.safetensors"]
+        inspect = {
+            "1": {"class_type": "PriorCacheLoadPrior", "inputs": {"prior_name": "shapes-dit ddim 50.safetensors"}},
+            "2": {"class_type": "PriorCacheInspect", "inputs": {"prior": ["1", 0]}},
+        }
+        assert "12 branches" in server.run(inspect).outputs["2"]["text"][0]
+
+    def test_an_error_reaches_the_person_in_plain_words(self, server):
+        prompt, ids = first_run(seed=17)
+        prompt[ids["PriorCacheDiTLabel"]]["inputs"]["labels"] = "12"
+        with pytest.raises(ServerError, match="this model knows 0 to 11"):
+            server.run(prompt)
+
+    def test_nothing_of_ours_was_complained_about_in_the_end(self, server):
+        assert [s for s in complaints(server) if "this model knows 0 to 11" not in s and "Traceback" not in s] == []
+
+
+def test_floor_host_loads_the_pack_and_samples(tmp_path_factory):
+    with start(tmp_path_factory, "COMFYUI_FLOOR") as floor:
+        assert {n for n in floor.get("/object_info") if n.startswith("PriorCache")} == NODES
+        prompt, ids = first_run()
+        result = floor.run(prompt)
+        run = result.outputs[ids["PriorCacheInspect"]]["priorcache"][0]
+        assert [s["computed"] for s in run["steps"]] == [1, 1, 0, 1, 0, 1]
+        assert complaints(floor) == []
