@@ -58,10 +58,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def times(count: int, generator: torch.Generator) -> Tensor:
-    """Half uniform, half around the middle noise levels where pictures take shape."""
-    uniform = torch.rand(count, generator=generator)
-    middle = torch.sigmoid(0.9 * torch.randn(count, generator=generator) - 0.7)
-    return torch.where(torch.arange(count) % 2 == 0, uniform, middle).mul(STEPS).long().clamp(0, STEPS - 1)
+    """Half uniform, half around the middle noise levels where pictures take shape; evenly spread over the batch."""
+    even = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    uniform = (2 * even) % 1
+    middle = torch.sigmoid(0.9 * torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)) - 0.5)
+    return torch.where(even < 0.5, uniform, middle).mul(STEPS).long().clamp(0, STEPS - 1)
 
 
 def optimisers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:

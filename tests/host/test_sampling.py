@@ -261,3 +261,14 @@ def test_whole_network_reuse_holds_the_derivative(host, model):
     torch.testing.assert_close(derivatives[1], derivatives[0], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(derivatives[2], derivatives[0], rtol=1e-3, atol=1e-3)
     assert close(derivatives[3], derivatives[0]) > 1e-2
+
+
+def test_low_vram_mode_changes_nothing(host, model):
+    """Weights that the host keeps off the device are cast layer by layer; our blocks must still call the modules."""
+    stock, cached = host.sample(model), host.sample(host.attach(model, ALIGNED))
+    low = host.attach(model, ALIGNED)
+    with torch.inference_mode():
+        low.patch_model(device_to=low.load_device, lowvram_model_memory=20_000)
+        assert any(getattr(m, "comfy_cast_weights", False) for m in model.model.modules())
+    assert torch.equal(host.sample(low), cached)
+    assert torch.equal(host.sample(model), stock)
