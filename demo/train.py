@@ -128,7 +128,9 @@ def save(weights: dict[str, Tensor], model: nn.Module, args: argparse.Namespace,
         "training": json.dumps({"steps": args.steps, "batch": args.batch, "seed": args.seed, "rate": args.rate}),
     }
     save_file({k: v.half().contiguous() for k, v in weights.items()}, args.out, metadata=metadata)
-    log = {"command": args.command, "config": model.config.as_dict(), "loss": curve}
+    before = args.init.with_suffix(".json") if args.init else None
+    stages = json.loads(before.read_text())["stages"] if before and before.is_file() else []
+    log = {"config": model.config.as_dict(), "stages": [*stages, {"command": args.command, "loss": curve}]}
     args.out.with_suffix(".json").write_text(json.dumps(log) + "\n")
 
 
@@ -152,7 +154,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "shapes-dit.safetensors")
     args = parser.parse_args(argv)
     args.command = "python tools/dev.py train " + " ".join(
-        f"--{k} {getattr(args, k)}" for k in ("steps", "batch", "rate", "seed", "hidden", "depth", "heads", "patch")
+        f"--{k} {getattr(args, k)}"
+        for k in ("steps", "batch", "rate", "seed", "warmup", "emphasis", "hidden", "depth", "heads", "patch")
     )
     return args
 

@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -22,6 +22,7 @@ OUT = ROOT / "demo" / "out"
 SEEDS = (7, 8)
 INTERVALS = (2, 3)
 STEPS = 50
+ORDINAL = {2: "second", 3: "third"}
 
 
 def workflow(name: str) -> tuple[dict, dict[str, str]]:
@@ -137,6 +138,27 @@ def measure(server: Server, base: Path) -> dict:
     return report
 
 
+def poster(interval: int = 2) -> Image.Image:
+    """In full, cached, and what it cost: the three pictures of one run side by side."""
+    full, cached, cost = (
+        Image.open(OUT / f"{n}.png").convert("RGB")
+        for n in ("uncached", f"cached-n{interval}", f"inspector-n{interval}")
+    )
+    cost = cost.resize((round(cost.width * 0.8), round(cost.height * 0.8)), Image.Resampling.LANCZOS)
+    margin, line = 24, 44
+    width = 3 * margin + full.width + cost.width
+    sheet = Image.new("RGB", (width, max(cost.height, 2 * (full.height + line) + margin) + 2 * margin), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=26)
+    for i, (tile, text) in enumerate(
+        ((full, "Every step in full"), (cached, f"Cached: every {ORDINAL[interval]} step computed"))
+    ):
+        top = margin + i * (full.height + line + margin)
+        draw.text((margin, top), text, fill="black", font=font)
+        sheet.paste(tile, (margin, top + line))
+    sheet.paste(cost, (2 * margin + full.width, margin))
+    return sheet
+
+
 def table(report: dict) -> str:
     lines = [
         f"{'':24} {'steps':>6} {'computed':>9} {'FLOPs':>7} {'wall':>9} {'faster':>8} {'wall/FLOPs':>11} {'error':>7}"
@@ -160,6 +182,7 @@ def main() -> None:
         base = base_directory(Path(folder))
         with Server(Path(os.environ["COMFYUI_PATH"]), base, OUT / "server.log") as server:
             report = measure(server, base)
+    poster().save(OUT / "first_run.png")
     (OUT / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(table(report))
     print("\nerror: relative L2 of the final latent, mean over seeds. Pictures and report.json are in demo/out/")
