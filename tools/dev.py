@@ -38,7 +38,7 @@ HOSTS = {"0.30.0": "2.6.0", "0.18.2": "2.0.0"}
 LATEST, FLOOR = "0.30.0", "0.18.2"
 
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # these three must match each other
-TOOLS = ("pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.5", "diffusers==0.42.1", "comfy-cli==1.23.0")
+TOOLS = ("pytest==9.2.0", "hypothesis>=6.100", "ruff==0.17.5", "diffusers>=0.35", "comfy-cli==1.23.0")
 PYTHONS = ((3, 10), (3, 12))
 
 
