@@ -22,6 +22,7 @@ OUT = ROOT / "demo" / "out"
 SEEDS = (7, 8)
 INTERVALS = (2, 3)
 STEPS = 50
+PICTURES = 24
 ORDINAL = {2: "second", 3: "third"}
 
 
@@ -36,6 +37,7 @@ def first_run(seed: int, interval: int) -> tuple[dict, dict[str, str]]:
     prompt, ids = workflow("01_first_run")
     full, cached = ids["KSampler: every step in full"], ids["KSampler: cached"]
     prompt[ids["PriorCacheFORA"]]["inputs"]["interval"] = interval
+    prompt[ids["EmptyLatentImage"]]["inputs"]["batch_size"] = PICTURES
     for key, name in ((full, "full"), (cached, "cached")):
         prompt[key]["inputs"]["seed"] = seed
         prompt[name] = {"class_type": "SaveLatent", "inputs": {"samples": [key, 0], "filename_prefix": f"demo/{name}"}}
@@ -114,7 +116,7 @@ def measure(server: Server, base: Path) -> dict:
                 picture(server, result, ids["PriorCacheInspect"]).save(OUT / f"inspector-n{interval}.png")
     ratios = flops_ratios()
     full_seconds = statistics.median(full_times)
-    report = {"steps": STEPS, "cfg": 1.5, "pictures": 12, "seeds": SEEDS, "full_seconds": full_times, "runs": []}
+    report = {"steps": STEPS, "cfg": 1.5, "pictures": PICTURES, "seeds": SEEDS, "full_seconds": full_times, "runs": []}
     for interval in INTERVALS:
         seconds, row = statistics.median(cached_times[interval]), rows[interval]
         speedup = full_seconds / seconds
