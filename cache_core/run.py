@@ -56,9 +56,9 @@ class CacheRun:
         self.trace.measure = measure
         wanted = [policy.history, int(measure != "off"), *(o.history for o in self.observers)]
         self.store = FeatureStore(max(wanted))
-        self.declined: str | None = policy.objection(total)
-        if self.declined:
-            self.trace.notes.append(f"{policy.describe()} computed everything: {self.declined}.")
+        self.declined: str | None = None
+        if objection := policy.objection(total):
+            self.decline(objection)
         self.checked = False
         self._clock = Clock(torch.device(device))
         self._step: Step | None = None
