@@ -18,6 +18,7 @@ from ..cache_core.trace import RunTrace, Trace
 log = logging.getLogger("PriorCache")
 KEY = "PriorCache"
 RUN = "priorcache_run"
+KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
 RIVALS = {"easycache": "EasyCache (or LazyCache)"}
 
 
@@ -27,7 +28,7 @@ class CacheError(ValueError):
 
 def detach(model):
     """Remove what an earlier attach put on this patcher."""
-    for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL):
+    for kind in KINDS:
         model.remove_wrappers_with_key(kind, KEY)
 
 
@@ -79,12 +80,7 @@ def attach(
             if trace is not None and run.trace.moments:
                 trace.add(run.trace)
 
-    for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, outer_sample),
-        (WrappersMP.PREDICT_NOISE, _predict_noise),
-        (WrappersMP.CALC_COND_BATCH, _calc_cond_batch),
-        (WrappersMP.APPLY_MODEL, _apply_model),
-    ):
+    for kind, wrapper in zip(KINDS, (outer_sample, _predict_noise, _calc_cond_batch, _apply_model), strict=True):
         model.add_wrapper_with_key(kind, KEY, wrapper)
     return model
 
