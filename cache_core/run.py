@@ -122,7 +122,6 @@ class Forward:
 
     def __init__(self, run: CacheRun, streams: Streams):
         self.run, self.streams = run, streams
-        self.silent = False  # while an adapter checks itself nothing is noted down
 
     def action(self, site: Site) -> Action:
         """What `branch` will do. Asking changes nothing; a miss always computes."""
@@ -134,15 +133,24 @@ class Forward:
             return Action.COMPUTE
         return run.policy.decide(run.step, site)
 
-    def branch(self, site: Site, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """fn(x), or something the policy believes is close to it. Callers must not write to the result."""
-        if self.action(site) is Action.COMPUTE:
+    def branch(self, site: Site, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
+        """fn(x), or something the policy believes is close to it. Callers must not write to the result.
+
+        tokenwise: fn may be called with some of the tokens of x (B, N, D) alone; where it may not, PARTIAL computes.
+        """
+        action = self.action(site)
+        if action is Action.COMPUTE or (action is Action.PARTIAL and not tokenwise):
             return self.computed(site, fn(x))
         run = self.run
-        out = run.policy.reuse(run.step, site, run.store.get(site, self.streams))
+        past = run.store.get(site, self.streams)
+        out = run.policy.reuse(run.step, site, past)
+        if action is Action.PARTIAL:
+            where = run.policy.select(run.step, site, x, past)[..., None].expand(-1, -1, x.shape[-1])
+            fresh = fn(x.gather(1, where))
+            out = out.scatter(1, where[..., :1].expand(-1, -1, out.shape[-1]), fresh)
         error = relative_error(out, fn(x)) if run.measure == "truth" else None
-        run.trace.rows.append(Row(run.step.index, site, Action.REUSE, error))
-        if run.policy.keeps_reused:
+        run.trace.rows.append(Row(run.step.index, site, action, error))
+        if run.policy.keeps_reused or action is Action.PARTIAL:
             run.store.put(site, self.streams, out, run.step, computed=False)
         else:
             run.store.touch(site, self.streams, run.step)
@@ -151,7 +159,7 @@ class Forward:
     def computed(self, site: Site, out: Tensor) -> Tensor:
         """Take note of an output that was computed, here or by the host's own forward."""
         run = self.run
-        if self.silent or not run.keeps:
+        if not run.keeps:
             return out
         past = run.store.get(site, self.streams)
         error = None

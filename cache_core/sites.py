@@ -42,6 +42,7 @@ class Step(NamedTuple):
 class Action(Enum):
     COMPUTE = "compute"
     REUSE = "reuse"
+    PARTIAL = "partial"  # compute some tokens, reuse the others
 
 
 class Feature(NamedTuple):

@@ -101,8 +101,8 @@ def render(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(n, generator=generator) * (high - low) + low
 
-    radius = uniform(0.46, 0.74)
-    room = 0.98 - radius
+    radius = uniform(0.56, 0.78)
+    room = 0.94 - radius
     centre = torch.stack((uniform(-1, 1) * room, uniform(-1, 1) * room), dim=-1)
     tilt = uniform(-0.2, 0.2)
     grid = (torch.arange(size) + 0.5) / size * 2 - 1

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from .base import Adapter, Block, installed, overridden
+from .base import Adapter, Block, Branch, computing, installed, numbered, overridden
 from .dit import DiTAdapter
 
 ADAPTERS: tuple[Adapter, ...] = (DiTAdapter(),)
@@ -18,4 +18,15 @@ def unwrapped(network: nn.Module) -> nn.Module:
     return getattr(network, "_orig_mod", network)
 
 
-__all__ = ["ADAPTERS", "Adapter", "Block", "adapter_for", "installed", "overridden", "unwrapped"]
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "Block",
+    "Branch",
+    "adapter_for",
+    "computing",
+    "installed",
+    "numbered",
+    "overridden",
+    "unwrapped",
+]

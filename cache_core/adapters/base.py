@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,34 @@ from torch import Tensor, nn
 from ..run import Forward, relative_error
 from ..sites import Action, Site
 
-Branch = Callable[[str, Callable[[Tensor], Tensor], Tensor], Tensor]
-"""branch(name, fn, x) -> fn(x) or what the cache has for it; `name` is one of the block's branches."""
+class Branch(Protocol):
+    """What an equation hands its residual branches to.
+
+    branch(name, fn, x) -> fn(x), or what the cache has for it; `name` is one of the block's branches. tokenwise says
+    that fn treats every token of x (B, N, D) alike and alone, so that it may be called with fewer of them. Equations
+    must not write to the result.
+    """
+
+    def __call__(
+        self, name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False
+    ) -> Tensor: ...
 
 
 class Block(NamedTuple):
-    """One block of a network: its cacheable branches, and the submodules whose outputs are their pre-gate tensors."""
+    """One block of a network: its equation, its cacheable branches, and the submodules that make their outputs.
+
+    `equation(module, branch, *args, **kwargs)` is the block's forward with each residual branch handed to `branch`.
+    Where several submodules make one branch's pre-gate output, theirs are joined along the tokens, in this order.
+    """
 
     module: nn.Module
+    equation: Callable
     sites: dict[str, Site]
-    captures: dict[str, nn.Module]
+    captures: dict[str, tuple[nn.Module, ...]]
 
 
 class Adapter(ABC):
-    """Knows one architecture's residual equation and nothing about caching."""
+    """Knows one architecture's residual equations and nothing about caching."""
 
     architecture: ClassVar[str]
 
@@ -38,24 +52,37 @@ class Adapter(ABC):
     def blocks(self, network: nn.Module) -> list[Block]:
         """Every block in execution order."""
 
-    @abstractmethod
-    def forward(self, block: nn.Module, branch: Branch, *args, **kwargs):
-        """The block's forward, with each residual branch handed to `branch`."""
+    def writes(self, kwargs: dict) -> bool:
+        """Whether the host's block, called with these, writes into the pre-gate outputs that are noted from it."""
+        return False
 
 
 def numbered(
-    container: str, modules: nn.ModuleList, branches: dict[str, Callable[[nn.Module], nn.Module]]
+    container: str,
+    modules: nn.ModuleList,
+    equation: Callable,
+    branches: dict[str, Callable[[nn.Module], nn.Module | tuple[nn.Module, ...]]],
+    first: int = 0,
+    depth: int | None = None,
 ) -> list[Block]:
-    """Blocks of a plain list: branch name -> how to find the submodule that makes its pre-gate output."""
-    depth = len(modules)
-    return [
-        Block(
-            module,
-            {name: Site(f"{container}.{i}.{name}", i, depth) for name in branches},
-            {name: find(module) for name, find in branches.items()},
+    """Blocks of a plain list: branch name -> how to find the submodules that make its pre-gate output.
+
+    A network of several lists numbers its blocks through: `first` is the position of this list's first block, `depth`
+    the number of all blocks.
+    """
+    depth = depth or len(modules)
+    found = []
+    for i, module in enumerate(modules):
+        parts = {name: find(module) for name, find in branches.items()}
+        found.append(
+            Block(
+                module,
+                equation,
+                {name: Site(f"{container}.{i}.{name}", first + i, depth) for name in branches},
+                {name: p if isinstance(p, tuple) else (p,) for name, p in parts.items()},
+            )
         )
-        for i, module in enumerate(modules)
-    ]
+    return found
 
 
 @contextmanager
@@ -83,53 +110,72 @@ def installed(adapter: Adapter, network: nn.Module, cache: Forward) -> Iterator[
     """
     forwards: list[tuple[nn.Module, Callable]] = []
     for block in adapter.blocks(network):
-        actions = {cache.action(site) for site in block.sites.values()}
         foreign = "forward" in block.module.__dict__
-        if actions == {Action.COMPUTE} or foreign:
+        if foreign or all(cache.action(site) is Action.COMPUTE for site in block.sites.values()):
             if cache.run.keeps:
-                forwards += [(m, _noting(cache, block.sites[name], m.forward)) for name, m in block.captures.items()]
+                forwards.append((block.module, _noting(adapter, block, cache)))
             if not (cache.run.checked or foreign or cache.run.declined or cache.run.policy.history == 0):
                 cache.run.checked = True
-                forwards.append((block.module, _checking(adapter, block, cache)))
+                forwards[-1] = (block.module, _checking(adapter, block, cache, forwards[-1][1]))
         else:
-            forwards.append((block.module, _equation(adapter, block, cache)))
+            forwards.append((block.module, _equation(block, cache)))
     with overridden(forwards):
         yield
 
 
-def _noting(cache: Forward, site: Site, forward: Callable) -> Callable:
-    def noted(*args, **kwargs):
-        return cache.computed(site, forward(*args, **kwargs))
+def _noting(adapter: Adapter, block: Block, cache: Forward) -> Callable:
+    """The block's own forward, with the outputs of its branches noted down."""
+    original = block.module.forward
 
-    return noted
+    def note(site: Site, parts: list, place: int, forward: Callable, copied: bool) -> Callable:
+        def noted(*args, **kwargs):
+            out = forward(*args, **kwargs)
+            parts[place] = out.clone() if copied and len(parts) == 1 else out
+            if all(p is not None for p in parts):
+                cache.computed(site, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+            return out
+
+        return noted
+
+    def forward(*args, **kwargs):
+        copied = adapter.writes(kwargs)
+        forwards = []
+        for name, modules in block.captures.items():
+            parts = [None] * len(modules)
+            forwards += [(m, note(block.sites[name], parts, i, m.forward, copied)) for i, m in enumerate(modules)]
+        with overridden(forwards):
+            return original(*args, **kwargs)
+
+    return forward
 
 
-def _equation(adapter: Adapter, block: Block, cache: Forward) -> Callable:
-    def branch(name: str, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return cache.branch(block.sites[name], fn, x)
+def _equation(block: Block, cache: Forward) -> Callable:
+    def branch(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
+        return cache.branch(block.sites[name], fn, x, tokenwise)
 
     def cached(*args, **kwargs):
-        return adapter.forward(block.module, branch, *args, **kwargs)
+        return block.equation(block.module, branch, *args, **kwargs)
 
     return cached
 
 
-def _checking(adapter: Adapter, block: Block, cache: Forward) -> Callable:
+def computing(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
+    """The branch that caches nothing."""
+    return fn(x)
+
+
+def _checking(adapter: Adapter, block: Block, cache: Forward, forward: Callable) -> Callable:
     """Once per run: the adapter's equation, computing everything, must agree with the host's block."""
-    original = block.module.forward
 
     def checked(*args, **kwargs):
-        own = [a.clone() if isinstance(a, Tensor) else a for a in args]  # some hosts update their inputs in place
-        named = {k: a.clone() if isinstance(a, Tensor) else a for k, a in kwargs.items()}
-        expected = original(*args, **kwargs)
-        cache.silent = True
+        own = [_copied(a) for a in args]  # some hosts update their inputs in place
+        named = {k: _copied(a) for k, a in kwargs.items()}
+        expected = forward(*args, **kwargs)
         try:
-            found = adapter.forward(block.module, lambda name, fn, x: fn(x), *own, **named)
-        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            found = block.equation(block.module, computing, *own, **named)
+        except (TypeError, ValueError, AttributeError, RuntimeError, KeyError, IndexError) as error:
             cache.run.decline(f"the {adapter.architecture} block of this ComfyUI is not the one known here ({error})")
             return expected
-        finally:
-            cache.silent = False
         worst = _difference(found, expected)
         if not worst < tolerance(expected):
             cache.run.decline(
@@ -139,6 +185,10 @@ def _checking(adapter: Adapter, block: Block, cache: Forward) -> Callable:
         return expected
 
     return checked
+
+
+def _copied(value):
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _difference(found, expected) -> float:

@@ -15,10 +15,11 @@ class DiTAdapter(Adapter):
         return type(network).__name__ == "DiT" and hasattr(network, "y_embedder") and hasattr(network, "blocks")
 
     def blocks(self, network: nn.Module) -> list[Block]:
-        return numbered("blocks", network.blocks, {"attn": lambda b: b.attn, "mlp": lambda b: b.mlp})
+        return numbered("blocks", network.blocks, block, {"attn": lambda b: b.attn, "mlp": lambda b: b.mlp})
 
-    def forward(self, block: nn.Module, branch: Branch, x: Tensor, c: Tensor) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)
-        x = x + gate_a * branch("attn", lambda x: block.attn(modulate(block.norm1(x), shift_a, scale_a)), x)
-        x = x + gate_m * branch("mlp", lambda x: block.mlp(modulate(block.norm2(x), shift_m, scale_m)), x)
-        return x
+
+def block(self: nn.Module, branch: Branch, x: Tensor, c: Tensor) -> Tensor:
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)
+    x = x + gate_a * branch("attn", lambda x: self.attn(modulate(self.norm1(x), shift_a, scale_a)), x)
+    x = x + gate_m * branch("mlp", lambda x: self.mlp(modulate(self.norm2(x), shift_m, scale_m)), x, tokenwise=True)
+    return x

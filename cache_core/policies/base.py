@@ -31,6 +31,10 @@ class CachePolicy(ABC):
         """The output to use instead of computing; `past` is newest first and never empty. Must not write to it."""
         return past[0].value
 
+    def select(self, step: Step, site: Site, x: Tensor, past: list[Feature]) -> Tensor:
+        """Which tokens to compute after PARTIAL: indices (B, K) into the branch's input x (B, N, D)."""
+        raise NotImplementedError(f"{type(self).__name__} answered PARTIAL but does not select tokens")
+
     def objection(self, total: int) -> str | None:
         """One sentence when this policy cannot serve a run of `total` steps, which is then computed in full."""
         return None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from priorcache.cache_core.adapters import ADAPTERS, Adapter, adapter_for, installed, overridden
+from priorcache.cache_core.adapters import ADAPTERS, Adapter, adapter_for, computing, installed, overridden
 from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import Action
@@ -72,7 +72,7 @@ def test_computing_everything_is_bit_equal_to_stock(case, policy, measure):
 def test_the_equation_with_nothing_reused_equals_the_stock_block(case):
     network, inputs, adapter = case
     equations = [
-        (block.module, lambda *a, b=block, **k: adapter.forward(b.module, lambda name, fn, x: fn(x), *a, **k))
+        (block.module, lambda *a, b=block, **k: b.equation(b.module, computing, *a, **k))
         for block in adapter.blocks(network)
     ]
     stock = network(**inputs(0))
@@ -91,7 +91,7 @@ def test_reuse_adds_the_old_branch_with_the_gate_of_now(case):
     def keep(name, forward):
         return lambda *a, **k: kept.setdefault(name, forward(*a, **k))
 
-    modules = [(b.sites[n].name, m) for b in blocks for n, m in b.captures.items()]
+    modules = [(f"{b.sites[n].name} {i}", m) for b in blocks for n, ms in b.captures.items() for i, m in enumerate(ms)]
     with overridden([(m, keep(name, m.forward)) for name, m in modules]):
         network(**inputs(0))
     with overridden([(m, lambda *a, n=name, **k: kept[n]) for name, m in modules]):
@@ -104,8 +104,8 @@ def test_a_reused_branch_is_not_run(case):
     network, inputs, adapter = case
     calls = []
     block = adapter.blocks(network)[-1]
-    for name, module in block.captures.items():
-        module.register_forward_hook(lambda *_, n=name: calls.append(n))
+    for name, modules in block.captures.items():
+        modules[0].register_forward_hook(lambda *_, n=name: calls.append(n))
     run = CacheRun(FORA(2, "aligned"), 4)
     sample(network, inputs, adapter, run)
     assert sorted(calls) == sorted([*block.captures] * 2)
@@ -121,7 +121,7 @@ def test_nothing_is_left_on_the_modules(case):
 def test_nothing_is_left_after_an_exception_in_mid_forward(case):
     network, inputs, adapter = case
     block = adapter.blocks(network)[-1]
-    module = next(iter(block.captures.values()))
+    module = next(iter(block.captures.values()))[0]
     handle = module.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         sample(network, inputs, adapter, CacheRun(FORA(2), 4))
