@@ -1,45 +1,26 @@
-"""The contract of every adapter: stock blocks are the reference. One entry per architecture in CASES."""
+"""The contract of every adapter: stock blocks are the reference. The networks come from `tests/architectures`."""
 
-from collections.abc import Callable
-
+import architectures
 import pytest
 import torch
 from priorcache.cache_core.adapters import ADAPTERS, Adapter, adapter_for, computing, installed, overridden
 from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import Action
-from priorcache.models.dit import DiT, DiTConfig
 from torch import nn
 
 
-def dit(**changes) -> tuple[nn.Module, Callable[[int], dict]]:
-    """A small random DiT, gates open, and inputs per step."""
-    settings = {"hidden_size": 32, "depth": 3, "num_heads": 4, "patch_size": 2, "in_channels": 4, "num_classes": 10}
-    config = DiTConfig(**settings | {"learn_sigma": False, "grid_size": 4} | changes)
-    torch.manual_seed(0)
-    network = DiT(config)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.2)
-
-    def inputs(step: int) -> dict:
-        generator = torch.Generator().manual_seed(step)
-        x = torch.randn(2, config.in_channels, 8, 8, generator=generator)
-        return {"x": x, "t": torch.full((2,), 900.0 - 100 * step), "y": torch.tensor([1, 10])}
-
-    return network.eval(), inputs
-
-
-CASES = {
-    "dit": dit,
-    "dit learned sigma": lambda: dit(learn_sigma=True),
-    "dit pixels, patch 4": lambda: dit(in_channels=3, patch_size=4, grid_size=2),
-}
+CASES = architectures.cases()
 
 
 @pytest.fixture(params=CASES)
 def case(request):
+    """(network, inputs of a step, adapter) of a small random network with its gates open."""
+    architecture, make = CASES[request.param]
+    if architecture not in architectures.WITHOUT_HOST:
+        request.getfixturevalue("comfy")
     with torch.inference_mode():
-        network, inputs = CASES[request.param]()
+        network, inputs = make()
         yield network, inputs, adapter_for(network)
 
 
@@ -196,9 +177,9 @@ def test_regrouping_between_steps_keeps_reusing(case):
     assert run.trace.computed_fraction == 0.5
 
 
-def test_every_adapter_has_a_case():
+def test_every_adapter_has_a_case(comfy):
     with torch.inference_mode():
-        covered = {type(adapter_for(make()[0])) for make in CASES.values()}
+        covered = {type(adapter_for(make()[0])) for _, make in CASES.values()}
     assert covered == {type(a) for a in ADAPTERS}
 
 
@@ -211,3 +192,22 @@ def test_adapters_name_every_branch_once(case):
     assert isinstance(adapter, Adapter)
     names = [site.name for block in adapter.blocks(network) for site in block.sites.values()]
     assert len(names) == len(set(names))
+
+
+class Everything(FORA):
+    """PARTIAL wherever FORA would reuse, with every token chosen."""
+
+    def decide(self, step, site):
+        return Action.PARTIAL if super().decide(step, site) is Action.REUSE else Action.COMPUTE
+
+    def select(self, step, site, x, past):
+        return torch.arange(x.shape[1], device=x.device).flip(0).expand(x.shape[0], -1)
+
+
+def test_recomputing_every_token_equals_the_stock_network(case):
+    network, inputs, adapter = case
+    run = CacheRun(Everything(2, "aligned"), 4)
+    ours = sample(network, inputs, adapter, run)
+    for a, b in zip(ours, plain(network, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert Action.PARTIAL in {r.action for r in run.trace.rows}
