@@ -59,7 +59,7 @@ class CacheRun:
         self.declined: str | None = None
         if objection := policy.objection(total):
             self.decline(objection)
-        self.checked = False
+        self.checked: set[Hashable] = set()  # kinds of blocks whose equation was compared with the host
         self._clock = Clock(torch.device(device))
         self._step: Step | None = None
         self._upward = False

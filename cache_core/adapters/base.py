@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..run import Forward, relative_error
 from ..sites import Action, Site
 
+
 class Branch(Protocol):
     """What an equation hands its residual branches to.
 
@@ -21,9 +22,7 @@ class Branch(Protocol):
     must not write to the result.
     """
 
-    def __call__(
-        self, name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False
-    ) -> Tensor: ...
+    def __call__(self, name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor: ...
 
 
 class Block(NamedTuple):
@@ -37,6 +36,11 @@ class Block(NamedTuple):
     equation: Callable
     sites: dict[str, Site]
     captures: dict[str, tuple[nn.Module, ...]]
+
+    @property
+    def kind(self) -> tuple:
+        """Blocks of one kind stand for each other when equations are compared with the host."""
+        return (self.equation, *self.sites)
 
 
 class Adapter(ABC):
@@ -61,24 +65,24 @@ def numbered(
     container: str,
     modules: nn.ModuleList,
     equation: Callable,
-    branches: dict[str, Callable[[nn.Module], nn.Module | tuple[nn.Module, ...]]],
+    branches: dict[str, Callable[[nn.Module], nn.Module | tuple[nn.Module, ...] | None]],
     first: int = 0,
     depth: int | None = None,
 ) -> list[Block]:
     """Blocks of a plain list: branch name -> how to find the submodules that make its pre-gate output.
 
-    A network of several lists numbers its blocks through: `first` is the position of this list's first block, `depth`
-    the number of all blocks.
+    None says that this block has no such branch. A network of several lists numbers its blocks through: `first` is the
+    position of this list's first block, `depth` the number of all blocks.
     """
     depth = depth or len(modules)
     found = []
     for i, module in enumerate(modules):
-        parts = {name: find(module) for name, find in branches.items()}
+        parts = {name: p for name, find in branches.items() if (p := find(module)) is not None}
         found.append(
             Block(
                 module,
                 equation,
-                {name: Site(f"{container}.{i}.{name}", first + i, depth) for name in branches},
+                {name: Site(f"{container}.{i}.{name}", first + i, depth) for name in parts},
                 {name: p if isinstance(p, tuple) else (p,) for name, p in parts.items()},
             )
         )
@@ -114,8 +118,8 @@ def installed(adapter: Adapter, network: nn.Module, cache: Forward) -> Iterator[
         if foreign or all(cache.action(site) is Action.COMPUTE for site in block.sites.values()):
             if cache.run.keeps:
                 forwards.append((block.module, _noting(adapter, block, cache)))
-            if not (cache.run.checked or foreign or cache.run.declined or cache.run.policy.history == 0):
-                cache.run.checked = True
+            if not (block.kind in cache.run.checked or foreign or cache.run.declined or cache.run.policy.history == 0):
+                cache.run.checked.add(block.kind)
                 forwards[-1] = (block.module, _checking(adapter, block, cache, forwards[-1][1]))
         else:
             forwards.append((block.module, _equation(block, cache)))
@@ -165,7 +169,7 @@ def computing(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: b
 
 
 def _checking(adapter: Adapter, block: Block, cache: Forward, forward: Callable) -> Callable:
-    """Once per run: the adapter's equation, computing everything, must agree with the host's block."""
+    """Once per run and kind of block: the equation, computing everything, must agree with the host's block."""
 
     def checked(*args, **kwargs):
         own = [_copied(a) for a in args]  # some hosts update their inputs in place
@@ -198,5 +202,5 @@ def _difference(found, expected) -> float:
 
 def tolerance(output) -> float:
     """How far two orders of the same arithmetic may differ, by precision."""
-    dtype = output.dtype if isinstance(output, Tensor) else output[0].dtype
+    dtype = next(o.dtype for o in ([output] if isinstance(output, Tensor) else output) if isinstance(o, Tensor))
     return 1e-4 if dtype in (torch.float32, torch.float64) else 3e-2
