@@ -9,7 +9,6 @@ from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import Action
 from torch import nn
 
-
 CASES = architectures.cases()
 
 
@@ -35,6 +34,20 @@ def sample(network, inputs, adapter, run: CacheRun, steps: int = 4, conds=((0, "
 
 def plain(network, inputs, steps: int = 4) -> list[torch.Tensor]:
     return [network(**inputs(step)) for step in range(steps)]
+
+
+def rows(value, chosen):
+    """These rows of every tensor of an input; settings, and what holds no rows, stay as they are."""
+    if isinstance(value, torch.Tensor):
+        return value[chosen]
+    return [rows(v, chosen) for v in value] if isinstance(value, list) else value
+
+
+def scaled(output, factor: float):
+    """A block's output as it would be, had somebody changed the block."""
+    if isinstance(output, tuple):
+        return tuple(scaled(o, factor) for o in output)
+    return output if output is None else output * factor
 
 
 def left_over(network) -> list[str]:
@@ -70,12 +83,12 @@ def test_reuse_adds_the_old_branch_with_the_gate_of_now(case):
     kept: dict[str, torch.Tensor] = {}
 
     def keep(name, forward):
-        return lambda *a, **k: kept.setdefault(name, forward(*a, **k))
+        return lambda *a, **k: kept.setdefault(name, forward(*a, **k)).clone()  # some hosts gate in place
 
     modules = [(f"{b.sites[n].name} {i}", m) for b in blocks for n, ms in b.captures.items() for i, m in enumerate(ms)]
     with overridden([(m, keep(name, m.forward)) for name, m in modules]):
         network(**inputs(0))
-    with overridden([(m, lambda *a, n=name, **k: kept[n]) for name, m in modules]):
+    with overridden([(m, lambda *a, n=name, **k: kept[n].clone()) for name, m in modules]):
         expected = network(**inputs(1))
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     assert not torch.equal(ours, network(**inputs(1)))
@@ -114,7 +127,7 @@ def test_a_forward_that_somebody_else_replaced_is_kept_and_computed(case):
     network, inputs, adapter = case
     block = adapter.blocks(network)[1]
     original = block.module.forward
-    theirs = lambda *a, **k: original(*a, **k) * 2  # noqa: E731
+    theirs = lambda *a, **k: scaled(original(*a, **k), 2.0)  # noqa: E731
     block.module.forward = theirs
     expected = plain(network, inputs)
     run = CacheRun(FORA(2, "aligned"), 4)
@@ -128,18 +141,36 @@ def test_a_forward_that_somebody_else_replaced_is_kept_and_computed(case):
 
 def test_a_block_that_is_not_the_known_one_declines_and_computes(case):
     network, inputs, adapter = case
-    first = adapter.blocks(network)[0].module
+    for module in {block.kind: block.module for block in adapter.blocks(network)}.values():
+        known = type(module)
 
-    class Changed(type(first)):
-        def forward(self, *args, **kwargs):
-            return super().forward(*args, **kwargs) * 1.5
+        class Changed(known):
+            def forward(self, *args, **kwargs):
+                return scaled(super().forward(*args, **kwargs), 1.5)
 
-    first.__class__ = Changed
-    run = CacheRun(FORA(2, "aligned"), 4)
-    for ours, stock in zip(sample(network, inputs, adapter, run), plain(network, inputs), strict=True):
-        assert torch.equal(ours, stock)
-    assert len(run.trace.notes) == 1
-    assert adapter.architecture in run.trace.notes[0]
+        module.__class__ = Changed
+        run = CacheRun(FORA(2, "aligned"), 4)
+        for ours, stock in zip(sample(network, inputs, adapter, run), plain(network, inputs), strict=True):
+            assert torch.equal(ours, stock)
+        assert len(run.trace.notes) == 1
+        assert adapter.architecture in run.trace.notes[0]
+        module.__class__ = known
+
+
+def test_nobody_writes_to_what_is_kept(case):
+    """Hosts gate and add in place; what is in the store must not be among what they write to."""
+    network, inputs, adapter = case
+    run, kept = CacheRun(FORA(2, "aligned"), 4), []
+    put = run.store.put
+
+    def spied(site, streams, value, *rest, **named):
+        kept.append((value, value.clone()))
+        put(site, streams, value, *rest, **named)
+
+    run.store.put = spied
+    sample(network, inputs, adapter, run)
+    assert kept
+    assert all(torch.equal(now, then) for now, then in kept)
 
 
 def test_conds_may_be_batched_or_split_without_a_difference(case):
@@ -150,7 +181,7 @@ def test_conds_may_be_batched_or_split_without_a_difference(case):
         with run.evaluation(4.0 - step, step / 4):
             parts = []
             for row, cond in enumerate([(0, "a"), (1, "b")]):
-                own = {k: v[row : row + 1] for k, v in inputs(step).items()}
+                own = {k: rows(v, slice(row, row + 1)) for k, v in inputs(step).items()}
                 with installed(adapter, network, run.next_forward([cond])):
                     parts.append(network(**own))
             apart.append(torch.cat(parts))
@@ -172,7 +203,7 @@ def test_regrouping_between_steps_keeps_reusing(case):
                     out = network(**whole)
             else:
                 with installed(adapter, network, run.next_forward([(1, "b"), (0, "a")])):
-                    out = network(**{k: v.flip(0) for k, v in whole.items()}).flip(0)
+                    out = network(**{k: rows(v, [1, 0]) for k, v in whole.items()})[[1, 0]]
         torch.testing.assert_close(out, expected[step], rtol=1e-5, atol=1e-5)
     assert run.trace.computed_fraction == 0.5
 
