@@ -14,6 +14,10 @@ from ..run import Forward, relative_error
 from ..sites import Action, Site
 
 
+ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch")
+"""What the host calls, inside a block, on the queries, keys and values or on the attention's output."""
+
+
 class Branch(Protocol):
     """What an equation hands its residual branches to.
 
@@ -134,7 +138,7 @@ def _noting(adapter: Adapter, block: Block, cache: Forward) -> Callable:
     def note(site: Site, parts: list, place: int, forward: Callable, copied: bool) -> Callable:
         def noted(*args, **kwargs):
             out = forward(*args, **kwargs)
-            parts[place] = out.clone() if copied and len(parts) == 1 else out
+            parts[place] = out.clone() if copied else out
             if all(p is not None for p in parts):
                 cache.computed(site, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
             return out
@@ -154,13 +158,25 @@ def _noting(adapter: Adapter, block: Block, cache: Forward) -> Callable:
 
 
 def _equation(block: Block, cache: Forward) -> Callable:
+    original = block.module.forward
+
     def branch(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
         return cache.branch(block.sites[name], fn, x, tokenwise)
 
     def cached(*args, **kwargs):
+        if reason := _objection(kwargs):
+            cache.run.decline(reason)
+            return original(*args, **kwargs)
         return block.equation(block.module, branch, *args, **kwargs)
 
     return cached
+
+
+def _objection(kwargs: dict) -> str | None:
+    """Why a block called with these cannot be cached: another node reaches into its attention, unseen by the equation."""
+    patches = (kwargs.get("transformer_options") or {}).get("patches") or {}
+    names = [name for name in ATTENTION_PATCHES if patches.get(name)]
+    return f"another node patches the attention inside the blocks of this model ({', '.join(names)})" if names else None
 
 
 def computing(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
@@ -172,6 +188,9 @@ def _checking(adapter: Adapter, block: Block, cache: Forward, forward: Callable)
     """Once per run and kind of block: the equation, computing everything, must agree with the host's block."""
 
     def checked(*args, **kwargs):
+        if reason := _objection(kwargs):
+            cache.run.decline(reason)
+            return forward(*args, **kwargs)
         own = [_copied(a) for a in args]  # some hosts update their inputs in place
         named = {k: _copied(a) for k, a in kwargs.items()}
         expected = forward(*args, **kwargs)
