@@ -4,8 +4,9 @@ from torch import nn
 
 from .base import Adapter, Block, Branch, computing, installed, numbered, overridden
 from .dit import DiTAdapter
+from .sd3 import SD3Adapter
 
-ADAPTERS: tuple[Adapter, ...] = (DiTAdapter(),)
+ADAPTERS: tuple[Adapter, ...] = (DiTAdapter(), SD3Adapter())
 
 
 def adapter_for(network: nn.Module) -> Adapter | None:

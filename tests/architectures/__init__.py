@@ -9,6 +9,9 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+import torch
+from torch import nn
+
 WITHOUT_HOST = {"dit"}
 
 
@@ -16,3 +19,20 @@ def cases() -> dict[str, tuple[str, Callable]]:
     """Name of the case -> (architecture, function)."""
     files = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
     return {name: (file, make) for file in files for name, make in import_module(f"{__name__}.{file}").CASES.items()}
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def opened(network: nn.Module) -> nn.Module:
+    """Random weights that keep the size of what passes through, and every gate open."""
+    rng = generator(0)
+    for name, weight in network.named_parameters():
+        nn.init.normal_(weight, std=weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.3, generator=rng)
+        if weight.ndim == 1 and "norm" in name and name.endswith("weight"):
+            weight.data += 1
+    for values in network.buffers():
+        if values.numel() and values.is_floating_point():
+            nn.init.normal_(values, std=0.3, generator=rng)
+    return network.eval()

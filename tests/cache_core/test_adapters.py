@@ -37,9 +37,9 @@ def plain(network, inputs, steps: int = 4) -> list[torch.Tensor]:
 
 
 def rows(value, chosen):
-    """These rows of every tensor of an input; settings, and what holds no rows, stay as they are."""
+    """These rows of every tensor of an input; settings, and what is one for both rows, stay as they are."""
     if isinstance(value, torch.Tensor):
-        return value[chosen]
+        return value[chosen] if len(value) == 2 else value
     return [rows(v, chosen) for v in value] if isinstance(value, list) else value
 
 
@@ -48,6 +48,12 @@ def scaled(output, factor: float):
     if isinstance(output, tuple):
         return tuple(scaled(o, factor) for o in output)
     return output if output is None else output * factor
+
+
+def assert_close(ours: torch.Tensor, expected: torch.Tensor, orders: float = 1.0) -> None:
+    """Equal but for what `orders` times another order of the same arithmetic changes in this precision."""
+    allowed = orders * {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}[expected.dtype]
+    torch.testing.assert_close(ours, expected, rtol=allowed, atol=allowed)
 
 
 def left_over(network) -> list[str]:
@@ -72,7 +78,7 @@ def test_the_equation_with_nothing_reused_equals_the_stock_block(case):
     stock = network(**inputs(0))
     with overridden(equations):
         ours = network(**inputs(0))
-    torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-5)
+    assert_close(ours, stock)
 
 
 def test_reuse_adds_the_old_branch_with_the_gate_of_now(case):
@@ -90,7 +96,7 @@ def test_reuse_adds_the_old_branch_with_the_gate_of_now(case):
         network(**inputs(0))
     with overridden([(m, lambda *a, n=name, **k: kept[n].clone()) for name, m in modules]):
         expected = network(**inputs(1))
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert_close(ours, expected)
     assert not torch.equal(ours, network(**inputs(1)))
 
 
@@ -101,6 +107,7 @@ def test_a_reused_branch_is_not_run(case):
     for name, modules in block.captures.items():
         modules[0].register_forward_hook(lambda *_, n=name: calls.append(n))
     run = CacheRun(FORA(2, "aligned"), 4)
+    run.checked.add(block.kind)  # the comparison with the host runs the equation once more
     sample(network, inputs, adapter, run)
     assert sorted(calls) == sorted([*block.captures] * 2)
     assert run.trace.computed_fraction == 0.5
@@ -141,7 +148,7 @@ def test_a_forward_that_somebody_else_replaced_is_kept_and_computed(case):
 
 def test_a_block_that_is_not_the_known_one_declines_and_computes(case):
     network, inputs, adapter = case
-    for module in {block.kind: block.module for block in adapter.blocks(network)}.values():
+    for module in {block.kind: block.module for block in reversed(adapter.blocks(network))}.values():
         known = type(module)
 
         class Changed(known):
@@ -187,7 +194,7 @@ def test_conds_may_be_batched_or_split_without_a_difference(case):
             apart.append(torch.cat(parts))
     assert run.trace.computed_fraction == 0.5
     for a, b in zip(together, apart, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert_close(a, b)
 
 
 def test_regrouping_between_steps_keeps_reusing(case):
@@ -204,7 +211,7 @@ def test_regrouping_between_steps_keeps_reusing(case):
             else:
                 with installed(adapter, network, run.next_forward([(1, "b"), (0, "a")])):
                     out = network(**{k: rows(v, [1, 0]) for k, v in whole.items()})[[1, 0]]
-        torch.testing.assert_close(out, expected[step], rtol=1e-5, atol=1e-5)
+        assert_close(out, expected[step])
     assert run.trace.computed_fraction == 0.5
 
 
@@ -240,5 +247,5 @@ def test_recomputing_every_token_equals_the_stock_network(case):
     run = CacheRun(Everything(2, "aligned"), 4)
     ours = sample(network, inputs, adapter, run)
     for a, b in zip(ours, plain(network, inputs), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert_close(a, b, orders=10)
     assert Action.PARTIAL in {r.action for r in run.trace.rows}
