@@ -166,7 +166,7 @@ def main(dit) -> None:
     torch.manual_seed(args.seed)
     config = dit.DiTConfig(
         hidden_size=args.hidden, depth=args.depth, num_heads=args.heads, patch_size=args.patch, in_channels=3,
-        num_classes=len(shapes.CLASSES), learn_sigma=False, grid_size=SIZE // args.patch,
+        num_classes=len(shapes.CLASSES), learn_sigma=False, grid_size=SIZE // args.patch, prediction="v_prediction",
     )  # fmt: skip
     model = dit.DiT(config, attention=attention)
     initialise(model)

@@ -16,6 +16,7 @@ PUBLISHED_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 
 PREFIXES = ("", "model.", "module.", "model.diffusion_model.")
 EMBEDDINGS = ("auto", "original", "diffusers")
+PREDICTIONS = ("auto", "epsilon", "v_prediction")
 
 
 class CheckpointError(ValueError):
@@ -23,12 +24,17 @@ class CheckpointError(ValueError):
 
 
 def read(
-    weights: Mapping[str, Tensor], heads: int = 0, embedding: str = "auto", metadata: Mapping[str, str] | None = None
+    weights: Mapping[str, Tensor],
+    heads: int = 0,
+    embedding: str = "auto",
+    metadata: Mapping[str, str] | None = None,
+    prediction: str = "auto",
 ):
     """(DiTConfig, state dict in the original layout) of a checkpoint in either layout.
 
     heads: 0 takes them from the metadata key "num_heads", else from the published sizes. embedding: which timestep
-    frequencies, "auto" meaning those of the library whose layout the file has. Raises CheckpointError.
+    frequencies, "auto" meaning those of the library whose layout the file has. prediction: what the network was
+    trained to predict, "auto" meaning the metadata key "prediction_type", else noise. Raises CheckpointError.
     """
     if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise CheckpointError("the file holds something else than a plain table of tensors; export the bare weights")
@@ -36,8 +42,17 @@ def read(
     diffusers = "transformer_blocks.0.norm1.linear.weight" in weights
     if diffusers:
         weights = from_diffusers(weights)
-    config = _config(weights, heads, metadata or {}, 1.0 if _diffusers_frequencies(embedding, diffusers) else 0.0)
+    metadata = metadata or {}
+    shift = 1.0 if _diffusers_frequencies(embedding, diffusers) else 0.0
+    config = _config(weights, heads, metadata, shift, _prediction(prediction, metadata))
     return config, _checked(weights, config)
+
+
+def _prediction(asked: str, metadata: Mapping[str, str]) -> str:
+    found = metadata.get("prediction_type", "epsilon") if asked == "auto" else asked
+    if found not in PREDICTIONS[1:]:
+        raise CheckpointError(f"prediction {found!r} is unknown; choose one of {', '.join(PREDICTIONS[1:])}")
+    return found
 
 
 def _diffusers_frequencies(embedding: str, diffusers: bool) -> bool:
@@ -114,7 +129,9 @@ def _depth(weights: Mapping[str, Tensor]) -> int:
     return len(found)
 
 
-def _config(weights: Mapping[str, Tensor], heads: int, metadata: Mapping[str, str], shift: float) -> DiTConfig:
+def _config(
+    weights: Mapping[str, Tensor], heads: int, metadata: Mapping[str, str], shift: float, prediction: str
+) -> DiTConfig:
     def shape(name: str, dims: int) -> tuple[int, ...]:
         if name not in weights:
             raise CheckpointError(f"{name} is missing: the file is incomplete or not a class-conditional DiT")
@@ -149,6 +166,7 @@ def _config(weights: Mapping[str, Tensor], heads: int, metadata: Mapping[str, st
         learn_sigma=rows == 2 * patch * patch * channels,
         grid_size=grid,
         frequency_shift=shift,
+        prediction=prediction,
     )
 
 

@@ -28,6 +28,7 @@ class DiTConfig:
     learn_sigma: bool
     grid_size: int | None = None  # tokens per side at training resolution, where the file tells
     frequency_shift: float = 0.0  # 0: the paper's code, 1: diffusers' own timestep frequencies
+    prediction: str = "epsilon"  # the paper's noise prediction, or "v_prediction" (arXiv 2202.00512)
 
     @property
     def out_channels(self) -> int:
@@ -157,7 +158,7 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """Class-conditional DiT; returns the predicted noise (B, C, H, W), learned variances are cut off.
+    """Class-conditional DiT; returns the predicted noise or velocity (B, C, H, W), learned variances are cut off.
 
     `attention(q, k, v, heads)` takes and returns (B, N, D). Label `num_classes` is the null class of guidance.
     """

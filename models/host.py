@@ -46,11 +46,18 @@ def network(config: DiTConfig, operations, dtype=None, device=None, **_) -> DiT:
     return DiT(config, operations=operations, attention=optimized_attention, dtype=dtype, device=device)
 
 
-class DiTModel(comfy.model_base.BaseModel):
-    """Noise prediction over 1000 linear betas; class labels travel as integers, which the host does not cast."""
+PREDICTIONS = {
+    "epsilon": comfy.model_base.ModelType.EPS,
+    "v_prediction": comfy.model_base.ModelType.V_PREDICTION,
+}
 
-    def __init__(self, model_config, model_type=comfy.model_base.ModelType.EPS, device=None):
-        super().__init__(model_config, model_type, device=device, unet_model=network)
+
+class DiTModel(comfy.model_base.BaseModel):
+    """Noise or velocity prediction over 1000 linear betas; labels travel as integers, which the host does not cast."""
+
+    def __init__(self, model_config, device=None):
+        prediction = PREDICTIONS[model_config.unet_config["config"].prediction]
+        super().__init__(model_config, prediction, device=device, unet_model=network)
 
     def extra_conds(self, **kwargs):
         out = super().extra_conds(**kwargs)
@@ -69,11 +76,18 @@ class DiTModel(comfy.model_base.BaseModel):
         return out
 
 
-def load(path: str, heads: int = 0, embedding: str = "auto", dtype: torch.dtype | None = None, disable_dynamic=False):
+def load(
+    path: str,
+    heads: int = 0,
+    embedding: str = "auto",
+    dtype: torch.dtype | None = None,
+    prediction: str = "auto",
+    disable_dynamic=False,
+):
     """A ModelPatcher from a .safetensors or .pt file. Raises CheckpointError, naming the file."""
     try:
         weights, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-        config, weights = read(weights, heads, embedding, metadata)
+        config, weights = read(weights, heads, embedding, metadata, prediction)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except Exception as error:  # whatever a broken file makes safetensors, zipfile or torch raise
@@ -81,7 +95,7 @@ def load(path: str, heads: int = 0, embedding: str = "auto", dtype: torch.dtype 
     if config.in_channels not in LATENTS:
         raise CheckpointError(f"{path} works on {config.in_channels} channels; 3 (pixels) and 4 (SD latents) are known")
     patcher = from_weights(config, weights, dtype, disable_dynamic)
-    patcher.cached_patcher_init = (load, (path, heads, embedding, dtype))
+    patcher.cached_patcher_init = (load, (path, heads, embedding, dtype, prediction))
     return patcher
 
 

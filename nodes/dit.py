@@ -8,7 +8,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..models.checkpoint import EMBEDDINGS
+from ..models.checkpoint import EMBEDDINGS, PREDICTIONS
 from .types import CATEGORY
 
 DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,16 +49,25 @@ class PriorCacheLoadDiT(io.ComfyNode):
                     default="default",
                     tooltip="Precision of the weights. default lets ComfyUI choose for your hardware.",
                 ),
+                io.Combo.Input(
+                    "prediction",
+                    options=list(PREDICTIONS),
+                    default="auto",
+                    optional=True,
+                    tooltip="What the network was trained to predict. auto: as the file's metadata says, else noise (epsilon), as all published DiTs do.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The diffusion model.")],
         )
 
     @classmethod
-    def execute(cls, model_name: str, heads: int, timestep_embedding: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(
+        cls, model_name: str, heads: int, timestep_embedding: str, weight_dtype: str, prediction: str = "auto"
+    ) -> io.NodeOutput:
         from ..models.host import load
 
         path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
-        return io.NodeOutput(load(path, heads, timestep_embedding, DTYPES[weight_dtype]))
+        return io.NodeOutput(load(path, heads, timestep_embedding, DTYPES[weight_dtype], prediction))
 
 
 class PriorCacheDiTLabel(io.ComfyNode):

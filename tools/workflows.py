@@ -142,7 +142,7 @@ def _decoded(key: str, sampler: str, at: tuple[int, int], title: str) -> list[No
 
 def _source(batch: int) -> list[Node]:
     return [
-        Node("model", "PriorCacheLoadDiT", (0, 0), (320, 150), {"model_name": DEMO_MODEL, "heads": 0, "timestep_embedding": "auto", "weight_dtype": "default"}),
+        Node("model", "PriorCacheLoadDiT", (0, 0), (320, 150), {"model_name": DEMO_MODEL, "heads": 0, "timestep_embedding": "auto", "weight_dtype": "default", "prediction": "auto"}),
         Node("label", "PriorCacheDiTLabel", (0, 210), (320, 80), {"labels": "0-11"}),
         Node("latent", "EmptyLatentImage", (0, 350), (320, 110), {"width": 32, "height": 32, "batch_size": batch}),
         Node("vae", "VAELoader", (0, 520), (320, 60), {"vae_name": "pixel_space"}),

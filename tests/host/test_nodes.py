@@ -78,7 +78,7 @@ class TestSchemas:
     def test_promised_inputs_are_still_there_in_order(self, nodes):
         """Saved workflows store widget values by position: this list may only gain entries at its ends."""
         promised = {
-            "PriorCacheLoadDiT": ["model_name", "heads", "timestep_embedding", "weight_dtype"],
+            "PriorCacheLoadDiT": ["model_name", "heads", "timestep_embedding", "weight_dtype", "prediction"],
             "PriorCacheDiTLabel": ["labels"],
             "PriorCacheFORA": ["interval", "phase", "start", "end", "scope"],
             "PriorCacheApply": ["model", "policy", "measure"],
@@ -101,9 +101,9 @@ class TestLoadDiT:
             nodes["folder_paths"].folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors", ".pt"})
         )
 
-        def call(name, heads=4, embedding="auto", dtype="default"):
+        def call(name, heads=4, embedding="auto", dtype="default", prediction="auto"):
             with torch.inference_mode():
-                return nodes["PriorCacheLoadDiT"].execute(name, heads, embedding, dtype).args[0]
+                return nodes["PriorCacheLoadDiT"].execute(name, heads, embedding, dtype, prediction).args[0]
 
         return call
 
@@ -149,6 +149,21 @@ class TestLoadDiT:
         exact = host.sample(load("many.safetensors"), labels=(985, 984))
         half = host.sample(load("many.safetensors", dtype=dtype), labels=(985, 984))
         assert ((half - exact).norm() / exact.norm()).item() < bound
+
+    def test_a_velocity_model_is_told_by_its_metadata_or_by_the_widget(self, host, load, tmp_path):
+        """x = a * x0 + s * noise, v = a * noise - s * x0: a velocity model's picture is a * x - s * v."""
+        _, weights = host.weights()
+        save_file(weights, tmp_path / "noise.safetensors", metadata={"num_heads": "4"})
+        save_file(weights, tmp_path / "v.safetensors", metadata={"num_heads": "4", "prediction_type": "v_prediction"})
+        told, widget = load("v.safetensors"), load("noise.safetensors", prediction="v_prediction")
+        assert torch.equal(host.sample(told), host.sample(widget))
+        assert torch.equal(
+            host.sample(load("v.safetensors", prediction="epsilon")), host.sample(load("noise.safetensors"))
+        )
+        x, v, sigma = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor(2.0)
+        a, s = (1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5
+        found = told.model.model_sampling.calculate_denoised(sigma, v, x / a)
+        torch.testing.assert_close(found, a * x - s * v)
 
 
 class TestDiTModel:

@@ -113,6 +113,16 @@ def test_key_prefixes_are_taken_off_the_diffusers_layout_too(prefix):
     assert read(wrapped, heads=2)[1].keys() == original().keys()
 
 
+def test_the_prediction_is_noise_unless_the_file_or_the_caller_says_velocity():
+    told = {"prediction_type": "v_prediction"}
+    assert read(original(), 2)[0].prediction == "epsilon"
+    assert read(original(), 2, metadata=told)[0].prediction == "v_prediction"
+    assert read(original(), 2, metadata=told, prediction="epsilon")[0].prediction == "epsilon"
+    assert read(original(), 2, prediction="v_prediction")[0].prediction == "v_prediction"
+    with pytest.raises(CheckpointError, match="'sample' is unknown; choose one of epsilon, v_prediction"):
+        read(original(), 2, metadata={"prediction_type": "sample"})
+
+
 def test_position_embeddings_of_diffusers_are_computed_not_read():
     weights = diffusers_layout() | {"pos_embed.pos_embed": torch.ones(1, 16, 16)}
     assert read(weights, heads=2)[0].grid_size is None
