@@ -4,9 +4,12 @@ from torch import nn
 
 from .base import Adapter, Block, Branch, computing, installed, numbered, overridden
 from .dit import DiTAdapter
+from .flux import FluxAdapter
+from .pixartms import PixArtMSAdapter
+from .qwen_image import QwenImageAdapter
 from .sd3 import SD3Adapter
 
-ADAPTERS: tuple[Adapter, ...] = (DiTAdapter(), SD3Adapter())
+ADAPTERS: tuple[Adapter, ...] = (DiTAdapter(), FluxAdapter(), PixArtMSAdapter(), SD3Adapter(), QwenImageAdapter())
 
 
 def adapter_for(network: nn.Module) -> Adapter | None:
