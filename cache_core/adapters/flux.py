@@ -1,0 +1,130 @@
+"""Flux (https://github.com/black-forest-labs/flux) and the other networks that the host builds from its blocks.
+
+Those are Flux.2, Chroma, Chroma Radiance, HunyuanVideo, HunyuanImage and Hunyuan3D 2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .base import Adapter, Block, Branch, numbered
+
+
+class FluxAdapter(Adapter):
+    architecture = "flux"
+
+    def matches(self, network: nn.Module) -> bool:
+        lists = (getattr(network, name, None) or () for name in ("double_blocks", "single_blocks"))
+        return [{type(b).__name__ for b in blocks} for blocks in lists] == [
+            {"DoubleStreamBlock"},
+            {"SingleStreamBlock"},
+        ]
+
+    def blocks(self, network: nn.Module) -> list[Block]:
+        doubles, singles = network.double_blocks, network.single_blocks
+        depth = len(doubles) + len(singles)
+        branches = {
+            "attn": lambda b: (b.txt_attn.proj, b.img_attn.proj),
+            "img_mlp": lambda b: b.img_mlp,
+            "txt_mlp": lambda b: b.txt_mlp,
+        }
+        return [
+            *numbered("double_blocks", doubles, double_block, branches, depth=depth),
+            *numbered("single_blocks", singles, single_block, {"single": lambda b: b.linear2}, len(doubles), depth),
+        ]
+
+    def writes(self, kwargs: dict) -> bool:
+        return any(kwargs.get(f"modulation_dims{stream}") is not None for stream in ("", "_img", "_txt"))
+
+
+def double_block(
+    self: nn.Module,
+    branch: Branch,
+    img: Tensor,
+    txt: Tensor,
+    vec: Tensor | tuple,
+    pe: Tensor | None,
+    attn_mask: Tensor | None = None,
+    modulation_dims_img: list | None = None,
+    modulation_dims_txt: list | None = None,
+    transformer_options: dict | None = None,
+) -> tuple[Tensor, Tensor]:
+    from comfy.ldm.flux.math import attention
+
+    (img_1, img_2), (txt_1, txt_2) = (self.img_mod(vec), self.txt_mod(vec)) if self.modulation else vec
+    img_dims, txt_dims, n = modulation_dims_img, modulation_dims_txt, txt.shape[1]
+
+    def joint(img: Tensor) -> Tensor:
+        of_txt = self.txt_attn.qkv(modulate(self.txt_norm1(txt), txt_1, txt_dims))
+        of_img = self.img_attn.qkv(modulate(self.img_norm1(img), img_1, img_dims))
+        pairs = zip(heads(self.txt_attn, of_txt), heads(self.img_attn, of_img), strict=True)
+        q, k, v = (torch.cat(pair, dim=2) for pair in pairs)
+        out = attention(q, k, v, pe=pe, mask=attn_mask, transformer_options=transformer_options or {})
+        return torch.cat((self.txt_attn.proj(out[:, :n]), self.img_attn.proj(out[:, n:])), dim=1)
+
+    def img_mlp(img: Tensor) -> Tensor:
+        return self.img_mlp(modulate(self.img_norm2(img), img_2, img_dims))
+
+    def txt_mlp(txt: Tensor) -> Tensor:
+        return self.txt_mlp(modulate(self.txt_norm2(txt), txt_2, txt_dims))
+
+    attn = branch("attn", joint, img)
+    img = img + gate(attn[:, n:], img_1, img_dims)
+    img = img + gate(branch("img_mlp", img_mlp, img, tokenwise=img_dims is None), img_2, img_dims)
+    txt = txt + gate(attn[:, :n], txt_1, txt_dims)
+    txt = txt + gate(branch("txt_mlp", txt_mlp, txt, tokenwise=txt_dims is None), txt_2, txt_dims)
+    return img, clamp(txt)
+
+
+def single_block(
+    self: nn.Module,
+    branch: Branch,
+    x: Tensor,
+    vec: Tensor,
+    pe: Tensor | None,
+    attn_mask: Tensor | None = None,
+    modulation_dims: list | None = None,
+    transformer_options: dict | None = None,
+) -> Tensor:
+    from comfy.ldm.flux.math import attention
+
+    mod = self.modulation(vec)[0] if self.modulation else vec
+
+    def single(x: Tensor) -> Tensor:
+        wide = self.linear1(modulate(self.pre_norm(x), mod, modulation_dims))
+        qkv, mlp = wide.split((3 * self.hidden_size, self.mlp_hidden_dim_first), dim=-1)
+        q, k, v = heads(self, qkv)
+        attn = attention(q, k, v, pe=pe, mask=attn_mask, transformer_options=transformer_options or {})
+        if self.yak_mlp:
+            up, through = mlp.chunk(2, dim=-1)
+            mlp = self.mlp_act(through) * up
+        else:
+            mlp = self.mlp_act(mlp)
+        return self.linear2(torch.cat((attn, mlp), dim=2))
+
+    return clamp(x + gate(branch("single", single, x), mod, modulation_dims))
+
+
+def heads(self: nn.Module, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, N, 3 * H * D) -> q, k, v, each (B, H, N, D), q and k normed."""
+    q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return *self.norm(q, k, v), v
+
+
+def modulate(x: Tensor, mod, dims: list | None) -> Tensor:
+    """Each of dims = (first token, end, which modulation); the host's apply_mod then writes to x, here a norm's output."""
+    from comfy.ldm.flux.layers import apply_mod
+
+    return apply_mod(x, 1 + mod.scale, mod.shift, dims)
+
+
+def gate(out: Tensor, mod, dims: list | None) -> Tensor:
+    """As above, but `out` belongs to the cache."""
+    from comfy.ldm.flux.layers import apply_mod
+
+    return apply_mod(out if dims is None else out.clone(), mod.gate, None, dims)
+
+
+def clamp(x: Tensor) -> Tensor:
+    return torch.nan_to_num(x, nan=0.0, posinf=65504, neginf=-65504) if x.dtype == torch.float16 else x

@@ -1,0 +1,39 @@
+"""PixArt-alpha (arXiv 2310.00426) and PixArt-Sigma (arXiv 2403.04692)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .base import Adapter, Block, Branch, numbered
+
+
+class PixArtMSAdapter(Adapter):
+    architecture = "pixartms"
+
+    def matches(self, network: nn.Module) -> bool:
+        return {type(block).__name__ for block in getattr(network, "blocks", None) or ()} == {"PixArtMSBlock"}
+
+    def blocks(self, network: nn.Module) -> list[Block]:
+        branches = {"attn": lambda b: b.attn, "cross_attn": lambda b: b.cross_attn, "mlp": lambda b: b.mlp}
+        return numbered("blocks", network.blocks, block, branches)
+
+
+def block(
+    self: nn.Module, branch: Branch, x: Tensor, y: Tensor, t: Tensor, mask=None, HW: tuple | None = None, **_
+) -> Tensor:
+    table = self.scale_shift_table.to(x) + t.unflatten(-1, (6, -1))
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = table.chunk(6, dim=1)
+
+    def attn(x: Tensor) -> Tensor:
+        return self.attn(self.norm1(x) * (1 + scale_a) + shift_a, HW=HW)
+
+    def cross_attn(x: Tensor) -> Tensor:  # every token of x asks all of y, whatever the other tokens ask
+        return self.cross_attn(x, y, mask)
+
+    def mlp(x: Tensor) -> Tensor:
+        return self.mlp(self.norm2(x) * (1 + scale_m) + shift_m)
+
+    x = x + gate_a * branch("attn", attn, x)
+    x = x + branch("cross_attn", cross_attn, x, tokenwise=True)
+    x = x + gate_m * branch("mlp", mlp, x, tokenwise=True)
+    return x
