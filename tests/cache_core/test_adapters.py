@@ -221,6 +221,11 @@ def test_every_adapter_has_a_case(comfy):
     assert covered == {type(a) for a in ADAPTERS}
 
 
+def test_one_adapter_knows_the_network(case):
+    network, _, adapter = case
+    assert [a for a in ADAPTERS if a.matches(network)] == [adapter]
+
+
 def test_an_unknown_network_has_no_adapter():
     assert adapter_for(nn.Linear(1, 1)) is None
 

@@ -1,0 +1,78 @@
+"""What only the Flux adapter has to know: two lists of blocks, and patches inside the attention."""
+
+import architectures
+import pytest
+import torch
+from priorcache.cache_core.adapters import adapter_for, installed
+from priorcache.cache_core.policies import FORA
+from priorcache.cache_core.run import CacheRun
+from priorcache.cache_core.sites import Action
+from torch import nn
+
+CASES = architectures.cases()
+
+
+@pytest.fixture
+def flux(comfy):
+    with torch.inference_mode():
+        yield CASES["flux dev"][1]()
+
+
+def doubled(q, k, v, pe, attn_mask, extra_options):
+    return {"q": q * 2, "v": v + extra_options["block_index"]}
+
+
+def shifted(attn, extra_options):
+    first, end = extra_options["img_slice"]
+    attn[:, first:end] += 1
+    return attn
+
+
+def test_blocks_are_numbered_through_both_lists(flux):
+    network, _ = flux
+    sites = [site for block in adapter_for(network).blocks(network) for site in block.sites.values()]
+    assert [site.name for site in sites[:4]] == [f"double_blocks.0.{b}" for b in ("attn", "img_mlp", "txt_mlp")] + [
+        "double_blocks.1.attn"
+    ]
+    assert sites[-1] == ("single_blocks.1.single", 3, 4)
+    assert [site.block for site in sites] == [0, 0, 0, 1, 1, 1, 2, 3]
+
+
+def test_attention_is_one_tensor_of_text_then_image(flux):
+    network, inputs = flux
+    block = network.double_blocks[0]
+    seen = {}
+    for name in ("txt_attn", "img_attn"):
+        getattr(block, name).proj.register_forward_hook(lambda _m, _i, out, name=name: seen.setdefault(name, out))
+    adapter, run = adapter_for(network), CacheRun(FORA(2, "aligned"), 4)
+    site = adapter.blocks(network)[0].sites["attn"]
+    with run.evaluation(4.0, 0.0), installed(adapter, network, cache := run.next_forward([(0, "a"), (1, "b")])):
+        network(**inputs(0))
+    kept = run.store.get(site, cache.streams)[0].value
+    assert torch.equal(kept, torch.cat((seen["txt_attn"], seen["img_attn"]), dim=1))
+
+
+@pytest.mark.parametrize(("name", "patch"), [("attn1_patch", doubled), ("attn1_output_patch", shifted)])
+@pytest.mark.parametrize("since", [0, 1])
+def test_a_patched_attention_is_computed_by_the_host(flux, name, patch, since):
+    """Also where the patch comes in the middle of a run, as hooks bring it."""
+    network, inputs = flux
+
+    def patched(step):
+        return inputs(step) | {"transformer_options": {"patches": {name: [patch]} if step >= since else {}}}
+
+    adapter, run = adapter_for(network), CacheRun(FORA(2, "aligned"), 4)
+    for step in range(4):
+        expected = network(**patched(step))
+        with run.evaluation(4.0 - step, step / 4), installed(adapter, network, run.next_forward([(0, "a"), (1, "b")])):
+            assert torch.equal(network(**patched(step)), expected)
+    assert len(run.trace.notes) == 1
+    assert name in run.trace.notes[0]
+    assert {r.action for r in run.trace.rows} <= {Action.COMPUTE}
+
+
+def test_lists_of_other_blocks_are_no_flux():
+    network = nn.Module()
+    network.double_blocks = nn.ModuleList([nn.Linear(1, 1)])
+    network.single_blocks = nn.ModuleList([nn.Linear(1, 1)])
+    assert adapter_for(network) is None
