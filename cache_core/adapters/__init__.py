@@ -8,8 +8,16 @@ from .flux import FluxAdapter
 from .pixartms import PixArtMSAdapter
 from .qwen_image import QwenImageAdapter
 from .sd3 import SD3Adapter
+from .wan import WanAdapter
 
-ADAPTERS: tuple[Adapter, ...] = (DiTAdapter(), FluxAdapter(), PixArtMSAdapter(), SD3Adapter(), QwenImageAdapter())
+ADAPTERS: tuple[Adapter, ...] = (
+    DiTAdapter(),
+    FluxAdapter(),
+    PixArtMSAdapter(),
+    SD3Adapter(),
+    QwenImageAdapter(),
+    WanAdapter(),
+)
 
 
 def adapter_for(network: nn.Module) -> Adapter | None:
