@@ -5,6 +5,7 @@ from torch import nn
 from .base import Adapter, Block, Branch, computing, installed, numbered, overridden
 from .dit import DiTAdapter
 from .flux import FluxAdapter
+from .lumina import LuminaAdapter
 from .pixartms import PixArtMSAdapter
 from .qwen_image import QwenImageAdapter
 from .sd3 import SD3Adapter
@@ -17,6 +18,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     SD3Adapter(),
     QwenImageAdapter(),
     WanAdapter(),
+    LuminaAdapter(),
 )
 
 
