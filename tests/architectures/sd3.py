@@ -8,7 +8,9 @@ from torch import nn
 from . import generator, opened
 
 
-def sd3(words: int = 5, pooled: bool = True, replaced: bool = False, **changes) -> tuple[nn.Module, Callable]:
+def sd3(
+    words: int = 5, pooled: bool = True, replaced: bool = False, dtype: torch.dtype = torch.float32, **changes
+) -> tuple[nn.Module, Callable]:
     """Two heads of 64; the last block ends the text."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
@@ -19,16 +21,18 @@ def sd3(words: int = 5, pooled: bool = True, replaced: bool = False, **changes) 
             "target": "torch.nn.Linear", "params": {"in_features": 24, "out_features": 128}
         },
     }  # fmt: skip
-    network = opened(OpenAISignatureMMDITWrapper(**settings | changes, operations=comfy.ops.disable_weight_init))
+    network = opened(
+        OpenAISignatureMMDITWrapper(**settings | changes, dtype=dtype, operations=comfy.ops.disable_weight_init)
+    )
     first = {("double_block", 0): lambda args, original: original["original_block"](args)}
 
     def inputs(step: int) -> dict:
         rng = generator(step)
         return {
-            "x": torch.randn(2, 4, 8, 6, generator=rng),
+            "x": torch.randn(2, 4, 8, 6, generator=rng).to(dtype),
             "timesteps": torch.tensor([900.0, 700.0]) - 100 * step,
-            "context": torch.randn(2, words, 24, generator=generator(99)),
-            "y": torch.randn(2, 8, generator=generator(98)) if pooled else None,
+            "context": torch.randn(2, words, 24, generator=generator(99)).to(dtype),
+            "y": torch.randn(2, 8, generator=generator(98)).to(dtype) if pooled else None,
             "transformer_options": {"patches_replace": {"dit": first}} if replaced else {},
         }
 
@@ -37,6 +41,7 @@ def sd3(words: int = 5, pooled: bool = True, replaced: bool = False, **changes) 
 
 CASES = {
     "sd3": sd3,
+    "sd3 bfloat16": lambda: sd3(dtype=torch.bfloat16, qk_norm="rms", x_block_self_attn_layers=[0]),
     "sd3 rms norm of q and k": lambda: sd3(qk_norm="rms", words=3),
     "sd3 layer norm of q and k": lambda: sd3(qk_norm="ln"),
     "sd3 second attention": lambda: sd3(qk_norm="rms", x_block_self_attn_layers=[0, 1]),

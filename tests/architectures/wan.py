@@ -17,6 +17,7 @@ def wan(
     reference: tuple = (),
     audio: bool = False,
     controls: int = 0,
+    dtype: torch.dtype = torch.float32,
     **changes,
 ) -> tuple[nn.Module, Callable]:
     """Two heads of 32, latents of `frames` x 4 x 6 in patches of 2 x 2.
@@ -31,10 +32,10 @@ def wan(
         "in_dim": 4, "out_dim": 4, "dim": 64, "ffn_dim": 96, "freq_dim": 32, "text_dim": 24,
         "num_heads": 2, "num_layers": 3,
     }  # fmt: skip
-    network = opened(getattr(model, kind)(**settings | changes, operations=comfy.ops.disable_weight_init))
+    network = opened(getattr(model, kind)(**settings | changes, dtype=dtype, operations=comfy.ops.disable_weight_init))
 
     def noise(seed: int, *shape: int) -> torch.Tensor:
-        return torch.randn(2, *shape, generator=generator(seed))
+        return torch.randn(2, *shape, generator=generator(seed)).to(dtype)
 
     def inputs(step: int) -> dict:
         timestep = torch.tensor([900.0, 700.0]) - 100 * step
@@ -59,6 +60,7 @@ def wan(
 
 CASES = {
     "wan": wan,
+    "wan bfloat16": lambda: wan(dtype=torch.bfloat16),
     "wan no norms of q, k and text": lambda: wan(qk_norm=False, cross_attn_norm=False, words=1),
     "wan noise level per frame": lambda: wan(per_frame=True),
     "wan image to video": lambda: wan(model_type="i2v", picture=4),
