@@ -3,6 +3,7 @@
 from torch import nn
 
 from .base import Adapter, Block, Branch, computing, installed, numbered, overridden
+from .auraflow import AuraFlowAdapter
 from .dit import DiTAdapter
 from .flux import FluxAdapter
 from .lumina import LuminaAdapter
@@ -19,6 +20,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     QwenImageAdapter(),
     WanAdapter(),
     LuminaAdapter(),
+    AuraFlowAdapter(),
 )
 
 

@@ -1,0 +1,77 @@
+"""AuraFlow (https://huggingface.co/fal/AuraFlow): a few blocks of two streams, then blocks of one.
+
+A branch is added to the stream that entered the block, so attention reaches the next block through the MLP alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .base import Adapter, Block, Branch, numbered
+
+
+class AuraFlowAdapter(Adapter):
+    architecture = "auraflow"
+
+    def matches(self, network: nn.Module) -> bool:
+        lists = (getattr(network, name, ()) for name in ("double_layers", "single_layers"))
+        return [{type(b).__name__ for b in blocks} for blocks in lists] == [{"MMDiTBlock"}, {"DiTBlock"}]
+
+    def blocks(self, network: nn.Module) -> list[Block]:
+        doubles, singles = network.double_layers, network.single_layers
+        depth = len(doubles) + len(singles)
+        branches = {
+            "attn": lambda b: (b.attn.w1o, b.attn.w2o),
+            "txt_mlp": lambda b: b.mlpC,
+            "img_mlp": lambda b: b.mlpX,
+        }
+        single = {"attn": lambda b: b.attn, "mlp": lambda b: b.mlp}
+        return [
+            *numbered("double_layers", doubles, double_block, branches, depth=depth),
+            *numbered("single_layers", singles, single_block, single, len(doubles), depth),
+        ]
+
+
+def double_block(
+    self: nn.Module, branch: Branch, c: Tensor, x: Tensor, global_cond: Tensor, transformer_options: dict, **_
+) -> tuple[Tensor, Tensor]:
+    from comfy.ldm.aura.mmdit import modulate
+
+    c_shift_a, c_scale_a, c_gate_a, c_shift_m, c_scale_m, c_gate_m = self.modC(global_cond).chunk(6, dim=1)
+    x_shift_a, x_scale_a, x_gate_a, x_shift_m, x_scale_m, x_gate_m = self.modX(global_cond).chunk(6, dim=1)
+
+    def attention(x: Tensor) -> Tensor:
+        of_txt = modulate(self.normC1(c), c_shift_a, c_scale_a)
+        of_img = modulate(self.normX1(x), x_shift_a, x_scale_a)
+        return torch.cat(self.attn(of_txt, of_img, transformer_options=transformer_options), dim=1)
+
+    def txt_mlp(c: Tensor) -> Tensor:
+        return self.mlpC(modulate(self.normC2(c), c_shift_m, c_scale_m))
+
+    def img_mlp(x: Tensor) -> Tensor:
+        return self.mlpX(modulate(self.normX2(x), x_shift_m, x_scale_m))
+
+    c_seen, x_seen = branch("attn", attention, x).split((c.shape[1], x.shape[1]), dim=1)
+    c_seen = c + c_gate_a.unsqueeze(1) * c_seen
+    x_seen = x + x_gate_a.unsqueeze(1) * x_seen
+    c = c + c_gate_m.unsqueeze(1) * branch("txt_mlp", txt_mlp, c_seen, tokenwise=True)
+    x = x + x_gate_m.unsqueeze(1) * branch("img_mlp", img_mlp, x_seen, tokenwise=True)
+    return c, x
+
+
+def single_block(
+    self: nn.Module, branch: Branch, cx: Tensor, global_cond: Tensor, transformer_options: dict, **_
+) -> Tensor:
+    from comfy.ldm.aura.mmdit import modulate
+
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modCX(global_cond).chunk(6, dim=1)
+
+    def attention(cx: Tensor) -> Tensor:
+        return self.attn(modulate(self.norm1(cx), shift_a, scale_a), transformer_options=transformer_options)
+
+    def mlp(cx: Tensor) -> Tensor:
+        return self.mlp(modulate(self.norm2(cx), shift_m, scale_m))
+
+    seen = cx + gate_a.unsqueeze(1) * branch("attn", attention, cx)
+    return cx + gate_m.unsqueeze(1) * branch("mlp", mlp, seen, tokenwise=True)
