@@ -6,6 +6,7 @@ from .base import Adapter, Block, Branch, computing, installed, numbered, overri
 from .auraflow import AuraFlowAdapter
 from .dit import DiTAdapter
 from .flux import FluxAdapter
+from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .pixartms import PixArtMSAdapter
 from .qwen_image import QwenImageAdapter
@@ -21,6 +22,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     WanAdapter(),
     LuminaAdapter(),
     AuraFlowAdapter(),
+    LTXVAdapter(),
 )
 
 
