@@ -94,8 +94,8 @@ def colour(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     return value[:, None] * (1 - saturation[:, None] * torch.minimum(k, 4 - k).clamp(0, 1))
 
 
-def render(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Draw one random picture (B, 3, size, size) in [-1, 1] per label (B,)."""
+def render(labels: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """One random picture (B, 3, size, size) in [-1, 1] per label (B,), and the hues (B,) of shapes and grounds."""
     n = len(labels)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -118,14 +118,15 @@ def render(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
     hue = uniform(0, 1)
     shape = colour(hue, uniform(0.65, 1.0), uniform(0.8, 1.0))
-    ground = colour((hue + uniform(0.25, 0.75)) % 1, uniform(0.25, 0.7), uniform(0.2, 0.65))
+    ground_hue = (hue + uniform(0.25, 0.75)) % 1
+    ground = colour(ground_hue, uniform(0.25, 0.7), uniform(0.2, 0.65))
     slope = torch.stack((uniform(-1, 1), uniform(-1, 1)), dim=-1)
     shade = 1 + 0.25 * torch.einsum("hwk,nk->nhw", pixels, slope)[:, None]
     picture = cover * shape[:, :, None, None] + (1 - cover) * (ground[:, :, None, None] * shade)
-    return picture.clamp(0, 1) * 2 - 1
+    return picture.clamp(0, 1) * 2 - 1, hue, ground_hue
 
 
 def batch(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """`count` random pictures and their labels."""
     labels = torch.randint(len(CLASSES), (count,), generator=generator)
-    return render(labels, size, generator), labels
+    return render(labels, size, generator)[0], labels

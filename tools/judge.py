@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -11,24 +10,11 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from pack import ROOT, load_pack
+from pack import ROOT, load_host, load_pack
 
 sys.path.insert(0, str(ROOT / "demo"))
 import classifier
 import shapes
-
-
-def host():
-    """The host's sampling functions, on the CPU, in this process."""
-    sys.path.insert(0, os.environ["COMFYUI_PATH"])
-    arguments, sys.argv = sys.argv, sys.argv[:1]
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
-    import comfy.sample
-
-    sys.argv = arguments
-    return comfy.sample
 
 
 def pictures(sampling, model, count: int, cfg: float, seed: int, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +64,7 @@ def main() -> None:
     judge = classifier.load()
     fresh, labels = shapes.batch(2000, 32, torch.Generator().manual_seed(99))
     print(f"classifier on fresh drawings: {classifier.accuracy(judge, fresh, labels):.1%}")
-    sampling = host()
+    sampling = load_host().sample
     load_pack()
     from priorcache.models.host import load
 

@@ -1,8 +1,13 @@
-"""Loads the pack as ComfyUI does, under the name `priorcache`: its folder `nodes` must never shadow the host's."""
+"""Loads the pack as ComfyUI does, under the name `priorcache`, and a real ComfyUI into this process.
+
+The pack's root never goes on the path: its folder `nodes` would shadow the host's.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -17,3 +22,20 @@ def load_pack():
         module = sys.modules["priorcache"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return sys.modules["priorcache"]
+
+
+def load_host(path: str | Path | None = None):
+    """The `comfy` package of a ComfyUI folder (by default the one that dev.py chose), on the CPU, in this process."""
+    path = path or os.environ.get("COMFYUI_PATH")
+    if path is None:
+        raise RuntimeError("COMFYUI_PATH is not set: start this by 'python tools/dev.py'")
+    if str(path) not in sys.path:
+        sys.path.insert(0, str(path))
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        importlib.import_module("comfy.cli_args").args.cpu = True
+        for name in ("comfy.sd", "comfy.sample", "comfy.samplers", "comfy.model_management"):
+            importlib.import_module(name)
+    finally:
+        sys.argv = arguments
+    return sys.modules["comfy"]
