@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .codecs import CODECS, Codec
 from .policies.base import CachePolicy
 from .sites import MODEL, Action, Feature, Lane, Site, Step, Streams
 from .store import FeatureStore
@@ -16,6 +17,8 @@ from .trace import Clock, Row, RunTrace
 
 UNUSED = 8
 """Evaluations after which a lane that no longer appears (a timestep range that ended) is dropped."""
+
+OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 class Observer(Protocol):
@@ -26,6 +29,12 @@ class Observer(Protocol):
     def branch(self, step: Step, site: Site, streams: Streams, out: Tensor, past: list[Feature]) -> None: ...
 
     def model(self, step: Step, streams: Streams, derivative: Tensor) -> None: ...
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory of any kind ran out; the CPU's allocator and some devices say so in words only."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (OutOfMemory, MemoryError)) or any(w in str(error).lower() for w in words)
 
 
 def relative_error(approximate: Tensor, exact: Tensor) -> Tensor:
@@ -39,6 +48,7 @@ class CacheRun:
 
     measure: "off" records decisions and times only; "errors" also measures, wherever a site is computed, the error
     that reuse would have had; "truth" computes reused branches too, in shadow, and measures what reuse did cost.
+    compiled: whether torch.compile takes part, be it out of sight of the network's own modules.
     """
 
     def __init__(
@@ -49,33 +59,31 @@ class CacheRun:
         measure: str = "off",
         observers: Iterable[Observer] = (),
         trace: RunTrace | None = None,
+        codec: Codec = CODECS["device"],
+        compiled: bool = False,
     ):
-        self.policy, self.total, self.measure = policy, total, measure
+        self.policy, self.total, self.measure, self.compiled = policy, total, measure, compiled
         self.observers = tuple(observers)
         self.trace = trace or RunTrace(policy.describe(), total)
-        self.trace.measure = measure
+        self.trace.measure, self.trace.store = measure, codec.name
         wanted = [policy.history, int(measure != "off"), *(o.history for o in self.observers)]
-        self.store = FeatureStore(max(wanted))
+        self.store = FeatureStore(max(wanted), codec)
+        self.keeps = max(wanted) > 0 or bool(self.observers)  # whether computed outputs are looked at and kept
         self.declined: str | None = None
-        if objection := policy.objection(total):
-            self.decline(objection)
         self.checked: set[Hashable] = set()  # kinds of blocks whose equation was compared with the host
+        self.routes: dict = {}  # what `adapters.installed` prepared for each network of this run
         self._clock = Clock(torch.device(device))
         self._step: Step | None = None
         self._upward = False
         self._visits: dict[tuple[int, Hashable], int] = {}
+        if objection := policy.objection(total):
+            self.decline(objection)
 
     @property
     def step(self) -> Step:
         if self._step is None:
             raise RuntimeError("CacheRun: asked for the step before the first evaluation; wrap calls in evaluation()")
         return self._step
-
-    @property
-    def keeps(self) -> bool:
-        """Whether computed outputs must be captured at all."""
-        idle = self.declined and self.measure == "off" and not self.observers
-        return not idle and (self.store.history > 0 or bool(self.observers))
 
     @property
     def wants_branches(self) -> bool:
@@ -87,8 +95,26 @@ class CacheRun:
         """Compute everything from here on; the first reason is kept."""
         if self.declined is None:
             self.declined = reason
-            self.trace.notes.append(f"{self.policy.describe()} computed everything: {reason}.")
+            begun = self._step is not None and self._step.index > 0
+            since = f" from evaluation {self._step.index} on" if begun else ""
+            self.trace.notes.append(f"{self.policy.describe()} computed everything{since}: {reason}.")
+            self.keeps = self.keeps and (self.measure != "off" or bool(self.observers))
             self.store.clear()
+
+    def survives(self, error: BaseException) -> bool:
+        """Whether sampling goes on after this error in the cache's own work: if memory ran out, without the cache.
+
+        Observers want everything, so with them it does not.
+        """
+        if self.observers or not out_of_memory(error):
+            return False
+        self.decline(
+            f"memory ran out while keeping features (store {self.store.codec.name!r} of Apply Cache; "
+            "'8 bit' takes less, 'cpu' none of the device's)"
+        )
+        self.keeps = False
+        self.store.clear()
+        return True
 
     @contextmanager
     def evaluation(self, sigma: float, progress: float) -> Iterator[Step]:
@@ -114,6 +140,7 @@ class CacheRun:
     def close(self, complete: bool) -> None:
         """Drop every tensor; the trace stays."""
         self.store.clear()
+        self.routes.clear()
         self.trace.finish(complete)
 
 
@@ -121,17 +148,22 @@ class Forward:
     """What an adapter talks to: the run, for the rows of one forward."""
 
     def __init__(self, run: CacheRun, streams: Streams):
-        self.run, self.streams = run, streams
+        self.run, self.streams, self.step = run, streams, run.step
+        self._actions: dict[str, Action] = {}
 
     def action(self, site: Site) -> Action:
         """What `branch` will do. Asking changes nothing; a miss always computes."""
+        action = self._actions.get(site.name)
+        if action is None:
+            action = self._actions[site.name] = self._decide(site)
+        return action
+
+    def _decide(self, site: Site) -> Action:
         run = self.run
         level = "model" if site == MODEL else "branch"
         if run.declined or run._upward or run.policy.history == 0 or run.policy.level != level:
             return Action.COMPUTE
-        if not run.store.get(site, self.streams):
-            return Action.COMPUTE
-        return run.policy.decide(run.step, site)
+        return run.policy.decide(self.step, site) if run.store.has(site, self.streams) else Action.COMPUTE
 
     def branch(self, site: Site, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
         """fn(x), or something the policy believes is close to it. Callers must not write to the result.
@@ -141,37 +173,59 @@ class Forward:
         action = self.action(site)
         if action is Action.COMPUTE or (action is Action.PARTIAL and not tokenwise):
             return self.computed(site, fn(x))
+        out = self._approximate(site, action, fn, x)
+        return self.computed(site, fn(x)) if out is None else out
+
+    def _approximate(self, site: Site, action: Action, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
+        """What the policy makes of the past; None when that is gone, or when memory for it runs out."""
         run = self.run
-        past = run.store.get(site, self.streams)
-        out = run.policy.reuse(run.step, site, past)
+        try:
+            past = run.store.get(site, self.streams)
+            if not past:
+                return None
+            out = run.policy.reuse(self.step, site, past)
+            if action is Action.PARTIAL:
+                where = run.policy.select(self.step, site, x, past)[..., None].expand(-1, -1, x.shape[-1])
+                chosen = x.gather(1, where)
+        except (RuntimeError, MemoryError) as error:
+            if not run.survives(error):
+                raise
+            return None
         if action is Action.PARTIAL:
-            where = run.policy.select(run.step, site, x, past)[..., None].expand(-1, -1, x.shape[-1])
-            fresh = fn(x.gather(1, where))
-            out = out.scatter(1, where[..., :1].expand(-1, -1, out.shape[-1]), fresh)
+            out = out.scatter(1, where[..., :1].expand(-1, -1, out.shape[-1]), fn(chosen))
         error = relative_error(out, fn(x)) if run.measure == "truth" else None
-        run.trace.rows.append(Row(run.step.index, site, action, error))
+        run.trace.rows.append(Row(self.step.index, site, action, error))
         if run.policy.keeps_reused or action is Action.PARTIAL:
-            run.store.put(site, self.streams, out, run.step, computed=False)
+            self._keep(site, out, computed=False)
         else:
-            run.store.touch(site, self.streams, run.step)
+            run.store.touch(site, self.streams, self.step)
         return out
 
     def computed(self, site: Site, out: Tensor) -> Tensor:
         """Take note of an output that was computed, here or by the host's own forward."""
         run = self.run
-        if not run.keeps:
-            return out
-        past = run.store.get(site, self.streams)
-        error = None
-        if past and run.measure != "off":
-            guess = run.policy.reuse(run.step, site, past) if run.policy.history else past[0].value
-            error = relative_error(guess, out)
-        for observer in run.observers:
-            if site == MODEL:
-                observer.model(run.step, self.streams, out)
-            else:
-                observer.branch(run.step, site, self.streams, out, past)
-        run.trace.rows.append(Row(run.step.index, site, Action.COMPUTE, error))
-        if run.store.history:
-            run.store.put(site, self.streams, out, run.step, computed=True)
+        if run.keeps or run.trace.rows:
+            error = self._keep(site, out, computed=True) if run.keeps else None
+            run.trace.rows.append(Row(self.step.index, site, Action.COMPUTE, error))
         return out
+
+    def _keep(self, site: Site, out: Tensor, computed: bool) -> Tensor | None:
+        """Keep an output. Of one that was computed: the error that reuse would have had, and observers see it."""
+        run, error = self.run, None
+        watched = computed and (run.measure != "off" or run.observers)
+        try:
+            past = run.store.get(site, self.streams) if watched else []
+            if past and run.measure != "off":
+                guess = run.policy.reuse(self.step, site, past) if run.policy.history else past[0].value
+                error = relative_error(guess, out)
+            for observer in run.observers if computed else ():
+                if site == MODEL:
+                    observer.model(self.step, self.streams, out)
+                else:
+                    observer.branch(self.step, site, self.streams, out, past)
+            if run.store.history:
+                run.store.put(site, self.streams, out, self.step, computed)
+        except (RuntimeError, MemoryError) as problem:
+            if not run.survives(problem):
+                raise
+        return error

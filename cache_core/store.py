@@ -3,114 +3,145 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .codecs import CODECS, Codec, Kept
 from .sites import Feature, Lane, Site, Step, Streams
 
-History = deque[Feature]
+
+class Past(NamedTuple):
+    kept: Kept
+    step: Step
+    computed: bool
+
+
+@dataclass
+class Group:
+    """What some lanes hold together at one site, newest first, and the evaluation that last used it."""
+
+    history: deque[Past]
+    used: int
 
 
 class FeatureStore:
-    """Keeps the last `history` outputs of every (site, streams).
+    """Keeps the last `history` outputs of every (site, streams), in the form that the codec gives them.
 
     Conds may be batched in one call and split in the next. Each lane of a site therefore has exactly one owner: asking
     for another grouping splits the old groups by rows and joins the new one, so nothing stale is left behind.
     """
 
-    def __init__(self, history: int):
-        self.history = history
-        self._groups: dict[tuple[str, Streams], History] = {}
+    def __init__(self, history: int, codec: Codec = CODECS["device"]):
+        self.history, self.codec = history, codec
+        self._groups: dict[Streams, dict[str, Group]] = {}
         self._owner: dict[tuple[str, Lane], Streams] = {}
-        self._used: dict[tuple[str, Streams], int] = {}
+
+    def has(self, site: Site, streams: Streams) -> bool:
+        """Whether `get` would find something."""
+        return self._find(site.name, streams) is not None
 
     def get(self, site: Site, streams: Streams) -> list[Feature]:
         """Past outputs, newest first; empty when any lane is unknown or the lanes were last seen at different steps."""
-        key = (site.name, streams)
-        if key not in self._groups:
-            self._regroup(site.name, streams)
-        return list(self._groups.get(key, ()))
+        group = self._find(site.name, streams)
+        return [Feature(self.codec.decode(p.kept), p.step, p.computed) for p in group.history] if group else []
 
     def put(self, site: Site, streams: Streams, value: Tensor, step: Step, computed: bool) -> None:
         """Push an output. The tensor belongs to the store from here on; nobody may write to it."""
-        key = (site.name, streams)
-        if key not in self._groups and not self._regroup(site.name, streams):
-            self._forget(site.name, streams)
-            self._groups[key] = deque(maxlen=self.history)
+        past = Past(self.codec.encode(value), step, computed)
+        group = self._find(site.name, streams)
+        if group is None:
             for lane in streams:
-                self._owner[site.name, lane] = streams
-        self._groups[key].appendleft(Feature(value, step, computed))
-        self._used[key] = step.index
+                self._forget(site.name, lane)
+            group = self._own(site.name, streams, Group(deque(maxlen=self.history), step.index))
+        group.history.appendleft(past)
+        group.used = step.index
 
     def touch(self, site: Site, streams: Streams, step: Step) -> None:
         """Mark an entry as still in use."""
-        self._used[site.name, streams] = step.index
+        self._groups[streams][site.name].used = step.index
 
     def expire(self, before: int) -> None:
         """Drop what was last used at an evaluation earlier than `before`."""
-        for key in [k for k, index in self._used.items() if index < before]:
-            self._drop(*key)
+        for streams, groups in list(self._groups.items()):
+            for site in [s for s, group in groups.items() if group.used < before]:
+                self._take(site, streams)
 
     def clear(self) -> None:
         self._groups.clear()
         self._owner.clear()
-        self._used.clear()
 
     @property
     def nbytes(self) -> int:
-        seen = {f.value.untyped_storage().data_ptr(): f.value for h in self._groups.values() for f in h}
-        return sum(v.untyped_storage().nbytes() for v in seen.values())
+        """What is held, in whatever memory; a storage that several features share counts once."""
+        parts = (
+            t for groups in self._groups.values() for g in groups.values() for p in g.history for t in p.kept.parts
+        )
+        storages = (t.untyped_storage() for t in parts)
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
-    def _regroup(self, site: str, streams: Streams) -> bool:
+    def _find(self, site: str, streams: Streams) -> Group | None:
+        return self._groups.get(streams, {}).get(site) or self._regroup(site, streams)
+
+    def _regroup(self, site: str, streams: Streams) -> Group | None:
         """Make `streams` the owner of its lanes, carrying their history along where all lanes have the same one."""
         owners = {self._owner.get((site, lane)) for lane in streams}
         if None in owners:
-            return False
+            return None
         for owner in owners:
             self._split(site, owner)
-        parts = [self._groups[site, (lane,)] for lane in streams]
-        if len({tuple((f.step.index, f.computed) for f in part) for part in parts}) > 1:
-            return False
-        if len({f.value.shape for part in parts for f in part}) > 1:
-            return False
+        parts = [self._groups[(lane,)][site] for lane in streams]
+        if len({tuple((p.step.index, p.computed) for p in part.history) for part in parts}) > 1:
+            return None
+        if len({p.kept.parts[0].shape for part in parts for p in part.history}) > 1:
+            return None
         if len(streams) == 1:
-            return True
-        used = min(self._used[site, (lane,)] for lane in streams)
-        joined = deque(
-            (
-                Feature(torch.cat([f.value for f in moment]), moment[0].step, moment[0].computed)
-                for moment in zip(*parts, strict=True)
-            ),
-            maxlen=self.history,
-        )
-        self._forget(site, streams)
-        self._groups[site, streams], self._used[site, streams] = joined, used
+            return parts[0]
+        history = [_joined(moment) for moment in zip(*(part.history for part in parts), strict=True)]
         for lane in streams:
-            self._owner[site, lane] = streams
-        return True
+            self._forget(site, lane)
+        return self._own(site, streams, Group(deque(history, maxlen=self.history), min(part.used for part in parts)))
 
     def _split(self, site: str, streams: Streams) -> None:
         """Turn one group into single lanes; the slices are views."""
         if len(streams) == 1:
             return
-        history, used = self._groups.pop((site, streams)), self._used.pop((site, streams))
-        rows = [f.value.chunk(len(streams)) for f in history]
+        group = self._take(site, streams)
+        rows = [_split(past, len(streams)) for past in group.history]
         for position, lane in enumerate(streams):
-            own = (Feature(r[position], f.step, f.computed) for r, f in zip(rows, history, strict=True))
-            self._groups[site, (lane,)] = deque(own, maxlen=self.history)
-            self._used[site, (lane,)] = used
-            self._owner[site, lane] = (lane,)
+            self._own(site, (lane,), Group(deque((r[position] for r in rows), maxlen=self.history), group.used))
 
-    def _forget(self, site: str, streams: Streams) -> None:
-        for lane in streams:
-            owner = self._owner.get((site, lane))
-            if owner is not None:
-                self._split(site, owner)
-                self._drop(site, (lane,))
+    def _forget(self, site: str, lane: Lane) -> None:
+        owner = self._owner.get((site, lane))
+        if owner is not None:
+            self._split(site, owner)
+            self._take(site, (lane,))
 
-    def _drop(self, site: str, streams: Streams) -> None:
-        self._groups.pop((site, streams), None)
-        self._used.pop((site, streams), None)
+    def _own(self, site: str, streams: Streams, group: Group) -> Group:
+        self._groups.setdefault(streams, {})[site] = group
         for lane in streams:
-            self._owner.pop((site, lane), None)
+            self._owner[site, lane] = streams
+        return group
+
+    def _take(self, site: str, streams: Streams) -> Group:
+        groups = self._groups[streams]
+        group = groups.pop(site)
+        if not groups:
+            del self._groups[streams]
+        for lane in streams:
+            del self._owner[site, lane]
+        return group
+
+
+def _split(past: Past, count: int) -> list[Past]:
+    each = zip(*(part.chunk(count) for part in past.kept.parts), strict=True)
+    return [past._replace(kept=past.kept._replace(parts=parts)) for parts in each]
+
+
+def _joined(moment: tuple[Past, ...]) -> Past:
+    """The rows of several lanes at one step, in one tensor."""
+    first = moment[0]
+    parts = tuple(torch.cat(part) for part in zip(*(p.kept.parts for p in moment), strict=True))
+    return first._replace(kept=first.kept._replace(parts=parts))

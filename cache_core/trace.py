@@ -13,6 +13,13 @@ from torch import Tensor
 from .sites import Action, Site, Step
 
 
+def human_bytes(count: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}" if unit == "GiB" else f"{count / size:.1f} {unit}"
+    return f"{count / 2**10:.0f} KiB"
+
+
 class Row(NamedTuple):
     """One decision. `error` is relative L2: on COMPUTE what reuse would have cost, on REUSE what it did cost."""
 
@@ -60,6 +67,8 @@ class RunTrace:
     origin: tuple[str, str] = ("", "")  # (prompt id, node id) of the sampler that ran
     about: str = ""  # sampler and shape, for titles
     measure: str = "off"
+    store: str = "device"  # how features were kept
+    expected_bytes: int | None = None  # told before sampling
     rows: list[Row] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -128,6 +137,8 @@ class RunTrace:
             "seconds": self.seconds,
             "speedup": self.speedup,
             "peak_bytes": self.peak_bytes,
+            "expected_bytes": self.expected_bytes,
+            "store": self.store,
             "notes": self.notes,
             "steps": steps,
         }

@@ -166,7 +166,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig, operations=nn, attention=sdpa, dtype=None, device=None):
         super().__init__()
         kw = {"dtype": dtype, "device": device}
-        self.config, self.dtype = config, dtype
+        self.config, self.patch_size, self.dtype = config, config.patch_size, dtype
         self.x_embedder = PatchEmbed(config, operations, **kw)
         self.t_embedder = TimestepEmbedder(config, operations, **kw)
         self.y_embedder = LabelEmbedder(config, operations, **kw)

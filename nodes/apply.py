@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..cache_core.codecs import CODECS
 from ..cache_core.trace import Trace
-from .attach import attach
+from .attach import attach, memory
 from .types import CATEGORY, Policy, TraceHandle
 
 MEASURES = ("errors", "off", "truth")
@@ -29,14 +30,23 @@ class PriorCacheApply(io.ComfyNode):
                     default="errors",
                     tooltip="errors: where something is computed, also measure what reuse would have cost (takes a little time). off: no measuring, fastest. truth: compute everything in shadow to measure what reuse did cost (slow, same picture).",
                 ),
+                io.Combo.Input(
+                    "store",
+                    options=list(CODECS),
+                    default="device",
+                    advanced=True,
+                    tooltip="Where kept features lie. device: beside the model, fastest. cpu: in main memory, none of the device's; slower. 8 bit: beside the model in about half the memory of 16 bits; each feature is off by about 1 %.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, cached."),
                 TraceHandle.Output(display_name="trace", tooltip="What happens while sampling: for Inspect."),
+                io.String.Output(display_name="memory", tooltip="What the cache will take, for usual sizes."),
             ],
         )
 
     @classmethod
-    def execute(cls, model, policy, measure: str) -> io.NodeOutput:
+    def execute(cls, model, policy, measure: str, store: str = "device") -> io.NodeOutput:
         trace = Trace()
-        return io.NodeOutput(attach(model, policy, trace, measure), trace)
+        attached = attach(model, policy, trace, measure, store=store)
+        return io.NodeOutput(attached, trace, memory(model, policy, measure, store))

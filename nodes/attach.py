@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable
+import math
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
+from torch import nn
 
-from ..cache_core.adapters import adapter_for, installed, unwrapped
+from ..cache_core.adapters import Adapter, adapter_for, installed, uncompiled, unwrapped
+from ..cache_core.codecs import CODECS
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun, Observer
 from ..cache_core.sites import MODEL, Action
-from ..cache_core.trace import RunTrace, Trace
+from ..cache_core.trace import RunTrace, Trace, human_bytes
 
 log = logging.getLogger("PriorCache")
 KEY = "PriorCache"
 RUN = "priorcache_run"
-KINDS = (WrappersMP.OUTER_SAMPLE, WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL)
-RIVALS = {"easycache": "EasyCache (or LazyCache)"}
+TEXT = 256
+"""Tokens of text that `memory` supposes; sampling counts the real ones."""
+KINDS = (
+    WrappersMP.OUTER_SAMPLE,
+    WrappersMP.PREPARE_SAMPLING,
+    WrappersMP.PREDICT_NOISE,
+    WrappersMP.CALC_COND_BATCH,
+    WrappersMP.APPLY_MODEL,
+)
+COMPILE, COMPILE_SETTINGS = "torch.compile", "torch_compile_kwargs"  # comfy_api.torch_helpers names them so
+RIVAL = re.compile(
+    r"(tea|mag|easy|lazy|fb|first_?block_?|block|deep|adaptive|prior)[-_]?cache|cache[-_]?dit|taylor[-_]?seer"
+    r"|wave[-_]?speed|comfyui[-_]spectrum",
+    re.IGNORECASE,
+)
+"""What other caches call themselves, in the name of the pack or of the function that they put on a model."""
 
 
 class CacheError(ValueError):
@@ -38,12 +56,15 @@ def attach(
     trace: Trace | None = None,
     measure: str = "off",
     observers: Iterable[Observer] = (),
+    store: str = "device",
 ):
     """A clone of `model` that samples with `policy`; the input stays as it is. Attaching again replaces, never stacks.
 
-    Raises CacheError when the policy needs an adapter and the architecture has none.
+    store: how features are kept, one of CODECS. Raises CacheError when the policy needs an adapter and the
+    architecture has none, and when another cache is on the model.
     """
     observers = tuple(observers)
+    _refuse_rivals(model.model_options, model.wrappers)
     network = unwrapped(model.model.diffusion_model)
     if adapter_for(network) is None and policy.level == "branch" and policy.history:
         raise CacheError(
@@ -59,14 +80,28 @@ def attach(
     detach(model)
 
     def outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
-        options = executor.class_obj.model_options.setdefault("transformer_options", {})
-        _refuse_rivals(options)
+        guider = executor.class_obj
+        options = guider.model_options.setdefault("transformer_options", {})
+        wrappers = options.get("wrappers", {})
+        _refuse_rivals(guider.model_options, wrappers)
         if RUN in options:
             raise CacheError("PriorCache is attached twice to one model: remove one of the Apply Cache nodes.")
         total = len(sigmas) - 1
-        device = executor.class_obj.model_patcher.load_device
-        run = CacheRun(policy, total, device, measure, observers, _new_trace(policy, total, sampler, noise))
-        options[RUN] = _Clocked(run, sigmas.tolist())
+        run = CacheRun(
+            policy,
+            total,
+            guider.model_patcher.load_device,
+            measure,
+            observers,
+            _new_trace(policy, total, sampler, noise),
+            CODECS[store],
+            compiled=COMPILE in wrappers.get(WrappersMP.APPLY_MODEL, {}),
+        )
+        _refuse_unbroken_graphs(run, guider.model_options)
+        expected = _expected_bytes(run, guider, noise.shape)
+        run.trace.expected_bytes = expected
+        log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
+        options[RUN] = _Sampling(run, sigmas.tolist(), expected if run.store.codec.on_device else 0)
         complete = False
         try:
             out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -80,16 +115,29 @@ def attach(
             if trace is not None and run.trace.moments:
                 trace.add(run.trace)
 
-    for kind, wrapper in zip(KINDS, (outer_sample, _predict_noise, _calc_cond_batch, _apply_model), strict=True):
+    wrappers = (outer_sample, _prepare_sampling, _predict_noise, _calc_cond_batch, _apply_model)
+    for kind, wrapper in zip(KINDS, wrappers, strict=True):
         model.add_wrapper_with_key(kind, KEY, wrapper)
     return model
 
 
-class _Clocked:
-    """A run and the sigmas of its sampler. One object, because dicts in transformer_options are copied at every call."""
+class _Sampling:
+    """A run, the sigmas of its sampler, the bytes that the device must have free for it, and its networks' adapters.
 
-    def __init__(self, run: CacheRun, sigmas: list[float]):
-        self.run, self.sigmas = run, sigmas
+    One object, because dicts in transformer_options are copied at every call.
+    """
+
+    def __init__(self, run: CacheRun, sigmas: list[float], reserve: int):
+        self.run, self.sigmas, self.reserve = run, sigmas, reserve
+        self._adapters: dict[nn.Module, Adapter | None] = {}
+
+    def adapter(self, network: nn.Module) -> Adapter | None:
+        """As it stands when the network first runs; one that another node took apart has none and is computed."""
+        if network not in self._adapters:
+            found = self._adapters[network] = adapter_for(network)
+            if found is None and self.run.policy.history:
+                self.run.decline("another node replaced the blocks of this model")
+        return self._adapters[network]
 
     def progress(self, sigma: float) -> float:
         """Position of sigma in the schedule: the last sampler step at or above it, as a fraction."""
@@ -97,28 +145,37 @@ class _Clocked:
         return max(reached - 1, 0) / max(len(self.sigmas) - 1, 1)
 
 
-def _run_of(options: dict | None) -> _Clocked | None:
+def _run_of(options: dict | None) -> _Sampling | None:
     return (options or {}).get(RUN)
 
 
+def _prepare_sampling(executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
+    """The host loads a model by what it expects to need for so many pictures: the cache asks for some more pictures."""
+    sampling = _run_of((model_options or {}).get("transformer_options"))
+    if sampling is not None and sampling.reserve:
+        one = model.model.memory_required([1, *noise_shape[1:]])
+        noise_shape = [noise_shape[0] + math.ceil(sampling.reserve / one), *noise_shape[1:]]
+    return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
+
+
 def _predict_noise(executor, x, timestep, model_options={}, seed=None):  # noqa: B006 - the host's own signature
-    clocked = _run_of(model_options.get("transformer_options"))
-    if clocked is None:
+    sampling = _run_of(model_options.get("transformer_options"))
+    if sampling is None:
         return executor(x, timestep, model_options, seed)
     sigma = float(timestep.flatten()[0])
-    with clocked.run.evaluation(sigma, clocked.progress(sigma)):
+    with sampling.run.evaluation(sigma, sampling.progress(sigma)):
         return executor(x, timestep, model_options, seed)
 
 
 def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     options = model_options.get("transformer_options", {})
-    clocked = _run_of(options)
-    if clocked is None or not (clocked.run.policy.level == "model" or clocked.run.observers):
+    sampling = _run_of(options)
+    if sampling is None or not (sampling.run.policy.level == "model" or sampling.run.observers):
         return executor(model, conds, x_in, timestep, model_options)
     sigma = timestep.flatten()[0]
     present = [i for i, cond in enumerate(conds) if cond]
     place = (tuple(x_in.shape), _window(options), str(x_in.device))
-    forward = clocked.run.next_forward((i, (_active(conds[i], sigma), *place)) for i in present)
+    forward = sampling.run.next_forward((i, (_active(conds[i], sigma), *place)) for i in present)
     result: list[torch.Tensor] = []
 
     def derivatives(x: torch.Tensor) -> torch.Tensor:
@@ -149,16 +206,19 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     def host():
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
-    clocked = _run_of(transformer_options)
-    if clocked is None or not clocked.run.wants_branches:
+    sampling = _run_of(transformer_options)
+    if sampling is None or not sampling.run.wants_branches:
         return host()
     network = unwrapped(executor.class_obj.diffusion_model)
-    adapter = adapter_for(network)
+    adapter = sampling.adapter(network)
     if adapter is None:
         return host()
     conds = list(zip(transformer_options["uuids"], transformer_options["cond_or_uncond"], strict=True))
+    if x.shape[0] % len(conds):
+        sampling.run.decline("another node rearranges the rows of this model's batches")
+        return host()
     place = (x.shape[0] // len(conds), *x.shape[1:], _window(transformer_options), str(x.device))
-    forward = clocked.run.next_forward((cond, (str(uuid), *place)) for uuid, cond in conds)
+    forward = sampling.run.next_forward((cond, (str(uuid), *place)) for uuid, cond in conds)
     with installed(adapter, network, forward):
         return host()
 
@@ -168,10 +228,93 @@ def _window(options: dict) -> tuple | None:
     return None if window is None else tuple(window.index_list)
 
 
-def _refuse_rivals(options: dict) -> None:
-    for key, name in RIVALS.items():
-        if key in options:
-            raise CacheError(f"{name} and PriorCache are both attached to this model: remove one of the two nodes.")
+def _refuse_rivals(model_options: dict, wrappers: dict) -> None:
+    """Two caches on one model would each take the other's approximation for the model."""
+    holder = model_options.get("transformer_options", {}).get("easycache")  # the host's EasyCache and LazyCache
+    names = (
+        [getattr(holder, "name", "EasyCache")]
+        if holder
+        else [n for f in _functions(model_options, wrappers) for n in _rival(f)]
+    )
+    if names:
+        raise CacheError(f"{names[0]} and PriorCache are both attached to this model: remove one of the two nodes.")
+
+
+def _functions(model_options: dict, wrappers: dict) -> Iterator[Callable]:
+    """What other nodes put around this model."""
+    if "model_function_wrapper" in model_options:
+        yield model_options["model_function_wrapper"]
+    for of_kind in wrappers.values():
+        for key, functions in of_kind.items():
+            yield from functions if key != KEY else ()
+
+
+def _rival(function: Callable) -> list[str]:
+    """The pack that a function comes from, if the name of either is that of a cache."""
+    function = getattr(function, "func", function)  # functools.partial
+    module = re.split(r"[/\\]", getattr(function, "__module__", None) or "")[-1]  # a pack's module is named by its path
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return [module.split(".")[0] or name] if RIVAL.search(f"{module}.{name}") else []
+
+
+def _refuse_unbroken_graphs(run: CacheRun, model_options: dict) -> None:
+    if run.wants_branches and (model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph"):
+        raise CacheError(
+            "This model is compiled with fullgraph, which leaves no room for a decision inside of it: switch fullgraph "
+            "off in the compile node, or set the policy's scope to 'whole network'."
+        )
+
+
+def _expected_bytes(run: CacheRun, guider, shape: tuple[int, ...]) -> int:
+    """What the cache will hold in this sampling run, told from shapes alone."""
+    batch, *latent = shape
+    skipped = math.isclose(getattr(guider, "cfg", 0.0), 1.0) and not guider.model_options.get(
+        "disable_cfg1_optimization"
+    )
+    conds = [c for role, cs in guider.conds.items() if not (skipped and role == "negative") for c in cs]
+    total = 0
+    for cond in conds:
+        references = [tuple(r.shape[1:]) for r in cond.get("reference_latents") or ()]
+        embedding = cond.get("cross_attn")
+        text = embedding.shape[1] if isinstance(embedding, torch.Tensor) and embedding.ndim == 3 else 0
+        total += expected_bytes(guider.model_patcher, run, batch, [tuple(latent), *references], text)
+    return total
+
+
+def expected_bytes(model, run: CacheRun, rows: int, latents: list[tuple[int, ...]], text: int) -> int:
+    """What `run` will hold for so many rows of a latent (C, *space), with its references, and so many tokens of text."""
+    codec, total = run.store.codec, 0
+    if not run.keeps:
+        return 0
+    if run.policy.level == "model" or run.observers:
+        total += codec.nbytes((rows, *latents[0]), torch.float32)
+    network = unwrapped(model.model.diffusion_model)
+    adapter = adapter_for(network) if run.wants_branches else None
+    if adapter is not None:
+        dtype = model.model.get_dtype_inference()
+        with uncompiled(network):
+            sizes = adapter.sizes(network, latents, text).values()
+        total += sum(codec.nbytes((rows, *size), dtype) for size in sizes)
+    return total * run.store.history
+
+
+def memory(model, policy: CachePolicy, measure: str, store: str) -> str:
+    """One sentence: what the cache will hold, for usual sizes of what this model makes."""
+    run = CacheRun(policy, 1000, measure=measure, codec=CODECS[store])
+    form = model.model.latent_format
+    down, frames = form.spacial_downscale_ratio, getattr(form, "temporal_downscale_ratio", 4)
+    spaces = {f"{side} x {side}": (side // down,) * 2 for side in (512, 1024)}
+    if form.latent_dimensions == 3:
+        spaces = {f"{n} frames of 832 x 480": ((n - 1) // frames + 1, 480 // down, 832 // down) for n in (33, 81)}
+    sizes = {
+        name: 2 * expected_bytes(model, run, 1, [(form.latent_channels, *space)], TEXT)
+        for name, space in spaces.items()
+    }
+    if not any(sizes.values()):
+        return f"{policy.describe()} keeps nothing."
+    each = " and ".join(f"{human_bytes(size)} for {name}" for name, size in sizes.items())
+    where = "of the computer's main memory" if not run.store.codec.on_device else "of the device's memory"
+    return f"{policy.describe()} takes about {each} {where}, with a positive and a negative prompt, store = {store}."
 
 
 def _new_trace(policy: CachePolicy, total: int, sampler, noise: torch.Tensor) -> RunTrace:

@@ -6,8 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..cache_core.trace import human_bytes
 from ..priors.prior import Prior
-from .style import COLOURS, HEAT, RC, heat_map, human_bytes, log_norm, new_figure, statistics_over_sites, step_axis
+from .style import COLOURS, HEAT, RC, heat_map, log_norm, new_figure, statistics_over_sites, step_axis
 
 
 def draw(prior: Prior) -> Figure:

@@ -59,10 +59,3 @@ def statistics_over_sites(errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean, worst = np.full(errors.shape[1], np.nan), np.full(errors.shape[1], np.nan)
     mean[known], worst[known] = np.nanmean(errors[:, known], 0), np.nanmax(errors[:, known], 0)
     return mean, worst
-
-
-def human_bytes(count: float) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}" if unit == "GiB" else f"{count / size:.1f} {unit}"
-    return f"{count / 2**10:.0f} KiB"

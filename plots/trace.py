@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from ..cache_core.trace import RunTrace
-from .style import COLOURS, RC, heat_map, human_bytes, log_norm, new_figure, statistics_over_sites, step_axis
+from ..cache_core.trace import RunTrace, human_bytes
+from .style import COLOURS, RC, heat_map, log_norm, new_figure, statistics_over_sites, step_axis
 
 MOST_RUNS = 12
 WAITING = "No sampling run yet: queue the workflow with a sampler behind Apply Cache."
@@ -37,8 +37,12 @@ def title(run: RunTrace) -> str:
         parts.append("reused branches computed in shadow")
     if run.speedup is not None:
         parts.append(f"{run.speedup:.2f}x against its own full steps")
-    parts.append(f"cache {human_bytes(run.peak_bytes)}")
+    parts.append(f"cache {human_bytes(run.peak_bytes)}{_expected(run)}")
     return first + "\n" + ",  ".join(parts)
+
+
+def _expected(run: RunTrace) -> str:
+    return "" if run.expected_bytes is None else f" ({human_bytes(run.expected_bytes)} expected)"
 
 
 def kinds(run: RunTrace) -> list[str]:
@@ -173,7 +177,8 @@ def summary(run: RunTrace) -> str:
         said.append(
             f"Relative error per branch: mean {mean:.3f}, worst {worst:.3f} at {run.sites[i].name}, step {j} ({meaning})."
         )
-    said.append(f"The cache held {human_bytes(run.peak_bytes)} at most.")
+    where = {"device": "", "cpu": " of main memory", "8 bit": " in 8 bits"}[run.store]
+    said.append(f"The cache held {human_bytes(run.peak_bytes)}{where} at most{_expected(run)}.")
     if not run.complete:
         said.append("The run was stopped before its end.")
     return " ".join(said + run.notes)

@@ -2,14 +2,15 @@
 
 from torch import nn
 
-from .base import Adapter, Block, Branch, computing, installed, numbered, overridden
 from .auraflow import AuraFlowAdapter
+from .base import Adapter, Block, Branch, computing, numbered
 from .dit import DiTAdapter
 from .flux import FluxAdapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .pixartms import PixArtMSAdapter
 from .qwen_image import QwenImageAdapter
+from .routes import installed, overridden, uncompiled, unwrapped
 from .sd3 import SD3Adapter
 from .wan import WanAdapter
 
@@ -29,11 +30,8 @@ ADAPTERS: tuple[Adapter, ...] = (
 def adapter_for(network: nn.Module) -> Adapter | None:
     """The adapter of a network, looking through torch.compile; None when the architecture is not known."""
     network = unwrapped(network)
-    return next((a for a in ADAPTERS if a.matches(network)), None)
-
-
-def unwrapped(network: nn.Module) -> nn.Module:
-    return getattr(network, "_orig_mod", network)
+    with uncompiled(network):
+        return next((a for a in ADAPTERS if a.matches(network)), None)
 
 
 __all__ = [

@@ -18,6 +18,13 @@ class AuraFlowAdapter(Adapter):
         lists = (getattr(network, name, ()) for name in ("double_layers", "single_layers"))
         return [{type(b).__name__ for b in blocks} for blocks in lists] == [{"MMDiTBlock"}, {"DiTBlock"}]
 
+    def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
+        return image, text + network.register_tokens.shape[1]
+
+    def tokens(self, block: Block, name: str, image: int, text: int) -> int:
+        joined = block.sites[name].name.startswith("single_layers")
+        return image + text if joined else super().tokens(block, name, image, text)
+
     def blocks(self, network: nn.Module) -> list[Block]:
         doubles, singles = network.double_layers, network.single_layers
         depth = len(doubles) + len(singles)

@@ -1,21 +1,15 @@
-"""What an adapter is, and how its equation takes the place of a block's forward for the length of one call."""
+"""What an adapter is: the residual equations of one architecture."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from ..run import Forward, relative_error
-from ..sites import Action, Site
-
-
-ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch")
-"""What the host calls, inside a block, on the queries, keys and values or on the attention's output."""
+from ..sites import Site
 
 
 class Branch(Protocol):
@@ -64,6 +58,46 @@ class Adapter(ABC):
         """Whether the host's block, called with these, writes into the pre-gate outputs that are noted from it."""
         return False
 
+    def sizes(self, network: nn.Module, latents: list[tuple[int, ...]], text: int) -> dict[Site, tuple[int, int]]:
+        """(tokens, width) of every branch's output for one row, told before sampling so that memory can be declared.
+
+        latents: (C, *space) of the picture and of every reference that comes along with it.
+        """
+        image, text = self.lengths(network, sum(patches(network, latent) for latent in latents), text)
+        return {
+            site: (self.tokens(block, name, image, text), width(block.captures[name][0]))
+            for block in self.blocks(network)
+            for name, site in block.sites.items()
+        }
+
+    def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
+        """Tokens of the picture and of the text inside of the network, with what it puts beside them."""
+        return image, text
+
+    def tokens(self, block: Block, name: str, image: int, text: int) -> int:
+        """Tokens of a branch's output: those of the picture, of the text, or of both where two parts are joined."""
+        if name.startswith("txt_"):
+            return text
+        return image + text if len(block.captures[name]) > 1 else image
+
+
+def patches(network: nn.Module, latent: tuple[int, ...]) -> int:
+    """Tokens of a latent (C, *space); a patch with fewer dims than that covers its last ones."""
+    size = getattr(network, "patch_size", 1)
+    space = latent[1:]
+    size = tuple(size) if isinstance(size, (tuple, list)) else (size,) * min(2, len(space))
+    size = ((1,) * len(space) + size)[-len(space) :]
+    return math.prod(-(-n // p) for n, p in zip(space, size, strict=True))
+
+
+def width(module: nn.Module) -> int:
+    """Channels of what a branch puts out: those of its last layer or norm, or those that it takes in."""
+    if hasattr(module, "out_features"):
+        return module.out_features
+    if getattr(module, "weight", None) is not None:
+        return module.weight.shape[0]
+    return next(m.in_features for m in module.modules() if hasattr(m, "in_features"))
+
 
 def numbered(
     container: str,
@@ -93,133 +127,6 @@ def numbered(
     return found
 
 
-@contextmanager
-def overridden(forwards: list[tuple[nn.Module, Callable]]) -> Iterator[None]:
-    """Give modules another forward for the length of the context; afterwards nothing is left on them."""
-    before = [(module, module.__dict__.get("forward")) for module, _ in forwards]
-    try:
-        for module, forward in forwards:
-            module.forward = forward
-        yield
-    finally:
-        for module, own in reversed(before):
-            if own is not None:
-                module.forward = own
-            else:
-                module.__dict__.pop("forward", None)
-
-
-@contextmanager
-def installed(adapter: Adapter, network: nn.Module, cache: Forward) -> Iterator[None]:
-    """Route one forward of `network` through the cache.
-
-    A block that computes everything runs the host's own forward and only has its pre-gate outputs noted; the adapter's
-    equation runs where something is reused. A block whose forward somebody else replaced is always computed.
-    """
-    forwards: list[tuple[nn.Module, Callable]] = []
-    for block in adapter.blocks(network):
-        foreign = "forward" in block.module.__dict__
-        if foreign or all(cache.action(site) is Action.COMPUTE for site in block.sites.values()):
-            if cache.run.keeps:
-                forwards.append((block.module, _noting(adapter, block, cache)))
-            if not (block.kind in cache.run.checked or foreign or cache.run.declined or cache.run.policy.history == 0):
-                cache.run.checked.add(block.kind)
-                forwards[-1] = (block.module, _checking(adapter, block, cache, forwards[-1][1]))
-        else:
-            forwards.append((block.module, _equation(block, cache)))
-    with overridden(forwards):
-        yield
-
-
-def _noting(adapter: Adapter, block: Block, cache: Forward) -> Callable:
-    """The block's own forward, with the outputs of its branches noted down."""
-    original = block.module.forward
-
-    def note(site: Site, parts: list, place: int, forward: Callable, copied: bool) -> Callable:
-        def noted(*args, **kwargs):
-            out = forward(*args, **kwargs)
-            parts[place] = out.clone() if copied else out
-            if all(p is not None for p in parts):
-                cache.computed(site, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
-            return out
-
-        return noted
-
-    def forward(*args, **kwargs):
-        copied = adapter.writes(kwargs)
-        forwards = []
-        for name, modules in block.captures.items():
-            parts = [None] * len(modules)
-            forwards += [(m, note(block.sites[name], parts, i, m.forward, copied)) for i, m in enumerate(modules)]
-        with overridden(forwards):
-            return original(*args, **kwargs)
-
-    return forward
-
-
-def _equation(block: Block, cache: Forward) -> Callable:
-    original = block.module.forward
-
-    def branch(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
-        return cache.branch(block.sites[name], fn, x, tokenwise)
-
-    def cached(*args, **kwargs):
-        if reason := _objection(kwargs):
-            cache.run.decline(reason)
-            return original(*args, **kwargs)
-        return block.equation(block.module, branch, *args, **kwargs)
-
-    return cached
-
-
-def _objection(kwargs: dict) -> str | None:
-    """Why a block called with these cannot be cached: another node reaches into its attention, unseen by the equation."""
-    patches = (kwargs.get("transformer_options") or {}).get("patches") or {}
-    names = [name for name in ATTENTION_PATCHES if patches.get(name)]
-    return f"another node patches the attention inside the blocks of this model ({', '.join(names)})" if names else None
-
-
 def computing(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
     """The branch that caches nothing."""
     return fn(x)
-
-
-def _checking(adapter: Adapter, block: Block, cache: Forward, forward: Callable) -> Callable:
-    """Once per run and kind of block: the equation, computing everything, must agree with the host's block."""
-
-    def checked(*args, **kwargs):
-        if reason := _objection(kwargs):
-            cache.run.decline(reason)
-            return forward(*args, **kwargs)
-        own = [_copied(a) for a in args]  # some hosts update their inputs in place
-        named = {k: _copied(a) for k, a in kwargs.items()}
-        expected = forward(*args, **kwargs)
-        try:
-            found = block.equation(block.module, computing, *own, **named)
-        except (TypeError, ValueError, AttributeError, RuntimeError, KeyError, IndexError) as error:
-            cache.run.decline(f"the {adapter.architecture} block of this ComfyUI is not the one known here ({error})")
-            return expected
-        worst = _difference(found, expected)
-        if not worst < tolerance(expected):
-            cache.run.decline(
-                f"the {adapter.architecture} block of this ComfyUI computes something else than expected "
-                f"(relative difference {worst:.1e})"
-            )
-        return expected
-
-    return checked
-
-
-def _copied(value):
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _difference(found, expected) -> float:
-    pairs = [(found, expected)] if isinstance(expected, Tensor) else list(zip(found, expected, strict=True))
-    return max(relative_error(a, b).item() for a, b in pairs if isinstance(b, Tensor))
-
-
-def tolerance(output) -> float:
-    """How far two orders of the same arithmetic may differ, by precision."""
-    dtype = next(o.dtype for o in ([output] if isinstance(output, Tensor) else output) if isinstance(o, Tensor))
-    return 1e-4 if dtype in (torch.float32, torch.float64) else 3e-2

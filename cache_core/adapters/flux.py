@@ -34,6 +34,9 @@ class FluxAdapter(Adapter):
             *numbered("single_blocks", singles, single_block, {"single": lambda b: b.linear2}, len(doubles), depth),
         ]
 
+    def tokens(self, block: Block, name: str, image: int, text: int) -> int:
+        return image + text if name == "single" else super().tokens(block, name, image, text)
+
     def writes(self, kwargs: dict) -> bool:
         return any(kwargs.get(f"modulation_dims{stream}") is not None for stream in ("", "_img", "_txt"))
 

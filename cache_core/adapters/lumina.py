@@ -16,6 +16,13 @@ class LuminaAdapter(Adapter):
         lists = (getattr(network, name, ()) for name in ("noise_refiner", "layers"))
         return [{type(b).__name__ for b in blocks} for blocks in lists] == [{"JointTransformerBlock"}] * 2
 
+    def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
+        multiple = network.pad_tokens_multiple or 1
+        return -(-image // multiple) * multiple, -(-text // multiple) * multiple
+
+    def tokens(self, block: Block, name: str, image: int, text: int) -> int:
+        return image if block.sites[name].name.startswith("noise_refiner") else image + text
+
     def blocks(self, network: nn.Module) -> list[Block]:
         refiner, layers = network.noise_refiner, network.layers
         depth = len(refiner) + len(layers)

@@ -215,6 +215,32 @@ def test_regrouping_between_steps_keeps_reusing(case):
     assert run.trace.computed_fraction == 0.5
 
 
+ROUGH = {
+    "hunyuan video 1.5", "ltxv guide frame", "sd3 register tokens, rms norm", "z-image omni, one reference",
+    "z-image two references",
+}  # fmt: skip
+"""Cases that put in or leave out tokens of their own, such as those of vision or of a guide: told roughly."""
+
+
+def test_the_size_of_every_branch_is_told_beforehand(case, request):
+    network, inputs, adapter = case
+    run, given = CacheRun(FORA(2, "aligned"), 4), inputs(0)
+    with run.evaluation(4.0, 0.0), installed(adapter, network, cache := run.next_forward([(0, "a"), (1, "b")])):
+        network(**given)
+    text = given["context"].shape[1] if "context" in given else 0
+    references = [
+        *(given.get("ref_latents") or ()),
+        *([given["reference_latent"]] if "reference_latent" in given else ()),
+    ]
+    latents = [tuple(x.shape[1:]) for x in [given["x"], *references]]
+    told = adapter.sizes(network, latents, text)
+    kept = {site: run.store.get(site, cache.streams)[0].value for site in told}
+    assert {site: size[1] for site, size in told.items()} == {site: k.shape[-1] for site, k in kept.items()}
+    expected, held = sum(n * d for n, d in told.values()), sum(k[0].numel() for k in kept.values())
+    if request.node.callspec.params["case"] not in ROUGH:
+        assert expected == pytest.approx(held, rel=0.05)
+
+
 def test_every_adapter_has_a_case(comfy):
     with torch.inference_mode():
         covered = {type(adapter_for(make()[0])) for _, make in CASES.values()}

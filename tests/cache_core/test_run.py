@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from priorcache.cache_core.codecs import AsIs
 from priorcache.cache_core.policies import FORA, Full
-from priorcache.cache_core.run import CacheRun, relative_error
+from priorcache.cache_core.run import CacheRun, out_of_memory, relative_error
 from priorcache.cache_core.sites import MODEL, Action, Site
 
 SITE = Site("blocks.0.attn", 0, 1)
@@ -108,7 +109,7 @@ def test_a_declined_run_computes_everything_and_says_why_once():
     run.decline("of the weather")
     run.decline("of something else")
     assert walk(run, [3, 4, 5, 6]) == [3, 4, 5, 6]
-    assert run.trace.notes == ["FORA N=2 (aligned) computed everything: of the weather."]
+    assert run.trace.notes == ["FORA N=2 (aligned) computed everything from evaluation 1 on: of the weather."]
 
 
 def test_a_policy_is_only_asked_about_its_own_level():
@@ -129,3 +130,79 @@ def test_relative_error_is_the_ratio_of_norms():
     exact = torch.tensor([3.0, 4.0])
     assert relative_error(exact + torch.tensor([0.0, 1.0]), exact).item() == pytest.approx(1 / 5)
     assert math.isfinite(relative_error(exact, torch.zeros(2)).item())
+
+
+class Scarce(AsIs):
+    """Memory that runs out at the nth feature that is kept, or at the nth that is asked for."""
+
+    def __init__(self, keep: int = 10**9, give: int = 10**9, error: Exception | None = None):
+        self.left = {"keep": keep, "give": give}
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def _count(self, what: str) -> None:
+        self.left[what] -= 1
+        if self.left[what] < 0:
+            raise self.error
+
+    def encode(self, value):
+        self._count("keep")
+        return super().encode(value)
+
+    def decode(self, kept):
+        self._count("give")
+        return super().decode(kept)
+
+
+@pytest.mark.parametrize("measure", ["off", "errors", "truth"])
+@pytest.mark.parametrize("codec", [lambda: Scarce(keep=1), lambda: Scarce(give=1)], ids=["keeping", "giving"])
+def test_memory_that_runs_out_drops_the_cache_and_says_so_once(measure, codec):
+    run = CacheRun(ALIGNED, 8, measure=measure, codec=codec())
+    out = walk(run, [1, 2, 3, 4, 5, 6, 7, 8])
+    assert out[:2] == [1, 1]
+    assert out[2:] == [3, 4, 5, 6, 7, 8] or out[1:] == [2, 3, 4, 5, 6, 7, 8]
+    assert run.store.nbytes == 0
+    assert len(run.trace.notes) == 1
+    assert "memory ran out" in run.trace.notes[0]
+    assert [r.step for r in run.trace.rows] == list(range(8))
+
+
+def test_memory_that_runs_out_in_the_model_is_the_models_affair():
+    run = CacheRun(ALIGNED, 4)
+
+    def hungry(x):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with run.evaluation(1.0, 0.0), pytest.raises(torch.OutOfMemoryError):
+        run.next_forward([(0, "u")]).branch(SITE, hungry, torch.ones(1, 1))
+    assert run.trace.notes == []
+
+
+def test_an_observer_gets_everything_or_an_error():
+    class Watcher:
+        history = 1
+
+        def branch(self, *_): ...
+
+        def model(self, *_): ...
+
+    with pytest.raises(torch.OutOfMemoryError):
+        walk(CacheRun(Full(), 4, observers=[Watcher()], codec=Scarce(keep=1)), [1, 2, 3])
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"):
+        walk(CacheRun(ALIGNED, 4, codec=Scarce(keep=1, error=RuntimeError("shapes differ"))), [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("x"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+        RuntimeError("MPS backend out of memory"),
+    ],
+    ids=repr,
+)
+def test_lack_of_memory_is_recognised(error):
+    assert out_of_memory(error)

@@ -1,6 +1,8 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from priorcache.cache_core.codecs import CODECS
 from priorcache.cache_core.sites import Lane, Site, Step
 from priorcache.cache_core.store import FeatureStore
 
@@ -77,24 +79,50 @@ def test_drops_what_is_no_longer_used_and_keeps_what_is_touched():
     assert store.get(SITE, (B,)) == []
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+def test_asking_whether_something_is_there_agrees_with_getting_it(codec):
+    store = FeatureStore(1, codec)
+    assert not store.has(SITE, (A,))
+    store.put(SITE, (A, B), torch.randn(2, 3, 64), step(0), True)
+    assert all(store.has(SITE, streams) for streams in [(A, B), (B,), (B, A)])
+    assert not store.has(SITE, (A, C))
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+def test_holds_as_many_bytes_as_the_codec_tells_also_after_lanes_split(codec):
+    store = FeatureStore(2, codec)
+    for i in range(3):
+        store.put(SITE, (A, B), torch.randn(2, 3, 64).half(), step(i), True)
+    told = 2 * codec.nbytes((2, 3, 64), torch.float16)
+    assert store.nbytes == told
+    store.get(SITE, (B,))
+    assert store.nbytes == told
+    store.get(SITE, (B, A))
+    assert store.nbytes == told
+    store.clear()
+    assert store.nbytes == 0
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
-    st.lists(
+    evaluations=st.lists(
         st.lists(
             st.permutations([A, B, C]).flatmap(lambda p: st.integers(1, 3).map(lambda n: tuple(p[:n]))), max_size=3
         ),
         max_size=8,
     )
 )
-def test_any_sequence_of_groupings_agrees_with_one_plain_list_per_lane(evaluations):
+def test_any_sequence_of_groupings_agrees_with_one_plain_list_per_lane(codec, evaluations):
     """The reference: a dict of lists. Whatever the store returns must be those rows; whatever it cannot join, it misses."""
-    store, plain = FeatureStore(2), {A: [], B: [], C: []}
+    store, plain = FeatureStore(2, codec), {A: [], B: [], C: []}
     count = 0.0
     for index, calls in enumerate(evaluations):
         for streams in calls:
             found = store.get(SITE, streams)
             for depth, feature in enumerate(found):
-                assert feature.value.flatten().tolist() == [plain[lane][depth][1] for lane in streams]
+                rows = [plain[lane][depth][1] for lane in streams]
+                assert feature.value.flatten().tolist() == pytest.approx(rows, rel=1 / 254)
                 assert {plain[lane][depth][0] for lane in streams} == {feature.step.index}
             if len(streams) == 1 and plain[streams[0]]:
                 assert found, "a lane on its own is always known"

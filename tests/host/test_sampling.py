@@ -220,17 +220,6 @@ class TestSamplers:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("ours_first", [True, False])
-    def test_easycache_beside_us(self, host, model, ours_first):
-        from comfy_extras.nodes_easycache import EasyCacheNode
-
-        def easy(m):
-            return EasyCacheNode.execute(m, 0.2, 0.15, 0.95, False).args[0]
-
-        both = easy(host.attach(model, ALIGNED)) if ours_first else host.attach(easy(model), ALIGNED)
-        with pytest.raises(host.node.CacheError, match=r"EasyCache.*remove one"):
-            host.sample(both)
-
     def test_branches_of_an_architecture_without_adapter(self, host, model, monkeypatch):
         monkeypatch.setattr(host.node, "adapter_for", lambda network: None)
         with pytest.raises(host.node.CacheError, match="whole network"):

@@ -10,10 +10,10 @@ import torch
 from priorcache.cache_core.policies import Full
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import Action, Site, Step
-from priorcache.cache_core.trace import Moment, Row, RunTrace, Trace
+from priorcache.cache_core.trace import Moment, Row, RunTrace, Trace, human_bytes
 from priorcache.plots import prior as prior_plot
 from priorcache.plots import trace as trace_plot
-from priorcache.plots.style import human_bytes, log_norm, pixels, statistics_over_sites
+from priorcache.plots.style import log_norm, pixels, statistics_over_sites
 from priorcache.priors.prior import Prior, PriorError, Subject
 
 SITES = [Site(f"blocks.{i}.{branch}", i, 3) for i in range(3) for branch in ("attn", "mlp")]

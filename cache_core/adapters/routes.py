@@ -1,0 +1,256 @@
+"""How the blocks of a network are routed through the cache: prepared once per run, in place for the length of a forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..run import Forward, relative_error
+from ..sites import Action, Site
+from .base import Adapter, Block, computing
+
+ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch")
+"""What the host calls, inside a block, on the queries, keys and values or on the attention's output."""
+
+
+@contextmanager
+def installed(adapter: Adapter, network: nn.Module, cache: Forward) -> Iterator[None]:
+    """Route one forward of `network` through the cache.
+
+    A block that computes everything runs the host's own forward and only has its pre-gate outputs noted; the adapter's
+    equation runs where something is reused. A block whose forward somebody else replaced is always computed.
+    """
+    run = cache.run
+    routes = run.routes.get(network)
+    if routes is None:
+        routes = run.routes[network] = Routes(adapter, network, run.compiled or bool(_compiled(network)))
+    rows = len(run.trace.rows)
+    with routes.through(cache) as noted:
+        yield
+    if noted and len(run.trace.rows) == rows:
+        run.decline("the blocks of this model did not run: another node skips or replaces them")
+
+
+@contextmanager
+def overridden(forwards: list[tuple[nn.Module, Callable]]) -> Iterator[None]:
+    """Give modules another forward for the length of the context; afterwards nothing is left on them."""
+    before = [(module.__dict__, module.__dict__.get("forward")) for module, _ in forwards]
+    try:
+        for module, forward in forwards:
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for attributes, own in reversed(before):
+            if own is not None:
+                attributes["forward"] = own
+            else:
+                attributes.pop("forward", None)
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """What torch.compile wrapped."""
+    return getattr(network, "_orig_mod", network)
+
+
+@contextmanager
+def uncompiled(network: nn.Module) -> Iterator[None]:
+    """Compiled parts of a network give way to what they were compiled from, while an adapter looks at it."""
+    compiled = _compiled(network)
+    for children, name, child in compiled:
+        children[name] = child._orig_mod
+    try:
+        yield
+    finally:
+        for children, name, child in compiled:
+            children[name] = child
+
+
+def _compiled(network: nn.Module) -> list[tuple[dict[str, nn.Module], str, nn.Module]]:
+    """(its parent's children, its name, the module) of everything in a network that torch.compile wrapped."""
+    parents = (module._modules for module in network.modules())
+    return [(children, n, m) for children in parents for n, m in children.items() if unwrapped(m) is not m]
+
+
+def replaced(module: nn.Module) -> bool:
+    """Whether somebody gave this module another forward. What the host puts back is the module's own, on the instance."""
+    own = module.__dict__.get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
+
+
+class Routes:
+    """The blocks of one network in one run: what a forward needs is prepared once, and put in place for its length.
+
+    Where torch.compile is about, whatever decides or keeps is closed to it, or it would freeze the first decision for
+    good; the modules inside still compile.
+    """
+
+    def __init__(self, adapter: Adapter, network: nn.Module, compiled: bool):
+        self.adapter, self.compiled = adapter, compiled
+        self.cache: Forward | None = None  # of the forward that is under way
+        self.originals: dict[nn.Module, Callable] = {}
+        self.copied = compiled  # whether outputs are noted as copies; a compiled graph may reuse its memory
+        self.told = False
+        self.parts: list[list[Tensor | None]] = []
+        with uncompiled(network):
+            self.blocks = adapter.blocks(network)
+        self.noting = [self._noting(block) for block in self.blocks]
+        self.reusing = [(block.module, self._closed(self._reusing(block))) for block in self.blocks]
+        self.checking = [(block.module, self._closed(self._checking(block))) for block in self.blocks]
+        if type(adapter).writes is not Adapter.writes:
+            for block, modules in zip(self.blocks, self.noting, strict=True):
+                modules.append((block.module, self._closed(self._hosting(block))))
+
+    @contextmanager
+    def through(self, cache: Forward) -> Iterator[bool]:
+        """One forward of the network; tells whether anything of it will be noted."""
+        forwards = self._forwards(cache)
+        for module, _ in forwards:
+            self.originals[module] = module.forward
+        self.cache = cache
+        try:
+            with overridden(forwards):
+                yield bool(forwards)
+        finally:
+            self.cache = None
+            for parts in self.parts:
+                parts[:] = [None] * len(parts)
+
+    def _forwards(self, cache: Forward) -> list[tuple[nn.Module, Callable]]:
+        run, forwards, foreign = cache.run, [], 0
+        for i, block in enumerate(self.blocks):
+            theirs = replaced(block.module)
+            foreign += theirs
+            if not theirs and any(cache.action(site) is not Action.COMPUTE for site in block.sites.values()):
+                forwards.append(self.reusing[i])
+                continue
+            if run.keeps or run.trace.rows:
+                forwards += self.noting[i]
+            if not (theirs or run.declined or run.policy.history == 0 or block.kind in run.checked):
+                run.checked.add(block.kind)
+                forwards.append(self.checking[i])
+        if foreign and not self.told:
+            self.told = True
+            run.trace.notes.append(
+                f"{foreign} of {len(self.blocks)} blocks were replaced by another node and are always computed."
+            )
+        return forwards
+
+    def _closed(self, function: Callable) -> Callable:
+        return torch.compiler.disable(function, recursive=False) if self.compiled else function
+
+    def _noting(self, block: Block) -> list[tuple[nn.Module, Callable]]:
+        """The modules that make the outputs of a block's branches, each with a forward that notes its output down."""
+
+        def noting(site: Site, module: nn.Module, parts: list[Tensor | None], place: int) -> Callable:
+            def noted(*args, **kwargs):
+                out = self.originals[module](*args, **kwargs)
+                if self.cache is not None:
+                    self._note(site, parts, place, out)
+                return out
+
+            return self._closed(noted)
+
+        found = []
+        for name, modules in block.captures.items():
+            parts: list[Tensor | None] = [None] * len(modules)
+            self.parts += [parts] if len(parts) > 1 else []
+            found += [(m, noting(block.sites[name], m, parts, place)) for place, m in enumerate(modules)]
+        return found
+
+    def _note(self, site: Site, parts: list[Tensor | None], place: int, out: Tensor) -> None:
+        try:
+            whole = out.clone() if self.copied else out
+            if len(parts) > 1:
+                parts[place] = whole
+                if any(part is None for part in parts):
+                    return
+                whole = torch.cat(parts, dim=1)
+                parts[:] = [None] * len(parts)
+        except (RuntimeError, MemoryError) as error:
+            if not self.cache.run.survives(error):
+                raise
+            return
+        self.cache.computed(site, whole)
+
+    def _hosting(self, block: Block) -> Callable:
+        """The host's own forward, after asking whether it will write to what is noted."""
+
+        def hosted(*args, **kwargs):
+            self.copied = self.compiled or self.adapter.writes(kwargs)
+            return self.originals[block.module](*args, **kwargs)
+
+        return hosted
+
+    def _reusing(self, block: Block) -> Callable:
+        """The adapter's equation, its branches handed to the cache."""
+
+        def branch(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
+            return self.cache.branch(block.sites[name], fn, x, tokenwise)
+
+        closed = self._closed(branch)
+
+        def reusing(*args, **kwargs):
+            if reason := _objection(kwargs):
+                self.cache.run.decline(reason)
+                return self.originals[block.module](*args, **kwargs)
+            return block.equation(block.module, closed, *args, **kwargs)
+
+        return reusing
+
+    def _checking(self, block: Block) -> Callable:
+        """Once per run and kind of block: the equation, computing everything, must agree with the host's block."""
+        hosted = self._hosting(block)
+
+        def checking(*args, **kwargs):
+            run = self.cache.run
+            if reason := _objection(kwargs):
+                run.decline(reason)
+                return hosted(*args, **kwargs)
+            own = [_copied(a) for a in args]  # some hosts update their inputs in place
+            named = {k: _copied(a) for k, a in kwargs.items()}
+            expected = hosted(*args, **kwargs)
+            cache, self.cache = self.cache, None  # what follows is not noted
+            try:
+                found = block.equation(block.module, computing, *own, **named)
+                worst = _difference(found, expected)
+            except (TypeError, ValueError, AttributeError, RuntimeError, KeyError, IndexError, MemoryError) as error:
+                if not run.survives(error):
+                    run.decline(
+                        f"the {self.adapter.architecture} block of this ComfyUI is not the one known here ({error})"
+                    )
+                return expected
+            finally:
+                self.cache = cache
+            if not worst < tolerance(expected):
+                run.decline(
+                    f"the {self.adapter.architecture} block of this ComfyUI computes something else than expected "
+                    f"(relative difference {worst:.1e})"
+                )
+            return expected
+
+        return checking
+
+
+def _objection(kwargs: dict) -> str | None:
+    """Why a block called with these cannot be cached: another node reaches into its attention, unseen by the equation."""
+    patches = (kwargs.get("transformer_options") or {}).get("patches") or {}
+    names = [name for name in ATTENTION_PATCHES if patches.get(name)]
+    return f"another node patches the attention inside the blocks of this model ({', '.join(names)})" if names else None
+
+
+def _copied(value):
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _difference(found, expected) -> float:
+    pairs = [(found, expected)] if isinstance(expected, Tensor) else list(zip(found, expected, strict=True))
+    return max(relative_error(a, b).item() for a, b in pairs if isinstance(b, Tensor))
+
+
+def tolerance(output) -> float:
+    """How far two orders of the same arithmetic may differ, by precision."""
+    dtype = next(o.dtype for o in ([output] if isinstance(output, Tensor) else output) if isinstance(o, Tensor))
+    return 1e-4 if dtype in (torch.float32, torch.float64) else 3e-2
