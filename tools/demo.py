@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -19,7 +20,7 @@ from host_server import ROOT, Result, Server, base_directory
 from pack import load_pack
 
 OUT = ROOT / "demo" / "out"
-SEEDS = (7, 8)
+FIRST_SEED = 7
 INTERVALS = (2, 3)
 STEPS = 50
 PICTURES = 24
@@ -88,15 +89,18 @@ def flops_ratios() -> dict[int, dict[str, float]]:
     return out
 
 
-def measure(server: Server, base: Path) -> dict:
-    """Run everything; pictures go to OUT, figures into the returned report."""
+def measure(server: Server, base: Path, count: int) -> dict:
+    """Run everything with this many seeds; pictures go to OUT, figures into the returned report."""
+    seeds = tuple(range(FIRST_SEED, FIRST_SEED + count))
     prompt, ids = workflow("01_calibrate")
     prompt[ids["PriorCacheCalibrate"]]["inputs"]["runs"] = 1
+    prompt[ids["EmptyLatentImage"]]["inputs"]["batch_size"] = 4
+    prompt[ids["PriorCacheDiTLabel"]]["inputs"]["labels"] = "0, 4, 7, 10"
     calibrated = server.run(prompt)
     picture(server, calibrated, ids["PriorCacheCalibrate"]).save(OUT / "prior.png")
     full_times, cached_times = [], {n: [] for n in INTERVALS}
     rows = {n: {"errors": []} for n in INTERVALS}
-    for seed in SEEDS:
+    for seed in seeds:
         for interval in INTERVALS:
             prompt, ids = first_run(seed, interval)
             full_id, cached_id = ids["KSampler: every step in full"], ids["KSampler: cached"]
@@ -104,19 +108,19 @@ def measure(server: Server, base: Path) -> dict:
             if full_id in result.seconds:  # the second interval finds it in the host's own cache
                 full_times.append(result.seconds[full_id])
                 reference = latent(base, result, "full")
-                if seed == SEEDS[0]:
+                if seed == FIRST_SEED:
                     grid(server, result, ids["In full"]).save(OUT / "uncached.png")
             cached_times[interval].append(result.seconds[cached_id])
             found = latent(base, result, "cached")
             rows[interval]["errors"].append(float((found - reference).norm() / reference.norm()))
-            if seed == SEEDS[0]:
+            if seed == FIRST_SEED:
                 inspected = result.outputs[ids["PriorCacheInspect"]]
                 rows[interval]["trace"] = inspected["priorcache"][0]
                 grid(server, result, ids["Cached"]).save(OUT / f"cached-n{interval}.png")
                 picture(server, result, ids["PriorCacheInspect"]).save(OUT / f"inspector-n{interval}.png")
     ratios = flops_ratios()
     full_seconds = statistics.median(full_times)
-    report = {"steps": STEPS, "cfg": 1.5, "pictures": PICTURES, "seeds": SEEDS, "full_seconds": full_times, "runs": []}
+    report = {"steps": STEPS, "cfg": 1.5, "pictures": PICTURES, "seeds": seeds, "full_seconds": full_times, "runs": []}
     for interval in INTERVALS:
         seconds, row = statistics.median(cached_times[interval]), rows[interval]
         speedup = full_seconds / seconds
@@ -179,11 +183,14 @@ def table(report: dict) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1, help="how many; times are medians, errors means over them")
+    args = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         base = base_directory(Path(folder))
         with Server(Path(os.environ["COMFYUI_PATH"]), base, OUT / "server.log") as server:
-            report = measure(server, base)
+            report = measure(server, base, args.seeds)
     poster().save(OUT / "first_run.png")
     (OUT / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(table(report))
