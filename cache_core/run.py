@@ -151,6 +151,12 @@ class Forward:
         self.run, self.streams, self.step = run, streams, run.step
         self._actions: dict[str, Action] = {}
 
+    def close_to_compiler(self) -> None:
+        """Keep torch.compile out of what decides and keeps; the model's own functions, which `branch` calls, compile."""
+        for name in ("action", "approximate", "reused", "computed"):
+            setattr(self, name, torch.compiler.disable(getattr(self, name)))
+        self.branch = torch.compiler.disable(self.branch, recursive=False)
+
     def action(self, site: Site) -> Action:
         """What `branch` will do. Asking changes nothing; a miss always computes."""
         action = self._actions.get(site.name)
@@ -173,27 +179,38 @@ class Forward:
         action = self.action(site)
         if action is Action.COMPUTE or (action is Action.PARTIAL and not tokenwise):
             return self.computed(site, fn(x))
-        out = self._approximate(site, action, fn, x)
-        return self.computed(site, fn(x)) if out is None else out
+        out, where = self.approximate(site, action, x)
+        if out is None:
+            return self.computed(site, fn(x))
+        fresh = None if where is None else fn(x.gather(1, where[..., None].expand(-1, -1, x.shape[-1])))
+        exact = fn(x) if self.run.measure == "truth" else None
+        return self.reused(site, action, out, where, fresh, exact)
 
-    def _approximate(self, site: Site, action: Action, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
-        """What the policy makes of the past; None when that is gone, or when memory for it runs out."""
+    def approximate(self, site: Site, action: Action, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What the policy makes of the past, and which tokens of it (B, K) to compute.
+
+        Nothing when the past is gone, or when memory for this runs out.
+        """
         run = self.run
         try:
             past = run.store.get(site, self.streams)
             if not past:
-                return None
+                return None, None
             out = run.policy.reuse(self.step, site, past)
-            if action is Action.PARTIAL:
-                where = run.policy.select(self.step, site, x, past)[..., None].expand(-1, -1, x.shape[-1])
-                chosen = x.gather(1, where)
+            return out, run.policy.select(self.step, site, x, past) if action is Action.PARTIAL else None
         except (RuntimeError, MemoryError) as error:
             if not run.survives(error):
                 raise
-            return None
-        if action is Action.PARTIAL:
-            out = out.scatter(1, where[..., :1].expand(-1, -1, out.shape[-1]), fn(chosen))
-        error = relative_error(out, fn(x)) if run.measure == "truth" else None
+            return None, None
+
+    def reused(
+        self, site: Site, action: Action, out: Tensor, where: Tensor | None, fresh: Tensor | None, exact: Tensor | None
+    ) -> Tensor:
+        """Take note of an output that was not computed, or only at the tokens `where`, which are `fresh`."""
+        run = self.run
+        if where is not None:
+            out = out.scatter(1, where[..., None].expand(-1, -1, out.shape[-1]), fresh)
+        error = None if exact is None else relative_error(out, exact)
         run.trace.rows.append(Row(self.step.index, site, action, error))
         if run.policy.keeps_reused or action is Action.PARTIAL:
             self._keep(site, out, computed=False)

@@ -291,7 +291,7 @@ def expected_bytes(model, run: CacheRun, rows: int, latents: list[tuple[int, ...
     network = unwrapped(model.model.diffusion_model)
     adapter = adapter_for(network) if run.wants_branches else None
     if adapter is not None:
-        dtype = model.model.get_dtype_inference()
+        dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
         with uncompiled(network):
             sizes = adapter.sizes(network, latents, text).values()
         total += sum(codec.nbytes((rows, *size), dtype) for size in sizes)

@@ -83,8 +83,8 @@ def replaced(module: nn.Module) -> bool:
 class Routes:
     """The blocks of one network in one run: what a forward needs is prepared once, and put in place for its length.
 
-    Where torch.compile is about, whatever decides or keeps is closed to it, or it would freeze the first decision for
-    good; the modules inside still compile.
+    Where torch.compile is about, it must not trace what decides or keeps, or it would freeze the first decision for
+    good: what is `_opaque` is not traced, while modules that it calls still compile; what is `_eager`, nor they.
     """
 
     def __init__(self, adapter: Adapter, network: nn.Module, compiled: bool):
@@ -97,15 +97,17 @@ class Routes:
         with uncompiled(network):
             self.blocks = adapter.blocks(network)
         self.noting = [self._noting(block) for block in self.blocks]
-        self.reusing = [(block.module, self._closed(self._reusing(block))) for block in self.blocks]
-        self.checking = [(block.module, self._closed(self._checking(block))) for block in self.blocks]
+        self.reusing = [(block.module, self._opaque(self._reusing(block))) for block in self.blocks]
+        self.checking = [(block.module, self._opaque(self._checking(block))) for block in self.blocks]
         if type(adapter).writes is not Adapter.writes:
             for block, modules in zip(self.blocks, self.noting, strict=True):
-                modules.append((block.module, self._closed(self._hosting(block))))
+                modules.append((block.module, self._opaque(self._hosting(block))))
 
     @contextmanager
     def through(self, cache: Forward) -> Iterator[bool]:
         """One forward of the network; tells whether anything of it will be noted."""
+        if self.compiled:
+            cache.close_to_compiler()
         forwards = self._forwards(cache)
         for module, _ in forwards:
             self.originals[module] = module.forward
@@ -138,20 +140,24 @@ class Routes:
             )
         return forwards
 
-    def _closed(self, function: Callable) -> Callable:
+    def _opaque(self, function: Callable) -> Callable:
         return torch.compiler.disable(function, recursive=False) if self.compiled else function
+
+    def _eager(self, function: Callable) -> Callable:
+        return torch.compiler.disable(function) if self.compiled else function
 
     def _noting(self, block: Block) -> list[tuple[nn.Module, Callable]]:
         """The modules that make the outputs of a block's branches, each with a forward that notes its output down."""
+        note = self._eager(self._note)
 
         def noting(site: Site, module: nn.Module, parts: list[Tensor | None], place: int) -> Callable:
             def noted(*args, **kwargs):
                 out = self.originals[module](*args, **kwargs)
                 if self.cache is not None:
-                    self._note(site, parts, place, out)
+                    note(site, parts, place, out)
                 return out
 
-            return self._closed(noted)
+            return self._opaque(noted)
 
         found = []
         for name, modules in block.captures.items():
@@ -177,72 +183,80 @@ class Routes:
 
     def _hosting(self, block: Block) -> Callable:
         """The host's own forward, after asking whether it will write to what is noted."""
+        writes = self._eager(self.adapter.writes)
 
         def hosted(*args, **kwargs):
-            self.copied = self.compiled or self.adapter.writes(kwargs)
+            self.copied = self.compiled or writes(kwargs)
             return self.originals[block.module](*args, **kwargs)
 
         return hosted
 
     def _reusing(self, block: Block) -> Callable:
         """The adapter's equation, its branches handed to the cache."""
+        declined = self._eager(self._declined)
 
         def branch(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
             return self.cache.branch(block.sites[name], fn, x, tokenwise)
 
-        closed = self._closed(branch)
+        branch = self._opaque(branch)
 
         def reusing(*args, **kwargs):
-            if reason := _objection(kwargs):
-                self.cache.run.decline(reason)
+            if declined(kwargs):
                 return self.originals[block.module](*args, **kwargs)
-            return block.equation(block.module, closed, *args, **kwargs)
+            return block.equation(block.module, branch, *args, **kwargs)
 
         return reusing
 
+    def _declined(self, kwargs: dict) -> bool:
+        """Another node that reaches into the attention, unseen by the equation, is no block to cache."""
+        patches = (kwargs.get("transformer_options") or {}).get("patches") or {}
+        names = [name for name in ATTENTION_PATCHES if patches.get(name)]
+        if names:
+            told = ", ".join(names)
+            self.cache.run.decline(f"another node patches the attention inside the blocks of this model ({told})")
+        return bool(names)
+
     def _checking(self, block: Block) -> Callable:
         """Once per run and kind of block: the equation, computing everything, must agree with the host's block."""
-        hosted = self._hosting(block)
+        hosted, declined = self._hosting(block), self._eager(self._declined)
+        copied, compare = self._eager(_copied), self._eager(self._compare)
 
         def checking(*args, **kwargs):
-            run = self.cache.run
-            if reason := _objection(kwargs):
-                run.decline(reason)
+            if declined(kwargs):
                 return hosted(*args, **kwargs)
-            own = [_copied(a) for a in args]  # some hosts update their inputs in place
-            named = {k: _copied(a) for k, a in kwargs.items()}
+            before = copied(args, kwargs)
             expected = hosted(*args, **kwargs)
-            cache, self.cache = self.cache, None  # what follows is not noted
-            try:
-                found = block.equation(block.module, computing, *own, **named)
-                worst = _difference(found, expected)
-            except (TypeError, ValueError, AttributeError, RuntimeError, KeyError, IndexError, MemoryError) as error:
-                if not run.survives(error):
-                    run.decline(
-                        f"the {self.adapter.architecture} block of this ComfyUI is not the one known here ({error})"
-                    )
-                return expected
-            finally:
-                self.cache = cache
-            if not worst < tolerance(expected):
-                run.decline(
-                    f"the {self.adapter.architecture} block of this ComfyUI computes something else than expected "
-                    f"(relative difference {worst:.1e})"
-                )
+            compare(block, before, expected)
             return expected
 
         return checking
 
+    def _compare(self, block: Block, before: tuple[list, dict], expected) -> None:
+        run, architecture = self.cache.run, self.adapter.architecture
+        cache, self.cache = self.cache, None  # what follows is not noted
+        try:
+            args, kwargs = before
+            worst = _difference(block.equation(block.module, computing, *args, **kwargs), expected)
+        except (TypeError, ValueError, AttributeError, RuntimeError, KeyError, IndexError, MemoryError) as error:
+            if not run.survives(error):
+                run.decline(f"the {architecture} block of this ComfyUI is not the one known here ({error})")
+            return
+        finally:
+            self.cache = cache
+        if not worst < tolerance(expected):
+            run.decline(
+                f"the {architecture} block of this ComfyUI computes something else than expected "
+                f"(relative difference {worst:.1e})"
+            )
 
-def _objection(kwargs: dict) -> str | None:
-    """Why a block called with these cannot be cached: another node reaches into its attention, unseen by the equation."""
-    patches = (kwargs.get("transformer_options") or {}).get("patches") or {}
-    names = [name for name in ATTENTION_PATCHES if patches.get(name)]
-    return f"another node patches the attention inside the blocks of this model ({', '.join(names)})" if names else None
 
+def _copied(args: tuple, kwargs: dict) -> tuple[list, dict]:
+    """Some hosts update their inputs in place."""
 
-def _copied(value):
-    return value.clone() if isinstance(value, Tensor) else value
+    def copy(value):
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return [copy(a) for a in args], {k: copy(a) for k, a in kwargs.items()}
 
 
 def _difference(found, expected) -> float:

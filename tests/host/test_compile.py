@@ -1,0 +1,140 @@
+"""Beside torch.compile: decisions are taken anew at every step, and pictures stay what they are."""
+
+import pytest
+import torch
+from priorcache.cache_core.policies import FORA
+from priorcache.cache_core.sites import Action
+from priorcache.cache_core.trace import Trace
+
+ALIGNED = FORA(2, "aligned")
+NETWORK = FORA(2, "aligned", level="model")
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def whole(model, backend="eager"):
+    """The host's own node."""
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+    return TorchCompileModel.execute(model, backend).args[0]
+
+
+def by_block(model, **settings):
+    """As packs do that compile block by block through the host's helper."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    model = model.clone()
+    keys = [f"diffusion_model.blocks.{i}" for i in range(len(model.model.diffusion_model.blocks))]
+    set_torch_compile_wrapper(model, backend="eager", keys=keys, **settings)
+    return model
+
+
+def by_patch(model):
+    """As packs do that put compiled blocks in the place of the model's."""
+    model = model.clone()
+    for i in range(len(model.model.diffusion_model.blocks)):
+        block = model.get_model_object(f"diffusion_model.blocks.{i}")
+        model.add_object_patch(f"diffusion_model.blocks.{i}", torch.compile(block, backend="eager"))
+    return model
+
+
+KINDS = pytest.mark.parametrize("compiled", [whole, by_block, by_patch])
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@KINDS
+@pytest.mark.parametrize("compiled_first", [True, False])
+def test_decides_at_every_step_and_leaves_the_compiled_model_alone(host, model, compiled, compiled_first):
+    expected, trace = host.sample(host.attach(model, ALIGNED)), Trace()
+    alone = compiled(model)
+    before = host.sample(alone)
+    both = host.attach(alone, ALIGNED, trace) if compiled_first else compiled(host.attach(model, ALIGNED, trace))
+    for _ in range(2):
+        assert close(host.sample(both), expected) < 1e-5
+    for run in trace.runs:
+        for site in run.sites:
+            done = [r.action for r in run.rows if r.site == site]
+            assert done == [Action.COMPUTE, Action.REUSE] * 3, site
+        assert len(run.sites) == 6
+        assert run.notes == []
+    assert torch.equal(host.sample(alone), before)
+    assert torch.equal(host.sample(host.attach(model, ALIGNED)), expected)
+
+
+@KINDS
+def test_whole_network_reuse(host, model, compiled):
+    trace = Trace()
+    expected = host.sample(host.attach(model, NETWORK))
+    assert close(host.sample(host.attach(compiled(model), NETWORK, trace)), expected) < 1e-5
+    assert trace.runs[0].computed_fraction == 0.5
+
+
+def test_many_blocks_and_many_runs_are_not_compiled_again_and_again(host):
+    from torch._dynamo.testing import CompileCounter
+
+    counter, model, frames = CompileCounter(), host.model(depth=12), []
+    both = host.attach(whole(model, counter), ALIGNED, trace := Trace())
+    for _ in range(3):
+        host.sample(both)
+        frames.append(counter.frame_count)
+    assert frames[0] > 0
+    assert frames[1:] == frames[:1] * 2
+    assert [r.computed_fraction for r in trace.runs] == [0.5] * 3
+
+
+def test_measuring_changes_no_picture(host, model):
+    both = whole(model)
+    plain = host.sample(host.attach(both, ALIGNED))
+    assert close(host.sample(host.attach(both, ALIGNED, measure="truth")), plain) < 1e-5
+
+
+def test_what_a_graph_will_overwrite_is_kept_as_a_copy(host, model):
+    """The backend hands out the same memory at every call, as CUDA graphs do."""
+    static: dict[tuple, torch.Tensor] = {}
+
+    def backend(graph, _):
+        def call(*args):
+            outs = graph(*args)
+            for i, out in enumerate(outs):
+                if isinstance(out, torch.Tensor):
+                    static.setdefault((id(graph), i), torch.empty_like(out)).copy_(out)
+            return [static[id(graph), i] if isinstance(out, torch.Tensor) else out for i, out in enumerate(outs)]
+
+        return call
+
+    expected = host.sample(host.attach(model, ALIGNED))
+    assert close(host.sample(host.attach(by_module(model, backend), ALIGNED)), expected) < 1e-5
+
+
+def by_module(model, backend):
+    """Only attention and MLPs are compiled, so that their outputs are outputs of graphs."""
+    model = model.clone()
+    for i, block in enumerate(model.model.diffusion_model.blocks):
+        for name in ("attn", "mlp"):
+            compiled = torch.compile(getattr(block, name), backend=backend)
+            model.add_object_patch(f"diffusion_model.blocks.{i}.{name}", compiled)
+    return model
+
+
+def test_an_unbroken_graph_has_no_room_for_decisions(host, model):
+    with pytest.raises(host.node.CacheError, match="fullgraph off"):
+        host.sample(host.attach(by_block(model, fullgraph=True), ALIGNED))
+
+
+def test_inductor(host):
+    """With one small graph: its compiler is slow. `whole(model, "inductor")` passes as well."""
+    model, trace = host.model(depth=1), Trace()
+    expected = host.sample(host.attach(model, ALIGNED))
+    both = model.clone()
+    compiled = torch.compile(model.model.diffusion_model.blocks[0].mlp, backend="inductor")
+    both.add_object_patch("diffusion_model.blocks.0.mlp", compiled)
+    assert close(host.sample(host.attach(both, ALIGNED, trace)), expected) < 1e-4
+    assert trace.runs[0].computed_fraction == 0.5

@@ -1,0 +1,236 @@
+"""Beside other nodes that reach into the same model: one clear error, or a coexistence that is told."""
+
+import functools
+
+import pytest
+import torch
+from priorcache.cache_core.policies import FORA, Full
+from priorcache.cache_core.sites import Action
+from priorcache.cache_core.trace import Trace
+
+ALIGNED = FORA(2, "aligned")
+NETWORK = FORA(2, "aligned", level="model")
+LEVELS = pytest.mark.parametrize("policy", [ALIGNED, NETWORK], ids=["branches", "network"])
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def hosts_cache(name: str, model):
+    from comfy_extras import nodes_easycache
+
+    return getattr(nodes_easycache, f"{name}Node").execute(model, 0.2, 0.15, 0.95, False).args[0]
+
+
+def named(function, module: str, qualname: str = "wrapper"):
+    """A function as it would come from a pack in the folder of custom nodes."""
+    function.__module__, function.__qualname__ = module, qualname
+    return function
+
+
+def passing(apply_model, args):
+    return apply_model(args["input"], args["timestep"], **args["c"])
+
+
+class TestTheHostsCaches:
+    @LEVELS
+    @pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
+    def test_attached_after_them_is_refused_at_once(self, host, model, policy, name):
+        with pytest.raises(host.node.CacheError, match=rf"^{name} and PriorCache.*remove one"):
+            host.attach(hosts_cache(name, model), policy)
+
+    @LEVELS
+    @pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
+    def test_attached_before_them_is_refused_when_sampling(self, host, model, policy, name):
+        both = hosts_cache(name, host.attach(model, policy))
+        with pytest.raises(host.node.CacheError, match=rf"^{name} and PriorCache.*remove one"):
+            host.sample(both)
+        assert torch.isfinite(host.sample(host.attach(model, policy))).all()
+
+    def test_on_another_clone_they_are_left_alone(self, host, model):
+        mine, theirs = host.attach(model, ALIGNED), hosts_cache("LazyCache", model)
+        expected = host.sample(host.attach(host.model(), ALIGNED))
+        host.sample(theirs)
+        assert torch.equal(host.sample(mine), expected)
+
+
+class TestOtherPacks:
+    @pytest.mark.parametrize(
+        ("module", "qualname", "told"),
+        [
+            ("/x/.cache/custom_nodes/ComfyUI-TeaCache.nodes", "TeaCache.apply.<locals>.wrapper", "ComfyUI-TeaCache"),
+            ("C:\\packs\\ComfyUI-MagCache.nodes", "wrapper", "ComfyUI-MagCache"),
+            ("/x/custom_nodes/Comfy-WaveSpeed.fbcache_nodes", "wrapper", "Comfy-WaveSpeed"),
+            ("/x/custom_nodes/ComfyUI-KJNodes.nodes", "WanVideoTeaCacheKJ.patch.<locals>.wrapper", "ComfyUI-KJNodes"),
+            ("/x/custom_nodes/ComfyUI-CacheDiT.nodes", "wrapper", "ComfyUI-CacheDiT"),
+            ("/x/custom_nodes/ComfyUI-TaylorSeer.nodes", "wrapper", "ComfyUI-TaylorSeer"),
+        ],
+    )
+    def test_that_cache_are_refused_by_name(self, host, model, module, qualname, told):
+        theirs = model.clone()
+        theirs.set_model_unet_function_wrapper(named(lambda f, a: passing(f, a), module, qualname))
+        with pytest.raises(host.node.CacheError, match=f"^{told} and PriorCache"):
+            host.attach(theirs, ALIGNED)
+
+    def test_that_cache_through_a_wrapper_are_refused_too(self, host, model):
+        theirs = host.attach(model, ALIGNED)
+        kind = host.comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        wrapper = named(lambda executor, *a, **k: executor(*a, **k), "/x/custom_nodes/ComfyUI_Patches_ll.fb_cache")
+        theirs.add_wrapper_with_key(kind, "patches_ll", functools.partial(wrapper))
+        with pytest.raises(host.node.CacheError, match=r"^ComfyUI_Patches_ll and PriorCache"):
+            host.sample(theirs)
+
+    @pytest.mark.parametrize(
+        ("module", "qualname"),
+        [
+            ("/root/.cache/x/custom_nodes/ComfyUI-TiledDiffusion.tiled", "wrapper"),
+            ("/x/custom_nodes/KJNodes.memory", "empty_cache_wrapper"),
+            ("comfy_extras.nodes_chroma_radiance", "wrapper"),
+        ],
+    )
+    def test_that_do_not_cache_are_not_mistaken(self, host, model, module, qualname):
+        theirs = model.clone()
+        theirs.set_model_unet_function_wrapper(named(lambda f, a: passing(f, a), module, qualname))
+        assert torch.equal(host.sample(host.attach(theirs, ALIGNED)), host.sample(host.attach(model, ALIGNED)))
+
+    @LEVELS
+    def test_that_call_the_model_once_per_tile_get_a_memory_per_tile(self, host, model, policy):
+        def tiled(apply_model, args):
+            x, t, c = args["input"], args["timestep"], args["c"]
+            return torch.cat([apply_model(part, t, **c) for part in x.split(8, dim=-1)], dim=-1)
+
+        theirs = model.clone()
+        theirs.set_model_unet_function_wrapper(tiled)
+        assert torch.equal(host.sample(host.attach(theirs, FORA(1, level=policy.level))), host.sample(theirs))
+        trace = Trace()
+        cached = host.sample(host.attach(theirs, policy, trace))
+        assert trace.runs[0].computed_fraction == 0.5
+        assert close(cached, host.sample(theirs)) < close(host.sample(model), host.sample(theirs))
+
+    def test_that_take_single_rows_out_of_a_batch_make_the_cache_decline(self, host, model):
+        def by_row(apply_model, args):
+            c = dict(args["c"])
+            rows = range(len(args["input"]))
+            own = [{k: v[i : i + 1] if isinstance(v, torch.Tensor) else v for k, v in c.items()} for i in rows]
+            parts = [apply_model(args["input"][i : i + 1], args["timestep"][i : i + 1], **own[i]) for i in rows]
+            return torch.cat(parts)
+
+        theirs, trace = model.clone(), Trace()
+        theirs.set_model_unet_function_wrapper(by_row)
+        assert torch.equal(host.sample(host.attach(theirs, ALIGNED, trace)), host.sample(theirs))
+        assert "rearranges the rows" in trace.runs[0].notes[0]
+
+    def test_that_skip_the_blocks_under_an_unknown_name_make_the_cache_decline(self, host, model):
+        """As TeaCache does: from the third call on, the network gives back what it gave before."""
+        calls, kept = [], []
+
+        def skipping(executor, *args, **kwargs):
+            calls.append(1)
+            if len(calls) <= 2:
+                kept.append(executor(*args, **kwargs))
+            return kept[-1]
+
+        theirs, trace = host.attach(model, ALIGNED, trace := Trace()), trace
+        network = theirs.model.diffusion_model
+        original = network.forward
+
+        def forward(*args, **kwargs):
+            return skipping(original, *args, **kwargs)
+
+        network.forward = forward
+        try:
+            host.sample(theirs)
+        finally:
+            del network.forward
+        assert len(trace.runs[0].notes) == 1
+        assert "from evaluation 2 on" in trace.runs[0].notes[0]
+        assert "did not run" in trace.runs[0].notes[0]
+
+
+class TestReplacedBlocks:
+    @staticmethod
+    def doubled(model):
+        theirs, block = model.clone(), model.model.diffusion_model.blocks[1]
+        original = type(block).forward
+        theirs.add_object_patch("diffusion_model.blocks.1.forward", lambda *a, **k: original(block, *a, **k) * 1.1)
+        return theirs
+
+    @pytest.mark.parametrize("ours_first", [True, False])
+    def test_are_computed_by_their_owner_and_told_once(self, host, model, ours_first):
+        trace = Trace()
+        stock = host.sample(self.doubled(model))
+        assert torch.equal(host.sample(host.attach(self.doubled(model), FORA(1))), stock)
+        both = (
+            self.doubled(host.attach(model, ALIGNED, trace))
+            if ours_first
+            else host.attach(self.doubled(model), ALIGNED, trace)
+        )
+        host.sample(both)
+        actions = {b: {r.action for r in trace.runs[0].rows if r.site.block == b} for b in range(3)}
+        assert actions == {0: set(Action) - {Action.PARTIAL}, 1: {Action.COMPUTE}, 2: set(Action) - {Action.PARTIAL}}
+        assert trace.runs[0].notes == ["1 of 3 blocks were replaced by another node and are always computed."]
+
+    def test_that_the_host_put_back_are_the_models_own_again(self, host, model):
+        """The host restores a patched forward by writing the bound method into the module."""
+        expected = host.sample(host.attach(model, ALIGNED))
+        host.sample(self.doubled(model))
+        trace = Trace()
+        assert torch.equal(host.sample(host.attach(model, ALIGNED, trace)), expected)
+        assert trace.runs[0].computed_fraction == 0.5
+        assert trace.runs[0].notes == []
+
+    def test_a_replaced_attention_is_called_where_it_is_computed(self, host, model):
+        theirs, attention = model.clone(), model.model.diffusion_model.blocks[1].attn
+        original, calls = type(attention).forward, []
+        theirs.add_object_patch(
+            "diffusion_model.blocks.1.attn.forward", lambda *a: calls.append(1) or original(attention, *a) * 0.5
+        )
+        stock = host.sample(theirs)
+        assert torch.equal(host.sample(host.attach(theirs, FORA(1))), stock)
+        calls.clear()
+        trace = Trace()
+        host.sample(host.attach(theirs, ALIGNED, trace))
+        assert len(calls) == 3  # every second step
+        assert trace.runs[0].computed_fraction == 0.5
+
+
+class TestTwice:
+    @LEVELS
+    def test_through_clones_before_and_after_each_other(self, host, model, policy):
+        once = host.sample(host.attach(model, policy))
+        first = host.attach(model, FORA(3, "aligned"))
+        for again in (
+            host.attach(first, policy),
+            host.attach(first.clone(), policy),
+            host.attach(host.attach(first.clone(), Full()).clone(), policy),
+        ):
+            assert torch.equal(host.sample(again), once)
+            assert [len(again.get_wrappers(kind, host.node.KEY)) for kind in host.node.KINDS] == [1] * 5
+        assert torch.equal(host.sample(first), host.sample(host.attach(model, FORA(3, "aligned"))))
+
+    def test_a_cache_that_another_one_replaced_traces_nothing(self, host, model):
+        first, second = Trace(), Trace()
+        host.sample(host.attach(host.attach(model, ALIGNED, first), ALIGNED, second))
+        assert (len(first.runs), len(second.runs)) == (0, 1)
+
+    def test_wrappers_that_were_added_by_hand_are_told_apart_from_a_second_node(self, host, model):
+        both = host.attach(model, ALIGNED)
+        outer = host.comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+        both.add_wrapper_with_key(outer, host.node.KEY, both.get_wrappers(outer, host.node.KEY)[0])
+        with pytest.raises(host.node.CacheError, match="attached twice"):
+            host.sample(both)
+
+
+def test_a_guider_without_guidance_scale_is_served(host, model):
+    from comfy_extras.nodes_custom_sampler import Guider_Basic
+
+    patched = host.attach(model, ALIGNED)
+    guider = Guider_Basic(patched)
+    guider.set_conds(host.dit.conditioning(torch.tensor([1, 2])))
+    latent = torch.zeros(2, 3, 16, 16)
+    with torch.inference_mode():
+        noise = host.comfy.sample.prepare_noise(latent, 0)
+        sigmas = host.comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "normal", 6)
+        out = guider.sample(noise, latent, host.comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    assert torch.equal(out, host.sample(patched, cfg=1.0).to(out))

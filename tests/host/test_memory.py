@@ -1,0 +1,187 @@
+"""What the cache will take is told and declared before sampling, and can be made less."""
+
+import re
+
+import pytest
+import torch
+from priorcache.cache_core.codecs import CODECS
+from priorcache.cache_core.policies import FORA, Full
+from priorcache.cache_core.trace import Trace
+
+ALIGNED = FORA(2, "aligned")
+NETWORK = FORA(2, "aligned", level="model")
+POLICIES = pytest.mark.parametrize("policy", [ALIGNED, NETWORK], ids=["branches", "network"])
+STORES = pytest.mark.parametrize("store", CODECS)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.fixture
+def required(host, monkeypatch):
+    """Sample, and tell what the host meant to need: (memory required, the least it would do with)."""
+
+    def call(model, **settings) -> tuple[float, float]:
+        seen = []
+        load = host.comfy.model_management.load_models_gpu
+
+        def spy(models, memory_required=0, minimum_memory_required=None, **kwargs):
+            seen.append((memory_required, minimum_memory_required))
+            return load(
+                models, memory_required=memory_required, minimum_memory_required=minimum_memory_required, **kwargs
+            )
+
+        monkeypatch.setattr(host.comfy.model_management, "load_models_gpu", spy)
+        host.sample(model, **settings)
+        monkeypatch.setattr(host.comfy.model_management, "load_models_gpu", load)
+        return seen[0]
+
+    return call
+
+
+class TestTold:
+    @POLICIES
+    @STORES
+    @pytest.mark.parametrize(
+        "settings", [{}, {"cfg": 1.0}, {"size": (24, 10), "batch": 3, "labels": (1, 2, 3)}], ids=str
+    )
+    def test_before_sampling_within_five_percent_of_what_is_measured(self, host, model, policy, store, settings):
+        trace = Trace()
+        host.sample(host.attach(model, policy, trace, store=store), **settings)
+        assert trace.runs[0].expected_bytes == pytest.approx(trace.runs[0].peak_bytes, rel=0.05)
+
+    def test_for_every_positive(self, host, model):
+        trace = Trace()
+        several = [c for label in (1, 2, 3) for c in host.dit.conditioning(torch.tensor([label, label]))]
+        host.sample(host.attach(model, ALIGNED, trace), positive=several)
+        assert trace.runs[0].expected_bytes == trace.runs[0].peak_bytes
+
+    def test_in_half_precision(self, host, model):
+        trace = Trace()
+        half = model.clone()
+        half.set_model_compute_dtype(torch.bfloat16)
+        host.sample(host.attach(half, ALIGNED, trace))
+        assert trace.runs[0].expected_bytes == trace.runs[0].peak_bytes
+
+    def test_nothing_where_nothing_is_kept(self, host, model):
+        for policy, steps in ((Full(), 4), (ALIGNED, 2)):
+            trace = Trace()
+            host.sample(host.attach(model, policy, trace), steps=steps)
+            assert trace.runs[0].expected_bytes == trace.runs[0].peak_bytes == 0
+
+    def test_what_is_measured_besides_counts_too(self, host, model):
+        trace = Trace()
+        host.sample(host.attach(model, Full(), trace, "errors"))
+        assert trace.runs[0].expected_bytes == trace.runs[0].peak_bytes > 0
+
+    def test_by_apply_for_usual_sizes(self, host, model):
+        text = host.node.memory(model, ALIGNED, "off", "device")
+        tokens, hidden, branches, rows = (512 // 2) ** 2, 64, 3 * 2, 2
+        assert f"{tokens * hidden * branches * rows * 4 / 2**20:.1f} MiB for 512 x 512" in text
+        ratio = [
+            float(n)
+            for n in re.findall(r"([\d.]+) MiB for 512", text + host.node.memory(model, ALIGNED, "off", "8 bit"))
+        ]
+        assert ratio[0] / ratio[1] == pytest.approx(4 / (1 + 2 / 32), rel=1e-3)
+        assert "keeps nothing" in host.node.memory(model, Full(), "off", "device")
+        assert "main memory" in host.node.memory(model, ALIGNED, "off", "cpu")
+
+    def test_by_inspect_beside_what_was_measured(self, host, model):
+        from priorcache.plots.trace import summary, title
+
+        trace = Trace()
+        host.sample(host.attach(model, ALIGNED, trace, store="8 bit"))
+        assert "The cache held 102 KiB in 8 bits at most (102 KiB expected)." in summary(trace.runs[0])
+        assert "cache 102 KiB (102 KiB expected)" in title(trace.runs[0])
+        assert trace.runs[0].as_dict()["expected_bytes"] == trace.runs[0].expected_bytes
+
+
+class TestDeclared:
+    @pytest.mark.parametrize("settings", [{}, {"batch": 5, "labels": range(5)}], ids=str)
+    def test_to_the_host_in_whole_pictures(self, host, model, required, monkeypatch, settings):
+        """The least grows by what is told, rounded up to a picture; the host asks for two rows per picture besides."""
+        monkeypatch.setattr(model.model, "memory_usage_factor", 1e-4)  # so that a picture is small beside the cache
+        picture = model.model.memory_required([1, 3, 16, 16])
+        trace = Trace()
+        stock, cached = required(model, **settings), required(host.attach(model, ALIGNED, trace), **settings)
+        told = trace.runs[0].expected_bytes
+        assert told > 20 * picture
+        assert 0 <= cached[1] - stock[1] - told < picture * 1.001
+        assert 0 <= cached[0] - stock[0] - 2 * told < 2 * picture * 1.001
+
+    def test_only_what_lies_on_the_device(self, host, model, required):
+        assert required(host.attach(model, ALIGNED, store="cpu")) == required(model)
+        assert required(host.attach(model, Full())) == required(model)
+
+    def test_for_one_run_and_one_clone_only(self, host, model, required):
+        stock = required(model)
+        required(host.attach(model, ALIGNED))
+        assert required(model) == stock
+
+
+class TestStores:
+    @POLICIES
+    def test_main_memory_changes_no_picture(self, host, model, policy):
+        expected = host.sample(host.attach(model, policy))
+        assert torch.equal(host.sample(host.attach(model, policy, store="cpu")), expected)
+
+    @POLICIES
+    @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+    def test_eight_bits_are_close_to_the_cached_picture(self, host, model, policy, sampler):
+        stock = host.sample(model, sampler=sampler)
+        cached = host.sample(host.attach(model, policy), sampler=sampler)
+        eight = host.sample(host.attach(model, policy, store="8 bit"), sampler=sampler)
+        assert 0 < close(eight, cached) < 0.1 * close(cached, stock)
+
+    def test_conds_may_change_from_one_call_to_two_in_mid_run(self, host, model, monkeypatch):
+        expected = host.sample(host.attach(model, ALIGNED, store="8 bit"))
+        fits, calls = model.model.memory_required, []
+
+        def sometimes(*args, **kwargs):
+            calls.append(1)
+            return 1e30 if len(calls) % 3 == 0 else fits(*args, **kwargs)
+
+        trace = Trace()
+        patched = host.attach(model, ALIGNED, trace, store="8 bit")
+        monkeypatch.setattr(model.model, "memory_required", sometimes)
+        assert close(host.sample(patched), expected) < 1e-3
+        assert trace.runs[0].computed_fraction == 0.5
+
+    def test_computing_everything_is_still_the_stock_picture(self, host, model):
+        assert torch.equal(host.sample(host.attach(model, FORA(1), store="8 bit")), host.sample(model))
+
+
+class TestRunningOut:
+    @POLICIES
+    def test_drops_the_cache_goes_on_and_says_so_once(self, host, model, policy, monkeypatch, caplog):
+        class Scarce(type(CODECS["device"])):
+            left = 9 if policy.level == "branch" else 1
+
+            def encode(self, value):
+                self.left -= 1
+                if self.left < 0:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+                return super().encode(value)
+
+        monkeypatch.setitem(CODECS, "device", Scarce())
+        trace = Trace()
+        patched = host.attach(model, policy, trace)
+        out = host.sample(patched, steps=8)
+        assert torch.isfinite(out).all()
+        run = trace.runs[0]
+        assert run.complete
+        assert len(run.notes) == 1
+        assert "memory ran out" in run.notes[0]
+        assert caplog.text.count("memory ran out") == 1
+        assert run.moments[-1].nbytes == 0
+        assert run.evaluations == 8
+        assert 0.5 < run.computed_fraction < 1
+
+    def test_in_the_model_itself_is_left_to_the_host(self, host, model, monkeypatch):
+        def hungry(*_, **__):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(type(model.model.diffusion_model.blocks[0].mlp), "forward", hungry)
+        with pytest.raises(torch.OutOfMemoryError):
+            host.sample(host.attach(model, ALIGNED))
