@@ -34,6 +34,7 @@ class PriorCacheApply(io.ComfyNode):
                     "store",
                     options=list(CODECS),
                     default="device",
+                    optional=True,  # workflows saved before it existed do not carry it
                     advanced=True,
                     tooltip="Where kept features lie. device: beside the model, fastest. cpu: in main memory, none of the device's; slower. 8 bit: beside the model in about half the memory of 16 bits; each feature is off by about 1 %.",
                 ),

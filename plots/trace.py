@@ -37,7 +37,7 @@ def title(run: RunTrace) -> str:
         parts.append("reused branches computed in shadow")
     if run.speedup is not None:
         parts.append(f"{run.speedup:.2f}x against its own full steps")
-    parts.append(f"cache {human_bytes(run.peak_bytes)}{_expected(run)}")
+    parts.append(f"cache {human_bytes(run.peak_bytes)}")
     return first + "\n" + ",  ".join(parts)
 
 

@@ -150,10 +150,10 @@ def poster(interval: int = 2) -> Image.Image:
         Image.open(OUT / f"{n}.png").convert("RGB")
         for n in ("uncached", f"cached-n{interval}", f"inspector-n{interval}")
     )
-    cost = cost.resize((round(cost.width * 0.8), round(cost.height * 0.8)), Image.Resampling.LANCZOS)
     margin, line = 24, 44
-    width = 3 * margin + full.width + cost.width
-    sheet = Image.new("RGB", (width, max(cost.height, 2 * (full.height + line) + margin) + 2 * margin), "white")
+    height = 2 * (full.height + line) + margin
+    cost = cost.resize((round(cost.width * height / cost.height), height), Image.Resampling.LANCZOS)
+    sheet = Image.new("RGB", (3 * margin + full.width + cost.width, height + 2 * margin), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=26)
     for i, (tile, text) in enumerate(
         ((full, "Every step in full"), (cached, f"Cached: every {ORDINAL[interval]} step computed"))
