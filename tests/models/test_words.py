@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from priorcache.models.words import COLOURS, LENGTH, SHAPES, WIDTH, FoldedPixels, embeddings, encode, fold, tokens, unfold
+from priorcache.models.words import (
+    COLOURS,
+    LENGTH,
+    SHAPES,
+    WIDTH,
+    FoldedPixels,
+    embeddings,
+    encode,
+    fold,
+    tokens,
+    unfold,
+)
 
 
 def test_the_same_word_is_the_same_vector_on_every_machine():
