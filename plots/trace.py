@@ -140,7 +140,8 @@ def _time(axes, run: RunTrace) -> None:
     axes.set_ylabel("ms per step")
     axes.set_xlabel("evaluation of the model, from noise to picture")
     step_axis(axes, run.evaluations)
-    axes.set_title("Time per step, and memory held by the cache", loc="left", fontsize=RC["font"])
+    heading = f"Time per step, and memory held by the cache{_expected(run)}"
+    axes.set_title(heading, loc="left", fontsize=RC["font"])
     names = {"compute": "all computed", "mixed": "mixed", "reuse": "all reused"}
     handles = [Patch(color=COLOURS[k], label=names[k]) for k in names if k in of_kind]
     memory = axes.twinx()

@@ -88,12 +88,13 @@ class TestTold:
         assert "main memory" in host.node.memory(model, ALIGNED, "off", "cpu")
 
     def test_by_inspect_beside_what_was_measured(self, host, model):
-        from priorcache.plots.trace import summary, title
+        from priorcache.plots.trace import draw, summary
 
         trace = Trace()
         host.sample(host.attach(model, ALIGNED, trace, store="8 bit"))
         assert "The cache held 102 KiB in 8 bits at most (102 KiB expected)." in summary(trace.runs[0])
-        assert "cache 102 KiB (102 KiB expected)" in title(trace.runs[0])
+        headings = [axes.get_title(loc="left") for axes in draw(trace.runs).subfigs[0].axes]
+        assert "Time per step, and memory held by the cache (102 KiB expected)" in headings
         assert trace.runs[0].as_dict()["expected_bytes"] == trace.runs[0].expected_bytes
 
 

@@ -500,3 +500,19 @@ class TestFlux:
         assert (trace.runs[0].notes, trace.runs[0].computed_fraction) == ([], 0.5)
         assert 0 < close(cached, stock) < 0.5
         assert torch.equal(flux.sample(model), stock)
+
+
+class TestMemoryToldBeforehand:
+    @LEVELS
+    @pytest.mark.parametrize("store", ["device", "8 bit"])
+    def test_is_within_five_percent(self, host, subject, policy, store):
+        for settings in ({}, {"cfg": 1.0}, {"positive": subject.prompt(1, 40), "batch": 2}):
+            trace = Trace()
+            subject.sample(host.attach(subject.model, policy, trace, store=store), **settings)
+            assert trace.runs[0].expected_bytes == pytest.approx(trace.runs[0].peak_bytes, rel=0.05)
+
+    def test_counts_reference_latents(self, host, flux):
+        trace = Trace()
+        positive = flux.prompt(1, reference_latents=[flux.noise(7, 1, (16, 12))])
+        flux.sample(host.attach(flux.model, BRANCHES, trace), positive=positive)
+        assert trace.runs[0].expected_bytes == trace.runs[0].peak_bytes
