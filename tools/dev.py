@@ -5,7 +5,7 @@
     python tools/dev.py test        every check: format, lint, unit tests, tests in two real ComfyUI versions
     python tools/dev.py format      let ruff format and fix the code
     python tools/dev.py workflows   write the files in workflows/ anew
-    python tools/dev.py train       train the demo model again
+    python tools/dev.py train dit   train a demo model again: dit or flux
     python tools/dev.py judge       let a classifier name what the demo model draws
     python tools/dev.py serve       a ComfyUI with this pack and the demo model, on http://127.0.0.1:8188
 

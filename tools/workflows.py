@@ -177,7 +177,7 @@ def workflows() -> list[Workflow]:
             _sampler("full", ("model", 0), (760, -60), "KSampler: every step in full"),
             *_decoded("full", "full", (1080, -60), "In full"),
             Node("policy", "PriorCacheFORA", (380, 390), (320, 180), {"interval": 2, "phase": "published", "start": 0.0, "end": 1.0, "scope": "branches"}, colour="#233"),
-            Node("apply", "PriorCacheApply", (380, 630), (320, 100), {"model": ("model", 0), "policy": ("policy", 0), "measure": "errors"}, colour="#233"),
+            Node("apply", "PriorCacheApply", (380, 630), (320, 120), {"model": ("model", 0), "policy": ("policy", 0), "measure": "errors", "store": "device"}, colour="#233"),
             _sampler("cached", ("apply", 0), (760, 390), "KSampler: cached"),
             *_decoded("cached", "cached", (1080, 390), "Cached"),
             Node("inspect", "PriorCacheInspect", (1800, -60), (760, 800), {"trace": ("apply", 1), "latent": ("cached", 0)}, colour="#233"),
