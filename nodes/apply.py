@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ..cache_core.codecs import CODECS
 from ..cache_core.trace import Trace
-from .attach import attach, memory
+from .attach import attach
+from .memory import memory
 from .types import CATEGORY, Policy, TraceHandle
 
 MEASURES = ("errors", "off", "truth")

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
-import re
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from torch import nn
 
-from ..cache_core.adapters import Adapter, adapter_for, installed, uncompiled, unwrapped
+from ..cache_core.adapters import Adapter, adapter_for, installed, unwrapped
 from ..cache_core.codecs import CODECS
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun, Observer
 from ..cache_core.sites import MODEL, Action
 from ..cache_core.trace import RunTrace, Trace, human_bytes
+from .memory import expected_bytes, parts_of
+from .rivals import CacheError, refuse_rivals
 
 log = logging.getLogger("PriorCache")
 KEY = "PriorCache"
 RUN = "priorcache_run"
-TEXT = 256
-"""Tokens of text that `memory` supposes; sampling counts the real ones."""
 KINDS = (
     WrappersMP.OUTER_SAMPLE,
     WrappersMP.PREPARE_SAMPLING,
@@ -32,16 +31,6 @@ KINDS = (
     WrappersMP.APPLY_MODEL,
 )
 COMPILE, COMPILE_SETTINGS = "torch.compile", "torch_compile_kwargs"  # comfy_api.torch_helpers names them so
-RIVAL = re.compile(
-    r"(tea|mag|easy|lazy|fb|first_?block_?|block|deep|adaptive|prior)[-_]?cache|cache[-_]?dit|taylor[-_]?seer"
-    r"|wave[-_]?speed|comfyui[-_]spectrum",
-    re.IGNORECASE,
-)
-"""What other caches call themselves, in the name of the pack or of the function that they put on a model."""
-
-
-class CacheError(ValueError):
-    """A model that a cache cannot be attached to, or not beside another one."""
 
 
 def detach(model):
@@ -64,7 +53,7 @@ def attach(
     architecture has none, and when another cache is on the model.
     """
     observers = tuple(observers)
-    _refuse_rivals(model.model_options, model.wrappers)
+    refuse_rivals(model.model_options, model.wrappers, KEY)
     network = unwrapped(model.model.diffusion_model)
     if adapter_for(network) is None and policy.level == "branch" and policy.history:
         raise CacheError(
@@ -83,7 +72,7 @@ def attach(
         guider = executor.class_obj
         options = guider.model_options.setdefault("transformer_options", {})
         wrappers = options.get("wrappers", {})
-        _refuse_rivals(guider.model_options, wrappers)
+        refuse_rivals(guider.model_options, wrappers, KEY)
         if RUN in options:
             raise CacheError("PriorCache is attached twice to one model: remove one of the Apply Cache nodes.")
         total = len(sigmas) - 1
@@ -98,7 +87,7 @@ def attach(
             compiled=COMPILE in wrappers.get(WrappersMP.APPLY_MODEL, {}),
         )
         _refuse_unbroken_graphs(run, guider.model_options)
-        expected = _expected_bytes(run, guider, noise.shape)
+        expected = expected_bytes(guider.model_patcher, run, parts_of(guider, noise.shape))
         run.trace.expected_bytes = expected
         log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
         options[RUN] = _Sampling(run, sigmas.tolist(), expected if run.store.codec.on_device else 0)
@@ -228,93 +217,12 @@ def _window(options: dict) -> tuple | None:
     return None if window is None else tuple(window.index_list)
 
 
-def _refuse_rivals(model_options: dict, wrappers: dict) -> None:
-    """Two caches on one model would each take the other's approximation for the model."""
-    holder = model_options.get("transformer_options", {}).get("easycache")  # the host's EasyCache and LazyCache
-    names = (
-        [getattr(holder, "name", "EasyCache")]
-        if holder
-        else [n for f in _functions(model_options, wrappers) for n in _rival(f)]
-    )
-    if names:
-        raise CacheError(f"{names[0]} and PriorCache are both attached to this model: remove one of the two nodes.")
-
-
-def _functions(model_options: dict, wrappers: dict) -> Iterator[Callable]:
-    """What other nodes put around this model."""
-    if "model_function_wrapper" in model_options:
-        yield model_options["model_function_wrapper"]
-    for of_kind in wrappers.values():
-        for key, functions in of_kind.items():
-            yield from functions if key != KEY else ()
-
-
-def _rival(function: Callable) -> list[str]:
-    """The pack that a function comes from, if the name of either is that of a cache."""
-    function = getattr(function, "func", function)  # functools.partial
-    module = re.split(r"[/\\]", getattr(function, "__module__", None) or "")[-1]  # a pack's module is named by its path
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    return [module.split(".")[0] or name] if RIVAL.search(f"{module}.{name}") else []
-
-
 def _refuse_unbroken_graphs(run: CacheRun, model_options: dict) -> None:
     if run.wants_branches and (model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph"):
         raise CacheError(
             "This model is compiled with fullgraph, which leaves no room for a decision inside of it: switch fullgraph "
             "off in the compile node, or set the policy's scope to 'whole network'."
         )
-
-
-def _expected_bytes(run: CacheRun, guider, shape: tuple[int, ...]) -> int:
-    """What the cache will hold in this sampling run, told from shapes alone."""
-    batch, *latent = shape
-    skipped = math.isclose(getattr(guider, "cfg", 0.0), 1.0) and not guider.model_options.get(
-        "disable_cfg1_optimization"
-    )
-    conds = [c for role, cs in guider.conds.items() if not (skipped and role == "negative") for c in cs]
-    total = 0
-    for cond in conds:
-        references = [tuple(r.shape[1:]) for r in cond.get("reference_latents") or ()]
-        embedding = cond.get("cross_attn")
-        text = embedding.shape[1] if isinstance(embedding, torch.Tensor) and embedding.ndim == 3 else 0
-        total += expected_bytes(guider.model_patcher, run, batch, [tuple(latent), *references], text)
-    return total
-
-
-def expected_bytes(model, run: CacheRun, rows: int, latents: list[tuple[int, ...]], text: int) -> int:
-    """What `run` will hold for so many rows of a latent (C, *space), with its references, and so many tokens of text."""
-    codec, total = run.store.codec, 0
-    if not run.keeps:
-        return 0
-    if run.policy.level == "model" or run.observers:
-        total += codec.nbytes((rows, *latents[0]), torch.float32)
-    network = unwrapped(model.model.diffusion_model)
-    adapter = adapter_for(network) if run.wants_branches else None
-    if adapter is not None:
-        dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
-        with uncompiled(network):
-            sizes = adapter.sizes(network, latents, text).values()
-        total += sum(codec.nbytes((rows, *size), dtype) for size in sizes)
-    return total * run.store.history
-
-
-def memory(model, policy: CachePolicy, measure: str, store: str) -> str:
-    """One sentence: what the cache will hold, for usual sizes of what this model makes."""
-    run = CacheRun(policy, 1000, measure=measure, codec=CODECS[store])
-    form = model.model.latent_format
-    down, frames = form.spacial_downscale_ratio, getattr(form, "temporal_downscale_ratio", 4)
-    spaces = {f"{side} x {side}": (side // down,) * 2 for side in (512, 1024)}
-    if form.latent_dimensions == 3:
-        spaces = {f"{n} frames of 832 x 480": ((n - 1) // frames + 1, 480 // down, 832 // down) for n in (33, 81)}
-    sizes = {
-        name: 2 * expected_bytes(model, run, 1, [(form.latent_channels, *space)], TEXT)
-        for name, space in spaces.items()
-    }
-    if not any(sizes.values()):
-        return f"{policy.describe()} keeps nothing."
-    each = " and ".join(f"{human_bytes(size)} for {name}" for name, size in sizes.items())
-    where = "of the computer's main memory" if not run.store.codec.on_device else "of the device's memory"
-    return f"{policy.describe()} takes about {each} {where}, with a positive and a negative prompt, store = {store}."
 
 
 def _new_trace(policy: CachePolicy, total: int, sampler, noise: torch.Tensor) -> RunTrace:

@@ -76,16 +76,15 @@ class TestTold:
         assert trace.runs[0].expected_bytes == trace.runs[0].peak_bytes > 0
 
     def test_by_apply_for_usual_sizes(self, host, model):
-        text = host.node.memory(model, ALIGNED, "off", "device")
+        from priorcache.nodes.memory import memory
+
+        text = memory(model, ALIGNED, "off", "device")
         tokens, hidden, branches, rows = (512 // 2) ** 2, 64, 3 * 2, 2
         assert f"{tokens * hidden * branches * rows * 4 / 2**20:.1f} MiB for 512 x 512" in text
-        ratio = [
-            float(n)
-            for n in re.findall(r"([\d.]+) MiB for 512", text + host.node.memory(model, ALIGNED, "off", "8 bit"))
-        ]
+        ratio = [float(n) for n in re.findall(r"([\d.]+) MiB for 512", text + memory(model, ALIGNED, "off", "8 bit"))]
         assert ratio[0] / ratio[1] == pytest.approx(4 / (1 + 2 / 32), rel=1e-3)
-        assert "keeps nothing" in host.node.memory(model, Full(), "off", "device")
-        assert "main memory" in host.node.memory(model, ALIGNED, "off", "cpu")
+        assert "keeps nothing" in memory(model, Full(), "off", "device")
+        assert "main memory" in memory(model, ALIGNED, "off", "cpu")
 
     def test_by_inspect_beside_what_was_measured(self, host, model):
         from priorcache.plots.trace import draw, summary
