@@ -37,7 +37,7 @@ class PriorCacheApply(io.ComfyNode):
                     default="device",
                     optional=True,  # workflows saved before it existed do not carry it
                     advanced=True,
-                    tooltip="Where kept features lie. device: beside the model, fastest. cpu: in main memory, none of the device's; slower. 8 bit: beside the model in about half the memory of 16 bits; each feature is off by about 1 %.",
+                    tooltip="Where kept features lie. device: beside the model, fastest. cpu: in main memory, none of the device's; slower. 8 bit: beside the model in about half the memory of 16 bits; each feature is off by less than 1 %.",
                 ),
             ],
             outputs=[
