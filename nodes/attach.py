@@ -199,6 +199,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if sampling is None or not sampling.run.wants_branches:
         return host()
     network = unwrapped(executor.class_obj.diffusion_model)
+    sampling.run.compiled |= network is not executor.class_obj.diffusion_model
     adapter = sampling.adapter(network)
     if adapter is None:
         return host()

@@ -26,7 +26,7 @@ def installed(adapter: Adapter, network: nn.Module, cache: Forward) -> Iterator[
     run = cache.run
     routes = run.routes.get(network)
     if routes is None:
-        routes = run.routes[network] = Routes(adapter, network, run.compiled or bool(_compiled(network)))
+        routes = run.routes[network] = Routes(adapter, network, run.compiled or compiled(network))
     rows = len(run.trace.rows)
     with routes.through(cache) as noted:
         yield
@@ -58,17 +58,23 @@ def unwrapped(network: nn.Module) -> nn.Module:
 @contextmanager
 def uncompiled(network: nn.Module) -> Iterator[None]:
     """Compiled parts of a network give way to what they were compiled from, while an adapter looks at it."""
-    compiled = _compiled(network)
-    for children, name, child in compiled:
+    wrapped = _wrapped(network)
+    for children, name, child in wrapped:
         children[name] = child._orig_mod
     try:
         yield
     finally:
-        for children, name, child in compiled:
+        for children, name, child in wrapped:
             children[name] = child
 
 
-def _compiled(network: nn.Module) -> list[tuple[dict[str, nn.Module], str, nn.Module]]:
+def compiled(network: nn.Module) -> bool:
+    """Whether torch.compile has to do with a network or a part of it."""
+    in_place = any(getattr(m, "_compiled_call_impl", None) is not None for m in network.modules())
+    return in_place or unwrapped(network) is not network or bool(_wrapped(network))
+
+
+def _wrapped(network: nn.Module) -> list[tuple[dict[str, nn.Module], str, nn.Module]]:
     """(its parent's children, its name, the module) of everything in a network that torch.compile wrapped."""
     parents = (module._modules for module in network.modules())
     return [(children, n, m) for children in parents for n, m in children.items() if unwrapped(m) is not m]

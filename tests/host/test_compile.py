@@ -40,7 +40,15 @@ def by_patch(model):
     return model
 
 
-KINDS = pytest.mark.parametrize("compiled", [whole, by_block, by_patch])
+def by_one_patch(model):
+    """The whole network, put in the place of the model's."""
+    model = model.clone()
+    network = model.get_model_object("diffusion_model")
+    model.add_object_patch("diffusion_model", torch.compile(network, backend="eager"))
+    return model
+
+
+KINDS = pytest.mark.parametrize("compiled", [whole, by_block, by_patch, by_one_patch])
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +82,14 @@ def test_whole_network_reuse(host, model, compiled):
     trace = Trace()
     expected = host.sample(host.attach(model, NETWORK))
     assert close(host.sample(host.attach(compiled(model), NETWORK, trace)), expected) < 1e-5
+    assert trace.runs[0].computed_fraction == 0.5
+
+
+def test_blocks_that_were_compiled_in_place(host, model):
+    expected, trace = host.sample(host.attach(model, ALIGNED)), Trace()
+    for block in model.model.diffusion_model.blocks:
+        block.compile(backend="eager")
+    assert close(host.sample(host.attach(model, ALIGNED, trace)), expected) < 1e-5
     assert trace.runs[0].computed_fraction == 0.5
 
 
