@@ -14,11 +14,14 @@ STEPS = 1000
 SIZE = 32
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Written out: at 64 tokens this is faster backwards than the fused CPU kernel."""
-    q, k, v = (u.unflatten(2, (heads, -1)).transpose(1, 2) for u in (q, k, v))
+def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(B, H, N, D) -> (B, N, H * D): at some 64 tokens this is faster backwards than the fused CPU kernel."""
     weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
     return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    return written_out(*(u.unflatten(2, (heads, -1)).transpose(1, 2) for u in (q, k, v)))
 
 
 class Recipe:
@@ -61,6 +64,10 @@ class Recipe:
 
     def stored(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights under the names that files carry."""
+        return weights
+
+    def loaded(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a file under the names of the network."""
         return weights
 
     def metadata(self) -> dict[str, str]:

@@ -134,8 +134,8 @@ def main() -> None:
     args.out = args.out or FOLDER / recipe.file
     initialise(recipe.network, recipe.zeroed, recipe.small)
     if args.init:
-        weights = {k.replace("_norm.scale", "_norm.weight"): v.float() for k, v in load_file(args.init).items()}
-        recipe.network.load_state_dict(weights)
+        weights = {k: v.float() for k, v in load_file(args.init).items()}
+        recipe.network.load_state_dict(recipe.loaded(weights))
     print(f"{sum(p.numel() for p in recipe.network.parameters()) / 1e6:.2f} M parameters", flush=True)
     train(recipe, args)
 

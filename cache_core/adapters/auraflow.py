@@ -8,15 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, numbered
+from .base import Adapter, Block, Branch, kinds, numbered
 
 
 class AuraFlowAdapter(Adapter):
     architecture = "auraflow"
 
     def matches(self, network: nn.Module) -> bool:
-        lists = (getattr(network, name, ()) for name in ("double_layers", "single_layers"))
-        return [{type(b).__name__ for b in blocks} for blocks in lists] == [{"MMDiTBlock"}, {"DiTBlock"}]
+        return kinds(network, "double_layers", "single_layers") == [{"MMDiTBlock"}, {"DiTBlock"}]
 
     def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
         return image, text + network.register_tokens.shape[1]
@@ -26,18 +25,13 @@ class AuraFlowAdapter(Adapter):
         return image + text if joined else super().tokens(block, name, image, text)
 
     def blocks(self, network: nn.Module) -> list[Block]:
-        doubles, singles = network.double_layers, network.single_layers
-        depth = len(doubles) + len(singles)
-        branches = {
+        double = {
             "attn": lambda b: (b.attn.w1o, b.attn.w2o),
             "txt_mlp": lambda b: b.mlpC,
             "img_mlp": lambda b: b.mlpX,
         }
         single = {"attn": lambda b: b.attn, "mlp": lambda b: b.mlp}
-        return [
-            *numbered("double_layers", doubles, double_block, branches, depth=depth),
-            *numbered("single_layers", singles, single_block, single, len(doubles), depth),
-        ]
+        return numbered(network, ("double_layers", double_block, double), ("single_layers", single_block, single))
 
 
 def double_block(

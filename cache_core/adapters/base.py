@@ -99,31 +99,30 @@ def width(module: nn.Module) -> int:
     return next(m.in_features for m in module.modules() if hasattr(m, "in_features"))
 
 
-def numbered(
-    container: str,
-    modules: nn.ModuleList,
-    equation: Callable,
-    branches: dict[str, Callable[[nn.Module], nn.Module | tuple[nn.Module, ...] | None]],
-    first: int = 0,
-    depth: int | None = None,
-) -> list[Block]:
-    """Blocks of a plain list: branch name -> how to find the submodules that make its pre-gate output.
+def kinds(network: nn.Module, *lists: str) -> list[set[str]]:
+    """The class names of the blocks in each of these lists of a network; none where it has no such list."""
+    return [{type(block).__name__ for block in getattr(network, name, None) or ()} for name in lists]
 
-    None says that this block has no such branch. A network of several lists numbers its blocks through: `first` is the
-    position of this list's first block, `depth` the number of all blocks.
-    """
-    depth = depth or len(modules)
-    found = []
-    for i, module in enumerate(modules):
-        parts = {name: p for name, find in branches.items() if (p := find(module)) is not None}
-        found.append(
-            Block(
-                module,
-                equation,
-                {name: Site(f"{container}.{i}.{name}", first + i, depth) for name in parts},
-                {name: p if isinstance(p, tuple) else (p,) for name, p in parts.items()},
+
+Branches = dict[str, Callable[[nn.Module], nn.Module | tuple[nn.Module, ...] | None]]
+"""Branch name -> how to find, in a block, what makes its pre-gate output; None: this block has no such branch."""
+
+
+def numbered(network: nn.Module, *lists: tuple[str, Callable, Branches]) -> list[Block]:
+    """The blocks of a network's lists, each (its name, its blocks' equation, their branches), numbered through."""
+    depth = sum(len(getattr(network, name)) for name, *_ in lists)
+    found: list[Block] = []
+    for name, equation, branches in lists:
+        for i, module in enumerate(getattr(network, name)):
+            parts = {branch: p for branch, find in branches.items() if (p := find(module)) is not None}
+            found.append(
+                Block(
+                    module,
+                    equation,
+                    {branch: Site(f"{name}.{i}.{branch}", len(found), depth) for branch in parts},
+                    {branch: p if isinstance(p, tuple) else (p,) for branch, p in parts.items()},
+                )
             )
-        )
     return found
 
 

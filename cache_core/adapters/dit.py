@@ -15,7 +15,7 @@ class DiTAdapter(Adapter):
         return type(network).__name__ == "DiT" and hasattr(network, "y_embedder") and hasattr(network, "blocks")
 
     def blocks(self, network: nn.Module) -> list[Block]:
-        return numbered("blocks", network.blocks, block, {"attn": lambda b: b.attn, "mlp": lambda b: b.mlp})
+        return numbered(network, ("blocks", block, {"attn": lambda b: b.attn, "mlp": lambda b: b.mlp}))
 
 
 def block(self: nn.Module, branch: Branch, x: Tensor, c: Tensor) -> Tensor:

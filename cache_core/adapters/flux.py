@@ -8,31 +8,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, numbered
+from .base import Adapter, Block, Branch, kinds, numbered
 
 
 class FluxAdapter(Adapter):
     architecture = "flux"
 
     def matches(self, network: nn.Module) -> bool:
-        lists = (getattr(network, name, None) or () for name in ("double_blocks", "single_blocks"))
-        return [{type(b).__name__ for b in blocks} for blocks in lists] == [
-            {"DoubleStreamBlock"},
-            {"SingleStreamBlock"},
-        ]
+        found = kinds(network, "double_blocks", "single_blocks")
+        return found == [{"DoubleStreamBlock"}, {"SingleStreamBlock"}]
 
     def blocks(self, network: nn.Module) -> list[Block]:
-        doubles, singles = network.double_blocks, network.single_blocks
-        depth = len(doubles) + len(singles)
-        branches = {
+        double = {
             "attn": lambda b: (b.txt_attn.proj, b.img_attn.proj),
             "img_mlp": lambda b: b.img_mlp,
             "txt_mlp": lambda b: b.txt_mlp,
         }
-        return [
-            *numbered("double_blocks", doubles, double_block, branches, depth=depth),
-            *numbered("single_blocks", singles, single_block, {"single": lambda b: b.linear2}, len(doubles), depth),
-        ]
+        single = {"single": lambda b: b.linear2}
+        return numbered(network, ("double_blocks", double_block, double), ("single_blocks", single_block, single))
 
     def tokens(self, block: Block, name: str, image: int, text: int) -> int:
         return image + text if name == "single" else super().tokens(block, name, image, text)

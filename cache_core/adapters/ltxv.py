@@ -5,19 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, numbered
+from .base import Adapter, Block, Branch, kinds, numbered
 
 
 class LTXVAdapter(Adapter):
     architecture = "ltxv"
 
     def matches(self, network: nn.Module) -> bool:
-        names = {type(b).__name__ for b in getattr(network, "transformer_blocks", ())}
-        return names == {"BasicTransformerBlock"} and hasattr(network, "patchify_proj")
+        return kinds(network, "transformer_blocks") == [{"BasicTransformerBlock"}] and hasattr(network, "patchify_proj")
 
     def blocks(self, network: nn.Module) -> list[Block]:
         branches = {"attn": lambda b: b.attn1, "cross_attn": lambda b: b.attn2, "mlp": lambda b: b.ff}
-        return numbered("transformer_blocks", network.transformer_blocks, transformer_block, branches)
+        return numbered(network, ("transformer_blocks", transformer_block, branches))
 
 
 def transformer_block(

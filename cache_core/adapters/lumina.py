@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, numbered
+from .base import Adapter, Block, Branch, kinds, numbered
 
 
 class LuminaAdapter(Adapter):
@@ -13,8 +13,7 @@ class LuminaAdapter(Adapter):
     architecture = "lumina"
 
     def matches(self, network: nn.Module) -> bool:
-        lists = (getattr(network, name, ()) for name in ("noise_refiner", "layers"))
-        return [{type(b).__name__ for b in blocks} for blocks in lists] == [{"JointTransformerBlock"}] * 2
+        return kinds(network, "noise_refiner", "layers") == [{"JointTransformerBlock"}] * 2
 
     def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
         multiple = network.pad_tokens_multiple or 1
@@ -24,13 +23,8 @@ class LuminaAdapter(Adapter):
         return image if block.sites[name].name.startswith("noise_refiner") else image + text
 
     def blocks(self, network: nn.Module) -> list[Block]:
-        refiner, layers = network.noise_refiner, network.layers
-        depth = len(refiner) + len(layers)
         branches = {"attn": lambda b: b.attention_norm2, "mlp": lambda b: b.ffn_norm2}
-        return [
-            *numbered("noise_refiner", refiner, joint_transformer_block, branches, depth=depth),
-            *numbered("layers", layers, joint_transformer_block, branches, len(refiner), depth),
-        ]
+        return numbered(network, *((name, joint_transformer_block, branches) for name in ("noise_refiner", "layers")))
 
     def writes(self, kwargs: dict) -> bool:
         return kwargs.get("timestep_zero_index") is not None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, numbered
+from .base import Adapter, Block, Branch, kinds, numbered
 
 
 class PixArtMSAdapter(Adapter):
     architecture = "pixartms"
 
     def matches(self, network: nn.Module) -> bool:
-        return {type(block).__name__ for block in getattr(network, "blocks", None) or ()} == {"PixArtMSBlock"}
+        return kinds(network, "blocks") == [{"PixArtMSBlock"}]
 
     def blocks(self, network: nn.Module) -> list[Block]:
         branches = {"attn": lambda b: b.attn, "cross_attn": lambda b: b.cross_attn, "mlp": lambda b: b.mlp}
-        return numbered("blocks", network.blocks, block, branches)
+        return numbered(network, ("blocks", block, branches))
 
 
 def block(

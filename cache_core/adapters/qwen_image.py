@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, numbered
+from .base import Adapter, Block, Branch, kinds, numbered
 
 
 class QwenImageAdapter(Adapter):
     architecture = "qwen_image"
 
     def matches(self, network: nn.Module) -> bool:
-        names = {type(b).__name__ for b in getattr(network, "transformer_blocks", ())}
-        return names == {"QwenImageTransformerBlock"}
+        return kinds(network, "transformer_blocks") == [{"QwenImageTransformerBlock"}]
 
     def blocks(self, network: nn.Module) -> list[Block]:
         branches = {
@@ -21,7 +20,7 @@ class QwenImageAdapter(Adapter):
             "img_mlp": lambda b: b.img_mlp,
             "txt_mlp": lambda b: b.txt_mlp,
         }
-        return numbered("transformer_blocks", network.transformer_blocks, transformer_block, branches)
+        return numbered(network, ("transformer_blocks", transformer_block, branches))
 
 
 def transformer_block(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, numbered
+from .base import Adapter, Block, Branch, kinds, numbered
 
 
 class SD3Adapter(Adapter):
     architecture = "sd3"
 
     def matches(self, network: nn.Module) -> bool:
-        return {type(b).__name__ for b in getattr(network, "joint_blocks", ())} == {"JointBlock"}
+        return kinds(network, "joint_blocks") == [{"JointBlock"}]
 
     def blocks(self, network: nn.Module) -> list[Block]:
         branches = {
@@ -21,7 +21,7 @@ class SD3Adapter(Adapter):
             "txt_mlp": lambda b: None if b.context_block.pre_only else b.context_block.mlp,
             "img_mlp": lambda b: b.x_block.mlp,
         }
-        return numbered("joint_blocks", network.joint_blocks, joint_block, branches)
+        return numbered(network, ("joint_blocks", joint_block, branches))
 
 
 def joint_block(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, numbered
+from .base import Adapter, Block, Branch, kinds, numbered
 
 
 class WanAdapter(Adapter):
@@ -14,8 +14,7 @@ class WanAdapter(Adapter):
     architecture = "wan"
 
     def matches(self, network: nn.Module) -> bool:
-        names = {type(b).__name__ for b in getattr(network, "blocks", ())}
-        return names in ({"WanAttentionBlock"}, {"WanAttentionBlockAudio"})
+        return kinds(network, "blocks") in ([{"WanAttentionBlock"}], [{"WanAttentionBlockAudio"}])
 
     def blocks(self, network: nn.Module) -> list[Block]:
         branches = {
@@ -24,7 +23,7 @@ class WanAdapter(Adapter):
             "audio_attn": lambda b: getattr(getattr(b, "audio_cross_attn_wrapper", None), "audio_cross_attn", None),
             "mlp": lambda b: b.ffn,
         }
-        return numbered("blocks", network.blocks, attention_block, branches)
+        return numbered(network, ("blocks", attention_block, branches))
 
 
 def attention_block(

@@ -84,7 +84,7 @@ class TestOtherPacks:
     @pytest.mark.parametrize(
         ("module", "qualname"),
         [
-            ("/root/.cache/x/custom_nodes/ComfyUI-TiledDiffusion.tiled", "wrapper"),
+            ("/x/.cache/y/custom_nodes/ComfyUI-TiledDiffusion.tiled", "wrapper"),
             ("/x/custom_nodes/KJNodes.memory", "empty_cache_wrapper"),
             ("comfy_extras.nodes_chroma_radiance", "wrapper"),
         ],
