@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .codecs import CODECS, Codec
 from .policies.base import CachePolicy
-from .sites import MODEL, Action, Feature, Lane, Site, Step, Streams
+from .sites import MODEL, Action, Feature, Lane, Schedule, Site, Step, Streams
 from .store import FeatureStore
 from .trace import Clock, Row, RunTrace
 
@@ -46,6 +46,7 @@ def relative_error(approximate: Tensor, exact: Tensor) -> Tensor:
 class CacheRun:
     """Holds everything mutable of one sampling call and dies with it.
 
+    schedule: what is known beforehand; a number stands for so many steps of which nothing else is known.
     measure: "off" records decisions and times only; "errors" also measures, wherever a site is computed, the error
     that reuse would have had; "truth" computes reused branches too, in shadow, and measures what reuse did cost.
     compiled: whether torch.compile takes part, be it out of sight of the network's own modules.
@@ -54,7 +55,7 @@ class CacheRun:
     def __init__(
         self,
         policy: CachePolicy,
-        total: int,
+        schedule: Schedule | int,
         device: torch.device | str = "cpu",
         measure: str = "off",
         observers: Iterable[Observer] = (),
@@ -62,9 +63,11 @@ class CacheRun:
         codec: Codec = CODECS["device"],
         compiled: bool = False,
     ):
-        self.policy, self.total, self.measure, self.compiled = policy, total, measure, compiled
+        schedule = Schedule(schedule) if isinstance(schedule, int) else schedule
+        self.policy = policy = policy.prepared(schedule)
+        self.total, self.measure, self.compiled = schedule.total, measure, compiled
         self.observers = tuple(observers)
-        self.trace = trace or RunTrace(policy.describe(), total)
+        self.trace = trace or RunTrace(policy.describe(), schedule.total)
         self.trace.measure, self.trace.store = measure, codec.name
         wanted = [policy.history, int(measure != "off"), *(o.history for o in self.observers)]
         self.store = FeatureStore(max(wanted), codec)
@@ -76,7 +79,7 @@ class CacheRun:
         self._step: Step | None = None
         self._upward = False
         self._visits: dict[tuple[int, Hashable], int] = {}
-        if objection := policy.objection(total):
+        if objection := policy.objection(schedule):
             self.decline(objection)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -37,6 +38,19 @@ class Step(NamedTuple):
     def position(self) -> int:
         """The sampler's step that this call belongs to, 0 to total - 1. Equals index where each step calls once."""
         return min(round(self.progress * self.total), max(self.total - 1, 0))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is known of a sampling call before it begins; what is empty is unknown."""
+
+    total: int  # steps of the sampler
+    sigmas: tuple[
+        float, ...
+    ] = ()  # (total + 1,): the noise level at the beginning of every step, and the last one's end
+    sampler: str = ""  # as the host names it: "euler"
+    prediction: str = ""  # the host's name of what the model predicts: "EPS", "V_PREDICTION", "FLOW", "FLUX", ...
+    sites: tuple[Site, ...] = ()  # every branch of the network, in execution order
 
 
 class Action(Enum):

@@ -11,11 +11,11 @@ from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from torch import nn
 
-from ..cache_core.adapters import Adapter, adapter_for, installed, unwrapped
+from ..cache_core.adapters import Adapter, adapter_for, installed, sites_of, unwrapped
 from ..cache_core.codecs import CODECS
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun, Observer
-from ..cache_core.sites import MODEL, Action
+from ..cache_core.sites import MODEL, Action, Schedule
 from ..cache_core.trace import RunTrace, Trace, human_bytes
 from .memory import expected_bytes, parts_of
 from .rivals import CacheError, refuse_rivals
@@ -75,14 +75,14 @@ def attach(
         refuse_rivals(guider.model_options, wrappers, KEY)
         if RUN in options:
             raise CacheError("PriorCache is attached twice to one model: remove one of the Apply Cache nodes.")
-        total = len(sigmas) - 1
+        schedule = _schedule(guider.model_patcher.model, sampler, sigmas)
         run = CacheRun(
             policy,
-            total,
+            schedule,
             guider.model_patcher.load_device,
             measure,
             observers,
-            _new_trace(policy, total, sampler, noise),
+            _new_trace(policy, schedule, noise),
             CODECS[store],
             compiled=COMPILE in wrappers.get(WrappersMP.APPLY_MODEL, {}),
         )
@@ -226,10 +226,19 @@ def _refuse_unbroken_graphs(run: CacheRun, model_options: dict) -> None:
         )
 
 
-def _new_trace(policy: CachePolicy, total: int, sampler, noise: torch.Tensor) -> RunTrace:
+def _schedule(model, sampler, sigmas: torch.Tensor) -> Schedule:
+    function: Callable | None = getattr(sampler, "sampler_function", None)
+    return Schedule(
+        total=len(sigmas) - 1,
+        sigmas=tuple(sigmas.tolist()),
+        sampler=getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_"),
+        prediction=model.model_type.name,
+        sites=sites_of(model.diffusion_model),
+    )
+
+
+def _new_trace(policy: CachePolicy, schedule: Schedule, noise: torch.Tensor) -> RunTrace:
     context = get_executing_context()
     origin = (context.prompt_id, context.node_id) if context else ("", "")
-    function: Callable | None = getattr(sampler, "sampler_function", None)
-    name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
-    about = f"{name}, {total} steps, {' x '.join(map(str, noise.shape))}"
-    return RunTrace(policy.describe(), total, origin=origin, about=about)
+    about = f"{schedule.sampler}, {schedule.total} steps, {' x '.join(map(str, noise.shape))}"
+    return RunTrace(policy.describe(), schedule.total, origin=origin, about=about)

@@ -7,6 +7,7 @@
     python tools/dev.py workflows   write the files in workflows/ anew
     python tools/dev.py train dit   train a demo model again: dit or flux
     python tools/dev.py judge       let a classifier name what the demo model draws
+    python tools/dev.py bench NAME  measurements: one of benchmarks/
     python tools/dev.py serve       a ComfyUI with this pack and the demo model, on http://127.0.0.1:8188
 
 Environments and hosts are kept in ~/.cache/comfyui-priorcache (PRIORCACHE_HOME moves it). A ComfyUI of your own is
@@ -125,7 +126,7 @@ def environment(own_host: Path | None = None) -> tuple[Path, Path, Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("demo", "test", "format", "workflows", "train", "judge", "serve"))
+    parser.add_argument("command", choices=("demo", "test", "format", "workflows", "train", "judge", "bench", "serve"))
     parser.add_argument(
         "--host", type=Path, default=os.environ.get("COMFYUI_PATH"), help="a ComfyUI folder of your own"
     )

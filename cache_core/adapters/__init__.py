@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ..sites import Site
 from .auraflow import AuraFlowAdapter
 from .base import Adapter, Block, Branch, computing, numbered
 from .dit import DiTAdapter
@@ -27,6 +28,14 @@ ADAPTERS: tuple[Adapter, ...] = (
 )
 
 
+def sites_of(network: nn.Module) -> tuple[Site, ...]:
+    """Every branch of a network, in execution order; none when the architecture is not known."""
+    network = unwrapped(network)
+    adapter = adapter_for(network)
+    with uncompiled(network):
+        return tuple(s for block in adapter.blocks(network) for s in block.sites.values()) if adapter else ()
+
+
 def adapter_for(network: nn.Module) -> Adapter | None:
     """The adapter of a network, looking through torch.compile; None when the architecture is not known."""
     network = unwrapped(network)
@@ -44,5 +53,6 @@ __all__ = [
     "installed",
     "numbered",
     "overridden",
+    "sites_of",
     "unwrapped",
 ]

@@ -8,15 +8,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..sites import Action, Feature, Site, Step
+from ..sites import Action, Feature, Schedule, Site, Step
 
 
 @dataclass(frozen=True)
 class CachePolicy(ABC):
     """Decides what to do at a site. Frozen and pure: the same question gets the same answer, and changes nothing.
 
-    `history` is how many past outputs `reuse` needs, `keeps_reused` whether its own results count among them. `level` says what the policy is asked about: "branch" for the
-    residual branches of every block, "model" for the output of the whole network.
+    `history` is how many past outputs `reuse` needs, `keeps_reused` whether its own results count among them; both may
+    be properties of an instance. `level` says what the policy is asked about: "branch" for the residual branches of
+    every block, "model" for the output of the whole network.
     """
 
     history: ClassVar[int] = 1
@@ -35,8 +36,12 @@ class CachePolicy(ABC):
         """Which tokens to compute after PARTIAL: indices (B, K) into the branch's input x (B, N, D)."""
         raise NotImplementedError(f"{type(self).__name__} answered PARTIAL but does not select tokens")
 
-    def objection(self, total: int) -> str | None:
-        """One sentence when this policy cannot serve a run of `total` steps, which is then computed in full."""
+    def prepared(self, schedule: Schedule) -> CachePolicy:
+        """Asked once before sampling: this policy with everything worked out that the schedule decides."""
+        return self
+
+    def objection(self, schedule: Schedule) -> str | None:
+        """One sentence when this policy cannot serve such a run, which is then computed in full; asked when prepared."""
         return None
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..sites import Action, Site, Step
+from ..sites import Action, Schedule, Site, Step
 from .base import CachePolicy
 
 PHASES = ("published", "aligned")
@@ -37,7 +37,8 @@ class FORA(CachePolicy):
         inside = self.start <= step.progress < self.end
         return Action.REUSE if inside and step.index > 0 and count % self.interval else Action.COMPUTE
 
-    def objection(self, total: int) -> str | None:
+    def objection(self, schedule: Schedule) -> str | None:
+        total = schedule.total
         if self.interval > 1 and total < 3:
             return f"a run of {total} step{'s'[: total > 1]} leaves nothing to reuse"
         if self.start == self.end:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from priorcache.cache_core.policies import FORA, CachePolicy, Full
-from priorcache.cache_core.sites import Action, Site, Step
+from priorcache.cache_core.sites import Action, Schedule, Site, Step
 
 POLICIES = [Full(), FORA(), FORA(3), FORA(4, "aligned"), FORA(2, end=0.5), FORA(5, start=0.2), FORA(2, level="model")]
 SITE = Site("blocks.2.mlp", 2, 4)
@@ -93,6 +93,6 @@ def test_fora_refuses_settings_without_meaning(bad):
 
 
 def test_fora_declines_a_run_too_short_to_reuse_anything():
-    assert FORA(2).objection(2)
-    assert FORA(2).objection(20) is None
-    assert FORA(1).objection(1) is None
+    assert FORA(2).objection(Schedule(2))
+    assert FORA(2).objection(Schedule(20)) is None
+    assert FORA(1).objection(Schedule(1)) is None

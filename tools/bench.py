@@ -1,0 +1,29 @@
+"""Runs one of `benchmarks/` in a real ComfyUI: python tools/dev.py bench NAME [options]."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from host_server import ROOT
+from pack import load_host, load_pack
+
+
+def names() -> list[str]:
+    """Modules of `benchmarks/` that have a `main`."""
+    return sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if "def main(" in p.read_text())
+
+
+def main() -> None:
+    name, *rest = sys.argv[1:] or [""]
+    if name not in names():
+        raise SystemExit(f"no benchmark {name!r}; there are: {', '.join(names())}")
+    load_host()
+    load_pack()
+    importlib.import_module(f"priorcache.benchmarks.{name}").main(rest)
+
+
+if __name__ == "__main__":
+    main()
