@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .codecs import CODECS, Codec
-from .policies.base import CachePolicy
+from .policies.base import CachePolicy, Decline
 from .sites import MODEL, Action, Feature, Lane, Schedule, Site, Step, Streams
 from .store import FeatureStore
 from .trace import Clock, Row, RunTrace
@@ -192,7 +192,7 @@ class Forward:
     def approximate(self, site: Site, action: Action, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What the policy makes of the past, and which tokens of it (B, K) to compute.
 
-        Nothing when the past is gone, or when memory for this runs out.
+        Nothing when the past is gone, when the policy declines, or when memory for this runs out.
         """
         run = self.run
         try:
@@ -201,6 +201,9 @@ class Forward:
                 return None, None
             out = run.policy.reuse(self.step, site, past)
             return out, run.policy.select(self.step, site, x, past) if action is Action.PARTIAL else None
+        except Decline as reason:
+            run.decline(str(reason))
+            return None, None
         except (RuntimeError, MemoryError) as error:
             if not run.survives(error):
                 raise
@@ -229,6 +232,16 @@ class Forward:
             run.trace.rows.append(Row(self.step.index, site, Action.COMPUTE, error))
         return out
 
+    def _guess(self, site: Site, past: list[Feature]) -> Tensor:
+        """What reuse would have given here; plain reuse where no policy is at work."""
+        run = self.run
+        if run.policy.history and not run.declined:
+            try:
+                return run.policy.reuse(self.step, site, past)
+            except Decline as reason:
+                run.decline(str(reason))
+        return past[0].value
+
     def _keep(self, site: Site, out: Tensor, computed: bool) -> Tensor | None:
         """Keep an output. Of one that was computed: the error that reuse would have had, and observers see it."""
         run, error = self.run, None
@@ -236,8 +249,7 @@ class Forward:
         try:
             past = run.store.get(site, self.streams) if watched else []
             if past and run.measure != "off":
-                guess = run.policy.reuse(self.step, site, past) if run.policy.history else past[0].value
-                error = relative_error(guess, out)
+                error = relative_error(self._guess(site, past), out)
             for observer in run.observers if computed else ():
                 if site == MODEL:
                     observer.model(self.step, self.streams, out)

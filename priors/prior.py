@@ -47,14 +47,14 @@ class Subject:
 MODEL_FIELDS = ("architecture", "geometry", "prediction")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prior:
-    """Means over `samples` pictures; every table averages, so that runs merge.
+    """Means over `samples` pictures; every table averages, so that runs merge. Compared by identity.
 
     tables: "sigmas" (T,); "power" (T, S) mean square of each branch output; "difference" (G, T, S) mean square of its
     change since g + 1 evaluations before (nan where there is no such past or no such branch); "gram/positive", "gram/negative" (T, T)
-    mean product of the k-diffusion derivatives; "mean/<site>" (T, N, C) mean positive output, half precision, optional.
-    T counts evaluations, S sites.
+    mean product of the k-diffusion derivatives; "mean/<site>" (T, N, C) mean positive output, half precision, optional;
+    "router" (T, S) gates of L2C in [0, 1], nan where all is computed, optional. T counts evaluations, S sites.
     """
 
     subject: Subject
@@ -245,6 +245,7 @@ def _check_tables(prior: Prior) -> None:
     steps, sites = len(tables["sigmas"]), len(prior.sites)
     expected = {"power": (steps, sites), "difference": (len(tables["difference"]), steps, sites)}
     expected |= {n: (steps, steps) for n in tables if n.startswith("gram/")}
+    expected |= {"router": (steps, sites)} if "router" in tables else {}
     for name, shape in expected.items():
         if tuple(tables[name].shape) != shape:
             raise PriorError(f"table {name!r} has shape {tuple(tables[name].shape)}; {shape} was expected")
@@ -254,11 +255,14 @@ def _check_tables(prior: Prior) -> None:
         known = name in expected or name == "sigmas" or name.startswith("mean/")
         if known and table.dtype not in NUMBERS:
             raise PriorError(f"table {name!r} holds {table.dtype}; float16, float32 and float64 are allowed")
-        # nan is how a branch that was not there, or had no past, is written down
-        unknown = torch.isnan(table) if name in ("power", "difference") else torch.zeros_like(table, dtype=torch.bool)
+        # nan is how a branch that was not there, or had no past, or has no gate, is written down
+        gaps = name in ("power", "difference", "router")
+        unknown = torch.isnan(table) if gaps else torch.zeros_like(table, dtype=torch.bool)
         if known and not (torch.isfinite(table) | unknown).all():
             raise PriorError(f"table {name!r} holds numbers that are not finite")
         if name in ("power", "difference") and (table < 0).any():
             raise PriorError(f"table {name!r} holds negative numbers, but it is a mean of squares")
+        if name == "router" and ((table < 0) | (table > 1)).any():
+            raise PriorError("table 'router' holds numbers outside of 0 to 1, but they are gates")
     if not math.isfinite(prior.subject.cfg) or not math.isfinite(prior.subject.denoise):
         raise PriorError("its cfg or denoise is not a finite number")

@@ -1,7 +1,7 @@
 """One paper, one file."""
 
-from .base import CachePolicy
+from .base import CachePolicy, Decline
 from .fora import FORA
 from .full import Full
 
-__all__ = ["FORA", "CachePolicy", "Full"]
+__all__ = ["FORA", "CachePolicy", "Decline", "Full"]

@@ -11,6 +11,10 @@ from torch import Tensor
 from ..sites import Action, Feature, Schedule, Site, Step
 
 
+class Decline(Exception):
+    """Raised by `reuse` or `select` when a policy finds in mid-run that it cannot serve it: one sentence, with the remedy."""
+
+
 @dataclass(frozen=True)
 class CachePolicy(ABC):
     """Decides what to do at a site. Frozen and pure: the same question gets the same answer, and changes nothing.

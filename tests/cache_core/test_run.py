@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from priorcache.cache_core.codecs import AsIs
-from priorcache.cache_core.policies import FORA, Full
+from priorcache.cache_core.policies import FORA, Decline, Full
 from priorcache.cache_core.run import CacheRun, out_of_memory, relative_error
 from priorcache.cache_core.sites import MODEL, Action, Site
 
@@ -206,3 +206,16 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
 )
 def test_lack_of_memory_is_recognised(error):
     assert out_of_memory(error)
+
+
+@pytest.mark.parametrize("measure", ["off", "errors", "truth"])
+def test_a_policy_may_decline_in_mid_run_and_everything_is_computed(measure):
+    class Unfit(FORA):
+        def reuse(self, step, site, past):
+            raise Decline("the prior is of another size; calibrate anew")
+
+    run = CacheRun(Unfit(2, "aligned"), 6, measure=measure)
+    assert walk(run, [1, 2, 3, 4, 5, 6]) == [1, 2, 3, 4, 5, 6]
+    assert len(run.trace.notes) == 1
+    assert run.trace.notes[0].endswith("from evaluation 1 on: the prior is of another size; calibrate anew.")
+    assert run.trace.computed_fraction == 1
