@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..knobs import Knob
 from ..sites import Action, Feature, Schedule, Site, Step
 
 
@@ -47,6 +48,10 @@ class CachePolicy(ABC):
     def objection(self, schedule: Schedule) -> str | None:
         """One sentence when this policy cannot serve such a run, which is then computed in full; asked when prepared."""
         return None
+
+    def knobs(self) -> tuple[Knob, ...]:
+        """The fields that a search may set, on a policy that was prepared; `priors.plan` searches them."""
+        return ()
 
     @abstractmethod
     def describe(self) -> str:

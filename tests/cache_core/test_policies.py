@@ -3,10 +3,20 @@
 import dataclasses
 
 import pytest
-from priorcache.cache_core.policies import FORA, CachePolicy, Full
+from priorcache.cache_core.policies import FORA, CachePolicy, Forecast, Full
 from priorcache.cache_core.sites import Action, Schedule, Site, Step
 
-POLICIES = [Full(), FORA(), FORA(3), FORA(4, "aligned"), FORA(2, end=0.5), FORA(5, start=0.2), FORA(2, level="model")]
+POLICIES = [
+    Full(),
+    FORA(),
+    FORA(3),
+    FORA(4, "aligned"),
+    FORA(2, end=0.5),
+    FORA(5, start=0.2),
+    FORA(2, level="model"),
+    Forecast(),
+    Forecast(computed=(0, 3, 5)),
+]
 SITE = Site("blocks.2.mlp", 2, 4)
 
 

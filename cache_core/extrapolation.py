@@ -1,0 +1,64 @@
+"""The arithmetic of forecasting: which steps to compute, along which coordinate, with which coefficients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .sites import Schedule
+
+COORDINATES = ("auto", "sigma", "log snr", "step")
+FLOW = ("FLOW", "FLUX", "IMG_TO_IMG_FLOW")
+"""The host's names of predictions on a straight path, x = (1 - sigma) picture + sigma noise."""
+
+
+def spread(total: int, count: int) -> tuple[int, ...]:
+    """`count` of `total` steps at even distances, from the first on."""
+    return tuple(math.ceil(i * total / count) for i in range(count))
+
+
+def axis(schedule: Schedule, coordinate: str) -> tuple[float, ...]:
+    """The coordinate of every step; without noise levels only the step itself is known."""
+    sigmas = [max(s, 1e-6) for s in schedule.sigmas[:-1]]
+    if coordinate == "sigma" and sigmas:
+        return tuple(sigmas)
+    if coordinate == "log snr" and sigmas:
+        signal = [max(1 - s, 1e-3) if schedule.prediction in FLOW else 1.0 for s in sigmas]
+        return tuple(2 * math.log(a / s) for a, s in zip(signal, sigmas, strict=True))
+    return tuple(map(float, range(schedule.total)))
+
+
+def coefficients(at: float, nodes: Sequence[float], gains: Sequence[float]) -> list[float]:
+    """Weights on F0, F1, ... (at nodes u0, u1, ..., newest first) of Newton's formula with gains,
+
+        F(u) = F0 + g1 F[u0, u1] (u - u0) + g2 F[u0, u1, u2] (u - u0) (u - u1) + ...
+
+    F[...] are divided differences. A node that repeats an earlier one ends the sum.
+    """
+    weights, product = [1.0] + [0.0] * (len(nodes) - 1), 1.0
+    for order, gain in zip(range(1, len(nodes)), gains, strict=False):
+        if len(set(nodes[: order + 1])) <= order:
+            break
+        product *= at - nodes[order - 1]
+        for i, node in enumerate(nodes[: order + 1]):
+            others = [node - other for j, other in enumerate(nodes[: order + 1]) if j != i]
+            weights[i] += gain * product / math.prod(others)
+    return weights
+
+
+def resampled(
+    computed: Sequence[int], gains: Sequence[tuple[float, ...]], old: Sequence[float], new: Sequence[float]
+) -> tuple[tuple[int, ...], tuple[tuple[float, ...], ...]]:
+    """A plan for the noise levels `old` (steps + 1,), at equal log sigma among the levels `new`.
+
+    The share of computed steps stays, and so does their density; a step takes the gains of the nearest old one.
+    """
+    old, new = (-np.log(np.maximum(sigmas[:-1], 1e-6)) for sigmas in (old, new))
+    place = np.interp(new, old, range(len(old)))  # the old step that each new one corresponds to
+    rank = np.interp(place, [*computed, len(old)], range(len(computed) + 1))
+    count = max(2, round(len(computed) * len(new) / len(old)))
+    wanted = np.arange(count) * len(computed) / count
+    chosen = tuple(sorted({int(i) for i in np.searchsorted(rank, wanted - 1e-9) if i < len(new)}))
+    return chosen, tuple(tuple(gains[round(p)]) for p in place) if gains else ()

@@ -1,0 +1,160 @@
+"""Forecast: a skipped evaluation extrapolates the last computed ones, for the whole network at once.
+
+Reuse, TaylorSeer (arXiv 2503.06923), MeanCache (arXiv 2601.19961), ChebBooster and others are members of this family:
+they differ in the steps they compute, the coordinate along which they extrapolate, and the coefficients.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from ..extrapolation import COORDINATES, FLOW, axis, coefficients, resampled, spread
+from ..knobs import Choice, Knob, Numbers, Steps
+from ..sites import Action, Feature, Schedule, Site, Step
+from .base import CachePolicy
+
+SHORTEST = 9
+"""Steps of the shortest schedule that is forecast: models distilled to 8 steps or fewer have none to spare."""
+
+SEVERAL = ("heun", "heunpp2", "dpm_2", "exp_heun_2_x0", "dpm_fast_function", "dpm_adaptive_function")
+"""The host's samplers that call the model several times per step and add no noise."""
+
+NOISY = ("ancestral", "sde", "seeds", "lcm", "ddpm", "sa_solver")
+"""Parts of the names of samplers that add noise on the way."""
+
+LINEAR, QUADRATIC = (1.0, 0.0), (1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Forecast(CachePolicy):
+    """Compute some evaluations; in between, extrapolate the derivative F = (x - denoised) / sigma of each cond:
+
+        F(u) = F0 + g1 F[u0, u1] (u - u0) + g2 F[u0, u1, u2] (u - u0) (u - u1)
+
+    with divided differences F[...] of the last computed F0, F1, F2 at u0, u1, u2. Gains g = (1, 0) are exact where F is
+    linear in the coordinate u, (1, 1) where it is quadratic; (0, 0) is plain reuse.
+
+    speedup: steps over computed steps; counts where `computed` is empty.
+    computed: the steps to compute, from 0 = noisiest.
+    coordinate: u, one of COORDINATES. order: 1 or 2 for gains (1, 0) or (1, 1). "auto" and 0: as the prediction suits.
+    gains: (g1, g2) of every step, in place of order.
+    sigmas: the noise levels (steps + 1,) that `computed` and `gains` were planned for; empty: any.
+    """
+
+    speedup: float = 2.0
+    computed: tuple[int, ...] = ()
+    coordinate: str = "auto"
+    order: int = 0
+    gains: tuple[tuple[float, float], ...] = ()
+    sigmas: tuple[float, ...] = ()
+    level: str = field(default="model", kw_only=True)
+    places: tuple[float, ...] = field(default=(), repr=False)  # u of every step, once prepared
+
+    def __post_init__(self):
+        if not 1.0 <= self.speedup <= 20.0:
+            raise ValueError(f"Forecast: speedup is {self.speedup:g}; 1 (compute everything) to 20 are possible")
+        if self.coordinate not in COORDINATES:
+            raise ValueError(f"Forecast: coordinate is {self.coordinate!r}; choose one of {', '.join(COORDINATES)}")
+        if self.order not in (0, 1, 2):
+            raise ValueError(f"Forecast: order is {self.order}; 1 is linear, 2 quadratic, 0 chooses")
+        if self.computed and (self.computed[0] != 0 or list(self.computed) != sorted(set(self.computed))):
+            raise ValueError(f"Forecast: computed is {self.computed}; it must rise from 0, the step that begins")
+        if self.sigmas and self.gains and len(self.gains) != len(self.sigmas) - 1:
+            raise ValueError(f"Forecast: {len(self.gains)} gains for {len(self.sigmas) - 1} steps; give each step one")
+
+    @property
+    def history(self) -> int:
+        return 2 if self.order == 1 and not self.gains else 3
+
+    def prepared(self, schedule: Schedule) -> Forecast:
+        """This policy with its steps, coordinate and order settled for one schedule."""
+        computed, gains, total = self.computed, self.gains, schedule.total
+        sigmas = self.sigmas
+        if sigmas and not _equal(sigmas, schedule.sigmas) and _alike(sigmas, schedule.sigmas):
+            (computed, gains), sigmas = resampled(computed, gains, sigmas, schedule.sigmas), schedule.sigmas
+        computed = computed or spread(total, self.count(total))
+        flow = schedule.prediction in FLOW
+        coordinate = ("sigma" if flow else "step") if self.coordinate == "auto" else self.coordinate
+        order = self.order or (1 if flow else 2)
+        settled = {"computed": computed, "gains": gains, "sigmas": sigmas, "coordinate": coordinate, "order": order}
+        return replace(self, **settled, places=axis(schedule, coordinate))
+
+    def count(self, total: int) -> int:
+        """How many of `total` steps are computed."""
+        return len(self.computed) or max(min(2, total), min(total, math.floor(total / self.speedup + 1e-6)))
+
+    def decide(self, step: Step, site: Site) -> Action:
+        if step.index != step.position:  # a sampler that does not call once per step
+            return Action.COMPUTE
+        computed = self.computed or spread(step.total, self.count(step.total))
+        return Action.COMPUTE if step.index in computed else Action.REUSE
+
+    def reuse(self, step: Step, site: Site, past: list[Feature]) -> Tensor:
+        """Summed in float32."""
+        nodes = [self._place(feature.step) for feature in past]
+        weights = coefficients(self._place(step), nodes, self._gains(step.index))
+        out = past[0].value.float() * weights[0]
+        for weight, feature in zip(weights[1:], past[1:], strict=True):
+            if weight:
+                out.add_(feature.value.float(), alpha=weight)
+        return out.to(past[0].value.dtype)
+
+    def _place(self, step: Step) -> float:
+        return self.places[step.index] if step.index < len(self.places) else float(step.index)
+
+    def _gains(self, index: int) -> tuple[float, float]:
+        if index < len(self.gains):
+            return self.gains[index]
+        return QUADRATIC if self.order == 2 else LINEAR
+
+    def objection(self, schedule: Schedule) -> str | None:
+        if schedule.total < SHORTEST:
+            return f"a schedule of {schedule.total} steps has none to spare; {SHORTEST} are the least"
+        name = schedule.sampler.removesuffix("_function")
+        if any(part in name for part in NOISY):
+            return f"the sampler {name} adds noise, which no past step foretells; use one without, such as euler or dpmpp_2m"
+        if schedule.sampler in SEVERAL:
+            return f"the sampler {name} calls the model several times per step; use one that does not, such as euler or dpmpp_2m"
+        if self.sigmas and not _alike(self.sigmas, schedule.sigmas):
+            (a, b), (c, d) = _range(self.sigmas), _range(schedule.sigmas)
+            return f"its plan is for noise from {a:.3g} to {b:.3g}, this run has {c:.3g} to {d:.3g}; plan with this run's settings"
+        return None
+
+    def knobs(self) -> tuple[Knob, ...]:
+        return (
+            Steps("computed"),
+            Choice("order", (1, 2)),
+            Numbers("gains", start=QUADRATIC if self.order == 2 else LINEAR),
+        )
+
+    def describe(self) -> str:
+        if not self.computed:
+            return f"Forecast {self.speedup:g}x"
+        kind = "planned" if self.gains or self.sigmas else ("", "linear", "quadratic")[self.order]
+        axis = "" if self.coordinate == "auto" else f"in {self.coordinate}"
+        return ", ".join(
+            part for part in (f"Forecast, {len(self.computed)} computed", f"{kind} {axis}".strip()) if part
+        )
+
+
+def _equal(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-3) for x, y in zip(a, b, strict=True))
+
+
+def _range(sigmas: tuple[float, ...]) -> tuple[float, float]:
+    """The noise at the first and at the last evaluation."""
+    return sigmas[0], sigmas[-2]
+
+
+def _alike(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Whether two schedules begin at about the same noise and go on to the end, as step counts of one scheduler do.
+
+    The first noise of some schedulers depends on the number of steps; the last one is near 0 wherever nothing is cut.
+    """
+    if not b:
+        return True
+    (a0, a1), (b0, b1) = _range(a), _range(b)
+    return math.isclose(a0, b0, rel_tol=0.5) and max(a1 / a0, b1 / b0) < 0.25

@@ -1,0 +1,154 @@
+"""Forecast: exact where it should be, modest where it cannot know."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+from priorcache.cache_core.policies import Forecast
+from priorcache.cache_core.run import CacheRun
+from priorcache.cache_core.sites import MODEL, Action, Schedule
+
+SIGMAS = (14.6, 9.0, 6.1, 4.4, 3.2, 2.3, 1.7, 1.2, 0.8, 0.5, 0.25, 0.1, 0.0)
+TOTAL = len(SIGMAS) - 1
+EPS = Schedule(TOTAL, SIGMAS, "euler", "EPS")
+FLOW = Schedule(TOTAL, tuple(1 - i / TOTAL for i in range(TOTAL + 1)), "euler", "FLUX")
+
+
+def walk(policy, schedule, feature, dtype=torch.float32):
+    """What a run gives at every step where the model's derivative is feature(step, sigma), and what it computed."""
+    run = CacheRun(policy, schedule)
+    out = []
+    for i, sigma in enumerate(schedule.sigmas[:-1]):
+        with run.evaluation(sigma, i / schedule.total):
+            forward = run.next_forward([(0, "u")])
+            exact = torch.tensor([feature(i, sigma)], dtype=dtype)
+            out.append(forward.branch(MODEL, lambda x, exact=exact: exact.clone(), exact).item())
+    return out, [row.step for row in run.trace.rows if row.action is Action.COMPUTE]
+
+
+@pytest.mark.parametrize(("coordinate", "schedule", "u"), [
+    ("sigma", EPS, lambda i, s: s),
+    ("step", EPS, lambda i, s: i),
+    ("log snr", EPS, lambda i, s: -2 * torch.log(torch.tensor(s)).item()),
+    ("sigma", FLOW, lambda i, s: s),
+    ("auto", FLOW, lambda i, s: s),
+    ("auto", EPS, lambda i, s: i),
+])  # fmt: skip
+def test_linear_features_are_exact_from_the_second_computed_step_on(coordinate, schedule, u):
+    policy = Forecast(computed=(0, 1, 4, 9), coordinate=coordinate, order=1)
+    found, computed = walk(policy, schedule, lambda i, s: 2 - 3 * u(i, s))
+    assert computed == [0, 1, 4, 9]
+    assert found == pytest.approx([2 - 3 * u(i, s) for i, s in enumerate(schedule.sigmas[:-1])], rel=1e-5)
+
+
+def test_quadratic_features_are_exact_from_the_third_computed_step_on():
+    policy = Forecast(computed=(0, 1, 3, 8), coordinate="step", order=2)
+    found, _ = walk(policy, EPS, lambda i, s: 1 + i - 0.5 * i * i)
+    exact = [1 + i - 0.5 * i * i for i in range(TOTAL)]
+    assert found[3:] == pytest.approx(exact[3:], rel=1e-5)
+    assert found[2] == pytest.approx(exact[1] + (exact[1] - exact[0]))  # two past steps: linear
+
+
+def test_gains_of_a_step_scale_what_is_added_to_the_last_feature():
+    gains = tuple((0.5 if i == 4 else 0.0, 0.0) for i in range(TOTAL))
+    found, _ = walk(Forecast(computed=(0, 2), gains=gains, coordinate="step"), EPS, lambda i, s: 10.0 * i)
+    assert found[4:6] == pytest.approx([20 + 0.5 * 20, 20])
+
+
+def test_sums_in_float32_and_answers_in_the_dtype_that_came():
+    """2 and 2 + 1/64 are neighbours in bfloat16, which at 10 steps further would round 22.17 - 20 to 2.125."""
+    values = {0: 2.0, 1: 2.015625}
+    run = CacheRun(Forecast(computed=(0, 1), order=1, coordinate="step"), EPS)
+    for i, sigma in enumerate(SIGMAS[:-1]):
+        with run.evaluation(sigma, i / TOTAL):
+            exact = torch.tensor([values.get(i, 0.0)], dtype=torch.bfloat16)
+            out = run.next_forward([(0, "u")]).branch(MODEL, lambda x, exact=exact: exact, exact)
+    assert out.dtype == torch.bfloat16
+    assert out.item() == 2.0 + 11 / 64
+
+
+@pytest.mark.parametrize(
+    ("speedup", "total", "count"), [(1.0, 20, 20), (2.0, 20, 10), (2.5, 20, 8), (3.0, 20, 6), (20.0, 20, 2)]
+)
+def test_a_speed_up_is_a_share_of_the_steps(speedup, total, count):
+    schedule = Schedule(total, tuple(range(total, -1, -1)), "euler", "EPS")
+    assert len(Forecast(speedup).prepared(schedule).computed) == count
+
+
+def test_coordinate_and_order_follow_the_prediction():
+    flow, eps = Forecast().prepared(FLOW), Forecast().prepared(EPS)
+    assert (flow.coordinate, flow.order) == ("sigma", 1)
+    assert (eps.coordinate, eps.order) == ("step", 2)
+    assert Forecast(coordinate="log snr", order=1).prepared(FLOW).coordinate == "log snr"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["euler_ancestral", "dpmpp_2m_sde_gpu", "lcm", "ddpm", "seeds_2", "sa_solver", "er_sde", "res_multistep_ancestral"],
+)
+def test_declines_samplers_that_add_noise(name):
+    assert "adds noise" in Forecast().objection(dataclasses.replace(EPS, sampler=name))
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm_2", "heunpp2", "exp_heun_2_x0", "dpm_adaptive_function"])
+def test_declines_samplers_that_call_the_model_several_times_per_step(name):
+    assert "several times" in Forecast().objection(dataclasses.replace(EPS, sampler=name))
+
+
+@pytest.mark.parametrize(
+    "name", ["euler", "dpmpp_2m", "ipndm", "deis", "lms", "res_multistep", "unipc", "some_new_one"]
+)
+def test_serves_the_others(name):
+    assert Forecast().objection(dataclasses.replace(EPS, sampler=name)) is None
+
+
+def test_declines_the_few_steps_of_distilled_models():
+    assert "none to spare" in Forecast().objection(Schedule(8))
+    assert Forecast().objection(Schedule(9)) is None
+
+
+def test_an_unknown_sampler_that_calls_twice_per_step_is_computed():
+    """Calls at sigmas 0, 1, 1, 2, 2, ...: after the first, none is at the step of its number."""
+    run = CacheRun(Forecast(2.0), EPS)
+    for call in range(2 * TOTAL - 1):
+        step = (call + 1) // 2
+        with run.evaluation(SIGMAS[step], step / TOTAL):
+            run.next_forward([(0, "u")]).branch(MODEL, lambda x: x, torch.ones(1))
+    skipped = [row.step for row in run.trace.rows if row.action is not Action.COMPUTE]
+    assert skipped in ([], [1])
+
+
+class TestPlans:
+    plan = Forecast(computed=(0, 2, 6), sigmas=SIGMAS, coordinate="step", gains=((1.0, 0.5),) * TOTAL)
+
+    def test_on_their_own_schedule(self):
+        ready = self.plan.prepared(EPS)
+        assert (ready.computed, ready.gains) == (self.plan.computed, self.plan.gains)
+        assert ready.objection(EPS) is None
+
+    def test_on_another_number_of_steps(self):
+        """Every second level of a schedule of twice the steps is one of the plan's."""
+        between = [v for a, b in pairwise(SIGMAS[:-1]) for v in (a, (a * b) ** 0.5)]
+        double = Schedule(2 * TOTAL, (*between, 0.1, 0.05, 0.0), "euler", "EPS")
+        ready = self.plan.prepared(double)
+        assert ready.computed[::2] == (0, 4, 12)
+        assert len(ready.computed) == 6
+        assert ready.objection(double) is None
+
+    def test_on_other_noise_they_decline(self):
+        part = Schedule(TOTAL - 3, SIGMAS[3:], "euler", "EPS")  # image to image
+        assert "its plan is for noise from 14.6 to 0.1" in self.plan.prepared(part).objection(part)
+
+    def test_an_unplanned_forecast_serves_any_noise(self):
+        part = Schedule(TOTAL - 3, SIGMAS[3:], "euler", "EPS")
+        assert Forecast().prepared(part).objection(part) is None
+
+
+@pytest.mark.parametrize("bad", [
+    {"speedup": 0.5}, {"coordinate": "time"}, {"order": 3}, {"computed": (1, 2)}, {"computed": (0, 4, 3)},
+    {"sigmas": (1.0, 0.5, 0.0), "gains": ((1.0, 0.0),)},
+])  # fmt: skip
+def test_refuses_settings_without_meaning(bad):
+    with pytest.raises(ValueError, match=r"^Forecast: "):
+        Forecast(**bad)

@@ -1,0 +1,74 @@
+import math
+
+import pytest
+from priorcache.cache_core.extrapolation import axis, coefficients, resampled, spread
+from priorcache.cache_core.sites import Schedule
+
+
+def value(polynomial, at, nodes, gains):
+    weights = coefficients(at, nodes, gains)
+    return sum(w * polynomial(u) for w, u in zip(weights, nodes, strict=True))
+
+
+def test_linear_features_are_exact_at_uneven_nodes():
+    assert value(lambda u: 3 - 2 * u, 0.2, [0.5, 0.9], (1.0, 0.0)) == pytest.approx(2.6)
+    assert value(lambda u: 3 - 2 * u, 0.2, [0.5, 0.9, 1.3], (1.0, 0.0)) == pytest.approx(2.6)
+
+
+def test_quadratic_features_are_exact_at_uneven_nodes():
+    def square(u):
+        return 1 + u - 3 * u * u
+
+    assert value(square, 7.0, [6.0, 4.0, 1.0], (1.0, 1.0)) == pytest.approx(square(7.0))
+    assert value(square, 7.0, [6.0, 4.0, 1.0], (1.0, 0.0)) != pytest.approx(square(7.0))
+
+
+def test_no_gain_is_reuse_and_weights_always_sum_to_one():
+    assert coefficients(3.0, [2.0, 1.0, 0.0], (0.0, 0.0)) == [1.0, 0.0, 0.0]
+    assert sum(coefficients(3.0, [2.0, 1.0, 0.0], (0.7, -1.3))) == pytest.approx(1.0)
+
+
+def test_equal_distances_give_the_textbook_weights():
+    assert coefficients(3.0, [2.0, 1.0, 0.0], (1.0, 1.0)) == pytest.approx([3.0, -3.0, 1.0])
+
+
+def test_one_past_feature_or_two_at_one_place_are_reused():
+    assert coefficients(3.0, [2.0], (1.0, 1.0)) == [1.0]
+    assert coefficients(3.0, [2.0, 2.0], (1.0, 1.0)) == [1.0, 0.0]
+    assert coefficients(3.0, [2.0, 1.0, 1.0], (1.0, 1.0)) == pytest.approx([2.0, -1.0, 0.0])
+
+
+@pytest.mark.parametrize(("total", "count", "expected"), [
+    (20, 10, (0, 2, 4, 6, 8, 10, 12, 14, 16, 18)),
+    (20, 7, (0, 3, 6, 9, 12, 15, 18)),
+    (9, 9, tuple(range(9))),
+    (5, 2, (0, 3)),
+])  # fmt: skip
+def test_spread_is_even_and_begins_with_the_first_step(total, count, expected):
+    assert spread(total, count) == expected
+
+
+def test_axes():
+    eps, flow = Schedule(3, (8.0, 2.0, 1.0, 0.0), prediction="EPS"), Schedule(2, (1.0, 0.5, 0.0), prediction="FLOW")
+    assert axis(eps, "sigma") == (8.0, 2.0, 1.0)
+    assert axis(eps, "step") == (0.0, 1.0, 2.0)
+    assert axis(eps, "log snr") == pytest.approx([-2 * math.log(8), -2 * math.log(2), 0.0])
+    assert axis(flow, "log snr") == pytest.approx([2 * math.log(1e-3), 0.0])
+    assert axis(Schedule(3), "sigma") == (0.0, 1.0, 2.0)
+
+
+LEVELS = (*(10 * 0.7**i for i in range(12)), 0.0)
+"""A schedule that is even in log sigma."""
+
+
+def test_a_plan_on_its_own_levels_stays_as_it_is():
+    gains = tuple((float(i), 0.0) for i in range(12))
+    assert resampled((0, 1, 4, 9), gains, LEVELS, LEVELS) == ((0, 1, 4, 9), gains)
+
+
+def test_a_plan_for_twice_the_steps_computes_the_same_share_at_the_same_noise():
+    double = (*(10 * 0.7 ** (i / 2) for i in range(24)), 0.0)
+    computed, gains = resampled((0, 3, 6, 9), tuple((float(i), 0.0) for i in range(12)), LEVELS, double)
+    assert computed == (0, 3, 6, 9, 12, 15, 18, 21)
+    assert gains[8] == (4.0, 0.0)
+    assert len(gains) == 24
