@@ -24,6 +24,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return written_out(*(u.unflatten(2, (heads, -1)).transpose(1, 2) for u in (q, k, v)))
 
 
+def velocity(pictures: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(noisy pictures, what the network is told of t, what it is to predict) at t in [0, 1), on 1000 linear betas."""
+    signal = torch.cumprod(1 - torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64), 0).float()
+    index = t.mul(STEPS).long()
+    a = signal[index][:, None, None, None]
+    # The velocity is the noise at clean steps and minus the picture at noisy ones: nothing to divide by the signal.
+    return a.sqrt() * pictures + (1 - a).sqrt() * noise, index, a.sqrt() * noise - (1 - a).sqrt() * pictures
+
+
 class Recipe:
     file = "shapes-dit.safetensors"
     zeroed = ("adaLN_modulation.1", "final_layer.linear")
@@ -39,7 +48,6 @@ class Recipe:
         )  # fmt: skip
         self.network = DiT(self.config, attention=attention)
         self.positions = sincos_positions(args.hidden, SIZE // 4, SIZE // 4)
-        self.signal = torch.cumprod(1 - torch.linspace(1e-4, 0.02, STEPS, dtype=torch.float64), 0).float()
 
     def initialised(self) -> nn.Module:
         self.network.pos_embed.data.copy_(self.positions)
@@ -56,11 +64,7 @@ class Recipe:
         return pictures, {"y": labels}
 
     def noised(self, pictures: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(noisy pictures, what the network is told of t, what it is to predict) at t in [0, 1)."""
-        index = t.mul(STEPS).long()
-        a = self.signal[index][:, None, None, None]
-        # The velocity is the noise at clean steps and minus the picture at noisy ones: nothing to divide by the signal.
-        return a.sqrt() * pictures + (1 - a).sqrt() * noise, index, a.sqrt() * noise - (1 - a).sqrt() * pictures
+        return velocity(pictures, noise, t)
 
     def stored(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights under the names that files carry."""

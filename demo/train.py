@@ -2,8 +2,9 @@
 
     python tools/dev.py train dit                   # about an hour on two CPU cores
     python tools/dev.py train flux
+    python tools/dev.py train pixart
 
-What is trained is told by the recipes `dit.py` and `flux.py`; how, here. Hidden matrices are trained with Muon
+What is trained is told by the recipes `dit.py`, `flux.py` and `pixart.py`; how, here. Hidden matrices are trained with Muon
 (arXiv 2502.16982), the rest with AdamW; cosine decay; an exponential average of the weights is what is saved.
 """
 
@@ -22,7 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 FOLDER = Path(__file__).parent
-DEFAULTS = {"dit": {"hidden": 256, "depth": [6]}, "flux": {"hidden": 256, "depth": [1, 4]}}
+DEFAULTS = {
+    "dit": {"hidden": 256, "depth": [6]},
+    "flux": {"hidden": 256, "depth": [1, 4]},
+    "pixart": {"hidden": 192, "depth": [6]},
+}
 
 
 def initialise(model: nn.Module, zeroed: tuple[str, ...], small: tuple[str, ...]) -> None:
