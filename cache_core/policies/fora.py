@@ -8,6 +8,16 @@ from ..sites import Action, Schedule, Site, Step
 from .base import CachePolicy
 
 PHASES = ("published", "aligned")
+PRESETS = {
+    "custom": {},
+    "published": {"interval": 3, "phase": "published", "start": 0.0, "end": 1.0},
+    "25 %": {"interval": 2, "phase": "aligned", "start": 0.0, "end": 0.5},
+    "50 %": {"interval": 2, "phase": "aligned", "start": 0.0, "end": 1.0},
+    "65 %": {"interval": 3, "phase": "aligned", "start": 0.0, "end": 1.0},
+    "75 %": {"interval": 4, "phase": "aligned", "start": 0.0, "end": 1.0},
+    "first half": {"start": 0.0, "end": 0.5},
+}
+"""Settings by name: the authors' own command, the shares of reused steps that EOC and GOC speak of, and a window."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from priorcache.cache_core.policies import FORA, CachePolicy, Forecast, Full
+from priorcache.cache_core.policies import FORA, GOC, CachePolicy, Forecast, Full, Taylor
 from priorcache.cache_core.sites import Action, Schedule, Site, Step
 
 POLICIES = [
@@ -16,6 +16,10 @@ POLICIES = [
     FORA(2, level="model"),
     Forecast(),
     Forecast(computed=(0, 3, 5)),
+    GOC(FORA(2, "aligned")),
+    GOC(FORA(4, "aligned"), 0.5, "recomputed"),
+    Taylor(FORA(4, "aligned")),
+    Taylor(FORA(2, level="model"), 2, exact=True),
 ]
 SITE = Site("blocks.2.mlp", 2, 4)
 

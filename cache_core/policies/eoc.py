@@ -1,0 +1,87 @@
+"""EOC: Accelerating Diffusion Transformer via Error-Optimized Cache (arXiv 2501.19243)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..sites import Feature, Schedule, Site, Step
+from .base import Decline
+from .correction import Correction
+
+
+class Trends(Protocol):
+    """What EOC needs of a prior; `priors.trend` makes one."""
+
+    steps: int  # of the sampler
+    sigmas: tuple[float, ...]  # noise level of every evaluation
+
+    def knows(self, site: str) -> bool:
+        """Whether any trend of this branch was kept."""
+
+    def at(self, step: int, site: str) -> Tensor | None:
+        """E = A(step) - A(step - 1), where A is a branch's mean output (N, C); None where it was not kept."""
+
+
+@dataclass(frozen=True)
+class EOC(Correction):
+    """Reuse a * (1 + theta * E), where a is the newest output that the block used and E the mean trend at this step.
+
+    Reused outputs are kept as corrected, so that consecutive ones compound. The same E serves positive and negative.
+    judged: evaluations at which to correct, None for every reused one. The authors' code for 25 % judges nothing; their
+    criterion is not public, `priors.trend.judged` is ours.
+    """
+
+    trends: Trends = field(repr=False)
+    theta: float = 0.01
+    judged: tuple[int, ...] | None = None
+
+    @property
+    def keeps_reused(self) -> bool:
+        return True
+
+    def reuse(self, step: Step, site: Site, past: list[Feature]) -> Tensor:
+        value = past[0].value
+        if not self.trends.knows(site.name) or (self.judged is not None and step.index not in self.judged):
+            return value
+        trend = self.trends.at(step.index, site.name)
+        if trend is None:
+            raise Decline(
+                f"its prior holds no trend of {site.name} at evaluation {step.index}; calibrate with the policy that EOC "
+                "corrects, or without one"
+            )
+        if trend.shape != value.shape[1:]:
+            there, here = (" x ".join(map(str, shape)) for shape in (trend.shape, value.shape[1:]))
+            raise Decline(
+                f"its prior holds features of {there} for {site.name} and this run has {here}; calibrate at the size, and "
+                "with a prompt of the length, that you sample"
+            )
+        return torch.addcmul(value, value, trend.to(value), value=self.theta)
+
+    def objection(self, schedule: Schedule) -> str | None:
+        if self.level != "branch":
+            return "a prior holds mean outputs of branches only; set the scope of the policy before it to branches"
+        if unknown := [site.name for site in schedule.sites if not self.trends.knows(site.name)]:
+            return (
+                f"its prior knows no trend of {unknown[0]} and {len(unknown) - 1} other branches; calibrate this model"
+            )
+        if schedule.sigmas and not self._fits(schedule):
+            return (
+                f"its prior was measured at {self.trends.steps} steps from noise {self.trends.sigmas[0]:.3g} and this run "
+                f"has {schedule.total} from {schedule.sigmas[0]:.3g}, or at others in between; calibrate with the settings "
+                "that you sample with"
+            )
+        return super().objection(schedule)
+
+    def _fits(self, schedule: Schedule) -> bool:
+        """Whether the prior has an evaluation at the beginning of every step."""
+        levels = torch.tensor(self.trends.sigmas, dtype=torch.float64)
+        begins = torch.tensor(schedule.sigmas[:-1], dtype=torch.float64)
+        near = torch.isclose(begins[:, None], levels[None], rtol=1e-3, atol=0.0).any(1)
+        return schedule.total == self.trends.steps and bool(near.all())
+
+    def describe(self) -> str:
+        return f"EOC {self.theta:g} on {self.base.describe()}"

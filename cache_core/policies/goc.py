@@ -1,0 +1,80 @@
+"""GOC: Accelerating Diffusion Transformer via Gradient-Optimized Cache (arXiv 2503.05156)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ..sites import Action, Feature, Schedule, Site, Step
+from .correction import Correction
+
+QUEUES = ("used", "recomputed")
+PUBLISHED_INFLECTIONS, PUBLISHED_STEPS = (17,), 20
+"""The authors' constant for DiT-XL/2, DDIM 20: they correct 3, 5, ..., 15 and 19, so every second step but 17."""
+
+
+@dataclass(frozen=True)
+class GOC(Correction):
+    """Reuse q0 + eta * (q0 - q1), where q0 and q1 are the two newest outputs in the queue of this branch.
+
+    queue "used" holds what the block used, so that a reused output enters as corrected: the authors' code. "recomputed"
+    holds computed outputs only; with every second step reused, eta = 0.5 is then exact for features linear in the step,
+    while "used" at eta > 1 alternates with growing amplitude on them.
+    inflections: evaluations at which nothing is corrected, because the features turn there; steps: of the sampler that
+    they belong to, 0 for any. joint: correct a branch only where its whole block is reused, as the authors' L2C code
+    does (it also asks that each of these branches has two outputs in its queue; here each answers for itself).
+    """
+
+    eta: float = 0.8
+    queue: str = "used"
+    inflections: tuple[int, ...] = ()
+    steps: int = 0
+    joint: bool = True
+    blocks: dict[int, list[Site]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.queue not in QUEUES:
+            raise ValueError(f"GOC: queue is {self.queue!r}; choose one of {', '.join(QUEUES)}")
+
+    @property
+    def features(self) -> int:
+        return 2
+
+    @property
+    def keeps_reused(self) -> bool:
+        return self.queue == "used" or self.base.keeps_reused
+
+    def prepared(self, schedule: Schedule) -> GOC:
+        ready = replace(self, base=self.base.prepared(schedule))
+        for site in schedule.sites:
+            ready.blocks.setdefault(site.block, []).append(site)
+        return ready
+
+    def corrects(self, step: Step, site: Site) -> bool:
+        """Whether the gradient is applied here, given two outputs to take it from."""
+        if step.index in self.inflections:
+            return False
+        whole = self.blocks.get(site.block, ())
+        if not self.joint or site not in whole:
+            return True
+        return len({self.base.decide(step, other) is Action.COMPUTE for other in whole}) == 1
+
+    def reuse(self, step: Step, site: Site, past: list[Feature]) -> Tensor:
+        newest = past[0].value
+        if len(past) < 2 or not self.corrects(step, site):
+            return newest
+        return torch.add(newest, newest - past[1].value, alpha=self.eta)
+
+    def objection(self, schedule: Schedule) -> str | None:
+        if self.steps and schedule.sigmas and schedule.total != self.steps:
+            return (
+                f"its inflection steps belong to a run of {self.steps} steps and this one has {schedule.total}; "
+                f"sample {self.steps} steps, calibrate with {schedule.total}, or correct at all steps"
+            )
+        return super().objection(schedule)
+
+    def describe(self) -> str:
+        return f"GOC {self.eta:g} ({self.queue}) on {self.base.describe()}"

@@ -1,0 +1,53 @@
+"""Taylor: From Reusing to Forecasting, Accelerating Diffusion Models with TaylorSeers (arXiv 2503.06923)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..sites import Feature, Site, Step
+from .correction import Correction
+
+
+@dataclass(frozen=True)
+class Taylor(Correction):
+    """Extrapolate the last computed outputs f0, f1, f2 of a branch, computed at evaluations t0 > t1 > t2, to t:
+
+        f0 + x d                                     order 1, d = (f0 - f1) / (t0 - t1), x = t - t0
+           + x x / 2 * (d - d') / (t0 - t1)          order 2, d' = (f1 - f2) / (t1 - t2)
+           + x (x + t0 - t1) * (d - d') / (t0 - t2)  order 2, exact
+
+    The first second-order term is TaylorSeer's: it divides each difference by the latest distance and takes it for a
+    derivative at t0, so that it misses a quadratic; the second one, Newton's, does not. Distances are counted in
+    evaluations. Until enough outputs were computed the order is lower, and 0 is plain reuse. The level is the base's:
+    branches as in the paper, or the whole network.
+    """
+
+    order: int = 1
+    exact: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.order not in (1, 2):
+            raise ValueError(f"Taylor: order is {self.order}; 1 is linear, 2 quadratic")
+
+    @property
+    def features(self) -> int:
+        return self.order + 1
+
+    def reuse(self, step: Step, site: Site, past: list[Feature]) -> Tensor:
+        known = [feature for feature in past if feature.computed][: self.features]
+        if len(known) < 2:
+            return past[0].value
+        (f0, t0), (f1, t1), *older = [(feature.value, feature.step.index) for feature in known]
+        x, slope = step.index - t0, (f0 - f1) / (t0 - t1)
+        out = f0 + x * slope
+        if older:
+            f2, t2 = older[0]
+            bend = slope - (f1 - f2) / (t1 - t2)
+            out = out + bend * (x * (x + t0 - t1) / (t0 - t2) if self.exact else x * x / (2 * (t0 - t1)))
+        return out
+
+    def describe(self) -> str:
+        return f"Taylor {self.order}{' exact' if self.exact and self.order > 1 else ''} on {self.base.describe()}"
