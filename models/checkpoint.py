@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .dit import DiT, DiTConfig
 
@@ -38,17 +38,22 @@ def read(
     """
     if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise CheckpointError("the file holds something else than a plain table of tensors; export the bare weights")
-    weights = _without_prefix(weights)
+    weights = without_prefix(weights, "final_layer.linear.weight", "proj_out_2.weight")
+    if weights is None:
+        raise CheckpointError(
+            "not a class-conditional DiT: neither final_layer.linear.weight (original layout) nor proj_out_2.weight "
+            "(diffusers layout) is in it. Text-to-image models are loaded with ComfyUI's own loaders."
+        )
     diffusers = "transformer_blocks.0.norm1.linear.weight" in weights
     if diffusers:
         weights = from_diffusers(weights)
     metadata = metadata or {}
     shift = 1.0 if _diffusers_frequencies(embedding, diffusers) else 0.0
-    config = _config(weights, heads, metadata, shift, _prediction(prediction, metadata))
-    return config, _checked(weights, config)
+    config = _config(weights, heads, metadata, shift, prediction_of(prediction, metadata))
+    return config, checked(weights, DiT(config, device="meta"))
 
 
-def _prediction(asked: str, metadata: Mapping[str, str]) -> str:
+def prediction_of(asked: str, metadata: Mapping[str, str]) -> str:
     found = metadata.get("prediction_type", "epsilon") if asked == "auto" else asked
     if found not in PREDICTIONS[1:]:
         raise CheckpointError(f"prediction {found!r} is unknown; choose one of {', '.join(PREDICTIONS[1:])}")
@@ -61,14 +66,12 @@ def _diffusers_frequencies(embedding: str, diffusers: bool) -> bool:
     return diffusers if embedding == "auto" else embedding == "diffusers"
 
 
-def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_prefix(weights: Mapping[str, Tensor], *marks: str) -> dict[str, Tensor] | None:
+    """The weights under the names that a network has itself, judged by one of these being there; None without any."""
     for prefix in PREFIXES:
-        if f"{prefix}final_layer.linear.weight" in weights or f"{prefix}proj_out_2.weight" in weights:
+        if any(f"{prefix}{mark}" in weights for mark in marks):
             return {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
-    raise CheckpointError(
-        "not a class-conditional DiT: neither final_layer.linear.weight (original layout) nor proj_out_2.weight "
-        "(diffusers layout) is in it. Text-to-image models are loaded with ComfyUI's own loaders."
-    )
+    return None
 
 
 def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,7 +114,7 @@ def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     f"block {block[1]} has its own {name}; only models that share one embedder are DiT"
                 )
             embedders[name] = value
-    for i in range(_depth(out)):
+    for i in range(depth_of(out)):
         for kind in ("weight", "bias"):
             parts = [weights.get(f"transformer_blocks.{i}.attn1.to_{n}.{kind}") for n in "qkv"]
             if any(p is None for p in parts):
@@ -122,7 +125,7 @@ def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out | embedders
 
 
-def _depth(weights: Mapping[str, Tensor]) -> int:
+def depth_of(weights: Mapping[str, Tensor]) -> int:
     found = {int(m[1]) for k in weights if (m := re.match(r"blocks\.(\d+)\.", k))}
     if found != set(range(len(found))) or not found:
         raise CheckpointError(f"blocks {sorted(found)} are present; a DiT has blocks 0, 1, 2, ... without gaps")
@@ -158,8 +161,8 @@ def _config(
             raise CheckpointError(f"pos_embed has {tokens} tokens, which is not a square grid")
     return DiTConfig(
         hidden_size=hidden,
-        depth=_depth(weights),
-        num_heads=_heads(hidden, heads, metadata),
+        depth=depth_of(weights),
+        num_heads=heads_of(hidden, heads, metadata),
         patch_size=patch,
         in_channels=channels,
         num_classes=labels - 1,
@@ -170,7 +173,7 @@ def _config(
     )
 
 
-def _heads(hidden: int, asked: int, metadata: Mapping[str, str]) -> int:
+def heads_of(hidden: int, asked: int, metadata: Mapping[str, str]) -> int:
     told = str(metadata.get("num_heads", ""))
     heads = (
         asked
@@ -187,14 +190,14 @@ def _heads(hidden: int, asked: int, metadata: Mapping[str, str]) -> int:
     return heads
 
 
-def _checked(weights: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
-    """Exactly the tensors the architecture has, each of the right shape; a message names the first that is not."""
-    wanted = {k: tuple(v.shape) for k, v in DiT(config, device="meta").state_dict().items()}
+def checked(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Exactly the tensors of a network, each of the right shape; a message names the first that is not."""
+    wanted = {k: tuple(v.shape) for k, v in network.state_dict().items()}
     for name, shape in wanted.items():
         if name not in weights:
             raise CheckpointError(f"{name} is missing; expected shape {shape}")
         if tuple(weights[name].shape) != shape:
             raise CheckpointError(f"{name} has shape {tuple(weights[name].shape)}; expected {shape}")
     if strange := sorted(k for k in weights if k.startswith("blocks.") and k not in wanted):
-        raise CheckpointError(f"{strange[0]} is nothing a DiT block has: this is another architecture")
+        raise CheckpointError(f"{strange[0]} is nothing such a block has: this is another architecture")
     return {name: weights[name] for name in wanted}

@@ -76,6 +76,15 @@ class DiTModel(comfy.model_base.BaseModel):
         return out
 
 
+def opened(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors, metadata) of a .safetensors or .pt file; nothing in it is executed."""
+    try:
+        weights, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    except Exception as error:  # whatever a broken file makes safetensors, zipfile or torch raise
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
+    return weights, metadata or {}
+
+
 def load(
     path: str,
     heads: int = 0,
@@ -85,13 +94,11 @@ def load(
     disable_dynamic=False,
 ):
     """A ModelPatcher from a .safetensors or .pt file. Raises CheckpointError, naming the file."""
+    weights, metadata = opened(path)
     try:
-        weights, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
         config, weights = read(weights, heads, embedding, metadata, prediction)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except Exception as error:  # whatever a broken file makes safetensors, zipfile or torch raise
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
     if config.in_channels not in LATENTS:
         raise CheckpointError(f"{path} works on {config.in_channels} channels; 3 (pixels) and 4 (SD latents) are known")
     patcher = from_weights(config, weights, dtype, disable_dynamic)
@@ -100,10 +107,15 @@ def load(
 
 
 def from_weights(config: DiTConfig, weights: dict[str, torch.Tensor], dtype=None, disable_dynamic=False):
-    """A ModelPatcher around weights in the original layout, placed and cast as the host does with its own models."""
-    manage = comfy.model_management
+    """A ModelPatcher around weights in the original layout."""
     settings = _Settings({"image_model": "dit", "config": config})
     settings.latent_format = LATENTS[config.in_channels]()
+    return placed(settings, weights, dtype, disable_dynamic)
+
+
+def placed(settings, weights: dict[str, torch.Tensor], dtype=None, disable_dynamic=False):
+    """A ModelPatcher around weights under the network's own names, placed and cast as the host does with its models."""
+    manage = comfy.model_management
     load_device, offload_device = manage.get_torch_device(), manage.unet_offload_device()
     dtype = dtype or manage.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights),

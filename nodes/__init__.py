@@ -4,8 +4,10 @@ from comfy_api.latest import ComfyExtension, io
 
 from .apply import PriorCacheApply
 from .calibrate import PriorCacheCalibrate
+from .demo import PriorCacheDemoPrompt, PriorCacheDemoVAE
 from .dit import PriorCacheDiTLabel, PriorCacheLoadDiT
 from .inspect import PriorCacheInspect
+from .pixart import PriorCacheLoadPixArt
 from .policies import PriorCacheFORA
 from .prior import PriorCacheLoadPrior, PriorCacheSavePrior, register_folder
 
@@ -18,6 +20,9 @@ NODES: list[type[io.ComfyNode]] = [
     PriorCacheSavePrior,
     PriorCacheLoadPrior,
     PriorCacheInspect,
+    PriorCacheDemoPrompt,
+    PriorCacheDemoVAE,
+    PriorCacheLoadPixArt,
 ]
 
 

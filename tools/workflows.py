@@ -17,7 +17,7 @@ from host_server import ROOT, Server, base_directory
 
 FOLDER = ROOT / "workflows"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-DEMO_MODEL = "shapes-dit.safetensors"
+DEMO_MODEL, DEMO_PIXART, DEMO_FLUX = "shapes-dit.safetensors", "shapes-pixart.safetensors", "shapes-flux.safetensors"
 
 
 @dataclass
@@ -120,12 +120,12 @@ def _inputs(spec: dict) -> list[tuple[str, str, dict]]:
     return out
 
 
-def _sampler(key: str, model: tuple[str, int], at: tuple[int, int], title: str) -> Node:
-    settings = {
-        "seed": 7, "steps": 50, "cfg": 1.5, "sampler_name": "ddim", "scheduler": "ddim_uniform", "denoise": 1.0,
-    }  # fmt: skip
+DDIM = {"steps": 50, "cfg": 1.5, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
+
+
+def _sampler(key: str, model: tuple[str, int], at: tuple[int, int], title: str, **settings) -> Node:
     links = {"model": model, "positive": ("label", 0), "negative": ("label", 1), "latent_image": ("latent", 0)}
-    return Node(key, "KSampler", at, (280, 270), {**links, **settings}, title)
+    return Node(key, "KSampler", at, (280, 270), {**links, "seed": 7, **DDIM, "denoise": 1.0, **settings}, title)
 
 
 def _decoded(key: str, sampler: str, at: tuple[int, int], title: str) -> list[Node]:
@@ -149,6 +149,38 @@ def _source(batch: int) -> list[Node]:
     ]  # fmt: skip
 
 
+def _fora(**changes) -> Node:
+    settings = {"interval": 2, "phase": "published", "start": 0.0, "end": 1.0, "scope": "branches"} | changes
+    return Node("policy", "PriorCacheFORA", (380, 390), (320, 180), settings, colour="#233")
+
+
+def _side_by_side(name: str, source: list[Node], policy: list[Node], note: str, **settings) -> Workflow:
+    """The same pictures in full and cached, and what that cost. `source` has the keys model, label, latent and vae,
+    `policy` the key policy, at (380, 390)."""
+    return Workflow(
+        name,
+        [
+            *source,
+            _sampler("full", ("model", 0), (760, -60), "KSampler: every step in full", **settings),
+            *_decoded("full", "full", (1080, -60), "In full"),
+            *policy,
+            Node("apply", "PriorCacheApply", (380, 630), (320, 120), {"model": ("model", 0), "policy": ("policy", 0), "measure": "errors", "store": "device"}, colour="#233"),
+            _sampler("cached", ("apply", 0), (760, 390), "KSampler: cached", **settings),
+            *_decoded("cached", "cached", (1080, 390), "Cached"),
+            Node("inspect", "PriorCacheInspect", (1800, -60), (760, 800), {"trace": ("apply", 1), "latent": ("cached", 0)}, colour="#233"),
+            Node("text", "PreviewAny", (1800, 790), (760, 170), {"source": ("inspect", 1)}, "What happened"),
+        ],
+        [
+            ("Model and what to draw", (-20, -80, 360, 830)),
+            ("Uncached", (740, -140, 1030, 450)),
+            ("Cached", (360, 310, 1410, 450)),
+            ("What it cost", (1780, -140, 800, 1120)),
+        ],
+        note,
+        (360, -140, 360, 420),
+    )  # fmt: skip
+
+
 FIRST_NOTE = """## PriorCache in one run
 
 Press **Run**. The same twelve pictures are drawn twice: in full, and with every second step reused (FORA, N = 2).
@@ -160,6 +192,39 @@ bypass **Apply Cache** (Ctrl+B) to see that the picture is then exactly the unca
 The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
 
+PIXART_NOTE = """## PriorCache on PixArt
+
+Press **Run**. The same twelve pictures are drawn twice by a small PixArt: in full, and with every second step reused.
+Attention, cross-attention and MLP of every block are cached apart, before their gates.
+
+For a published PixArt put ComfyUI's own loader, text encoder and VAE in place of the demo's.
+
+The demo model `shapes-pixart.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+"""
+
+FLUX_NOTE = """## PriorCache on Flux
+
+Press **Run**. The same twelve pictures are drawn twice by a small Flux: in full, and with every second step reused.
+Attention of both streams, both MLPs and the fused branch of single-stream blocks are cached apart, before their gates.
+
+This wiring is that of any Flux model: put your own loader, text encoder and VAE in place of the demo's.
+
+The demo model `shapes-flux.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+"""
+
+PROMPTS = """red circle on blue
+yellow ring on purple
+green half-disc on pink
+cyan crescent on red
+orange triangle on blue
+blue square on yellow
+pink diamond on green
+yellow star on blue
+red plus on cyan
+purple cross on green
+pink heart on blue
+green arrow on purple"""
+
 CALIBRATE_NOTE = """## Calibrate a model
 
 **Calibrate** samples a few pictures in full and measures how far every branch moves from one step to the next: that is
@@ -170,30 +235,35 @@ Use the sampler, scheduler, steps and cfg that you generate with.
 
 
 def workflows() -> list[Workflow]:
-    first = Workflow(
-        "01_first_run",
+    first = _side_by_side("01_first_run", _source(12), [_fora()], FIRST_NOTE)
+    prompts = Node("label", "PriorCacheDemoPrompt", (0, 160), (320, 300), {"prompt": PROMPTS})
+    pixart = _side_by_side(
+        "02_pixart",
         [
-            *_source(12),
-            _sampler("full", ("model", 0), (760, -60), "KSampler: every step in full"),
-            *_decoded("full", "full", (1080, -60), "In full"),
-            Node("policy", "PriorCacheFORA", (380, 390), (320, 180), {"interval": 2, "phase": "published", "start": 0.0, "end": 1.0, "scope": "branches"}, colour="#233"),
-            Node("apply", "PriorCacheApply", (380, 630), (320, 120), {"model": ("model", 0), "policy": ("policy", 0), "measure": "errors", "store": "device"}, colour="#233"),
-            _sampler("cached", ("apply", 0), (760, 390), "KSampler: cached"),
-            *_decoded("cached", "cached", (1080, 390), "Cached"),
-            Node("inspect", "PriorCacheInspect", (1800, -60), (760, 800), {"trace": ("apply", 1), "latent": ("cached", 0)}, colour="#233"),
-            Node("text", "PreviewAny", (1800, 790), (760, 170), {"source": ("inspect", 1)}, "What happened"),
+            Node("model", "PriorCacheLoadPixArt", (0, 0), (320, 130), {"model_name": DEMO_PIXART, "heads": 0, "weight_dtype": "default", "prediction": "auto"}),
+            prompts,
+            Node("latent", "EmptyLatentImage", (0, 510), (320, 110), {"width": 40, "height": 40, "batch_size": 12}),
+            Node("vae", "VAELoader", (0, 670), (320, 60), {"vae_name": "pixel_space"}),
         ],
+        [_fora()],
+        PIXART_NOTE,
+        cfg=3.0,
+        steps=20,
+    )  # fmt: skip
+    flux = _side_by_side(
+        "03_flux",
         [
-            ("Model and labels", (-20, -80, 360, 680)),
-            ("Uncached", (740, -140, 1030, 450)),
-            ("Cached", (360, 310, 1410, 450)),
-            ("What it cost", (1780, -140, 800, 1120)),
+            Node("model", "UNETLoader", (0, 0), (320, 110), {"unet_name": DEMO_FLUX, "weight_dtype": "default"}),
+            prompts,
+            Node("latent", "EmptyLatentImage", (0, 510), (320, 110), {"width": 128, "height": 128, "batch_size": 12}),
+            Node("vae", "PriorCacheDemoVAE", (0, 670), (320, 60)),
         ],
-        FIRST_NOTE,
-        (360, -140, 360, 420),
+        [_fora()],
+        FLUX_NOTE,
+        steps=20, cfg=3.0, sampler_name="euler", scheduler="simple",
     )  # fmt: skip
     settings = {
-        "seed": 100, "runs": 2, "steps": 50, "cfg": 1.5, "sampler_name": "ddim", "scheduler": "ddim_uniform",
+        "seed": 100, "runs": 2, **DDIM,
         "denoise": 1.0, "longest_gap": 2, "mean_features": False,
     }  # fmt: skip
     source = [n for n in _source(12) if n.key != "vae"]
@@ -210,7 +280,7 @@ def workflows() -> list[Workflow]:
         CALIBRATE_NOTE,
         (0, 520, 320, 280),
     )  # fmt: skip
-    return [first, calibrate]
+    return [first, calibrate, pixart, flux]
 
 
 def text(data: dict) -> str:

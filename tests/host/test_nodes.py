@@ -43,7 +43,7 @@ class TestSchemas:
             if name != "folder_paths":
                 schema = node.GET_SCHEMA()
                 assert name.startswith("PriorCache")
-                assert schema.category == "PriorCache"
+                assert schema.category in ("PriorCache", "PriorCache/demo")
                 assert schema.description
 
     def test_every_input_and_output_has_a_tooltip_and_every_widget_a_default(self, nodes):
@@ -89,6 +89,9 @@ class TestSchemas:
             "PriorCacheSavePrior": ["prior", "name", "overwrite"],
             "PriorCacheLoadPrior": ["prior_name", "model"],
             "PriorCacheInspect": ["trace", "latent", "prior"],
+            "PriorCacheDemoPrompt": ["prompt"],
+            "PriorCacheDemoVAE": [],
+            "PriorCacheLoadPixArt": ["model_name", "heads", "weight_dtype", "prediction"],
         }  # fmt: skip
         later = {("PriorCacheLoadDiT", "prediction"), ("PriorCacheApply", "store")}
         for name, inputs in promised.items():

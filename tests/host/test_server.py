@@ -17,7 +17,8 @@ import workflows
 
 NODES = {
     "PriorCacheLoadDiT", "PriorCacheDiTLabel", "PriorCacheFORA", "PriorCacheApply", "PriorCacheCalibrate",
-    "PriorCacheSavePrior", "PriorCacheLoadPrior", "PriorCacheInspect",
+    "PriorCacheSavePrior", "PriorCacheLoadPrior", "PriorCacheInspect", "PriorCacheDemoPrompt", "PriorCacheDemoVAE",
+    "PriorCacheLoadPixArt",
 }  # fmt: skip
 
 
@@ -45,6 +46,16 @@ def first_run(**changes) -> tuple[dict, dict[str, str]]:
         prompt[key]["inputs"] |= {"steps": 5, **changes}
     prompt[ids["EmptyLatentImage"]]["inputs"]["batch_size"] = 2
     return prompt, ids
+
+
+SMALL = {"steps": 9, "batch_size": 2, "runs": 1}
+
+
+def smaller(prompt: dict) -> dict:
+    """A workflow of the same nodes and links that is quickly run."""
+    for node in prompt.values():
+        node["inputs"] |= {k: min(v, SMALL[k]) for k, v in node["inputs"].items() if k in SMALL and isinstance(v, int)}
+    return prompt
 
 
 def complaints(server: Server) -> list[str]:
@@ -87,7 +98,8 @@ class TestLatestHost:
                 f"{server.url}/extensions/ComfyUI-PriorCache/docs/{node}.md", timeout=30
             ) as reply:
                 assert len(reply.read()) > 300
-        assert sorted(server.get("/workflow_templates")["ComfyUI-PriorCache"]) == ["01_calibrate", "01_first_run"]
+        served = server.get("/workflow_templates")["ComfyUI-PriorCache"]
+        assert sorted(served) == sorted(w.name for w in workflows.workflows())
 
     def test_the_first_workflow_leaves_pictures_curves_and_sentences(self, server):
         prompt, ids = first_run()
@@ -102,6 +114,11 @@ class TestLatestHost:
         run = inspected["priorcache"][0]
         assert [s["computed"] for s in run["steps"]] == [1, 0, 1, 0, 1]
         assert run["complete"]
+
+    @pytest.mark.parametrize("name", [w.name for w in workflows.workflows()])
+    def test_every_shipped_workflow_runs(self, server, name):
+        result = server.run(smaller(json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())))
+        assert any("images" in output for output in result.outputs.values())
 
     def test_a_queue_that_the_host_serves_from_its_cache_shows_the_same_curves(self, server):
         prompt, ids = first_run(seed=11)

@@ -1,0 +1,93 @@
+"""PixArt of any width inside ComfyUI, whose own loader knows the published width of 1152 alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.supported_models
+import torch
+from comfy.ldm.pixart.pixartms import PixArtMS
+from torch import Tensor
+
+from .checkpoint import CheckpointError, checked, depth_of, heads_of, prediction_of, without_prefix
+from .host import PREDICTIONS, opened, placed
+
+LATENTS = {3: comfy.latent_formats.ChromaRadiance, 4: comfy.latent_formats.SD15}
+"""Channels -> latent format: pixels as they are, or those of the SD VAE, as PixArt-alpha has them."""
+
+
+class _Settings(comfy.supported_models.PixArtAlpha):
+    def get_model(self, state_dict, prefix="", device=None):
+        return comfy.model_base.PixArt(self, PREDICTIONS[self.prediction], device=device).eval()
+
+
+def load(path: str, heads: int = 0, dtype: torch.dtype | None = None, prediction: str = "auto", disable_dynamic=False):
+    """A ModelPatcher from a .safetensors or .pt file in the original key layout. Raises CheckpointError, naming the file."""
+    weights, metadata = opened(path)
+    try:
+        config, weights = read(weights, metadata, heads)
+        prediction_type = prediction_of(prediction, metadata)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    patcher = from_weights(config, weights, prediction_type, dtype, disable_dynamic)
+    patcher.cached_patcher_init = (load, (path, heads, dtype, prediction))
+    return patcher
+
+
+def from_weights(config: dict, weights: dict[str, Tensor], prediction="epsilon", dtype=None, disable_dynamic=False):
+    """A ModelPatcher around weights in the original layout; `config` is what `read` gave."""
+    settings = _Settings({"image_model": "pixart_alpha", **config})
+    settings.prediction = prediction
+    settings.latent_format = LATENTS[config["in_channels"]]()
+    return placed(settings, weights, dtype, disable_dynamic)
+
+
+def read(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, heads: int = 0):
+    """(arguments of the host's PixArtMS, its state dict) of a checkpoint; sizes come from the shapes of its tensors.
+
+    heads: 0 takes them from the metadata key "num_heads", else from the published width. The metadata key
+    "pe_interpolation" is how far positions are stretched. Raises CheckpointError.
+    """
+    if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise CheckpointError("the file holds something else than a plain table of tensors; export the bare weights")
+    metadata = metadata or {}
+    weights = without_prefix(weights, "final_layer.linear.weight") or {}
+    sizes = {}
+    for name, dims in (("x_embedder.proj.weight", 4), ("y_embedder.y_embedding", 2), ("t_block.1.weight", 2)):
+        if name not in weights or weights[name].ndim != dims:
+            raise CheckpointError(f"{name} is missing or not a tensor of {dims} dimensions: this is no PixArt")
+        sizes[name] = tuple(weights[name].shape)
+    hidden, channels, patch, _ = sizes["x_embedder.proj.weight"]
+    words, caption = sizes["y_embedder.y_embedding"]
+    if channels not in LATENTS:
+        raise CheckpointError(f"it works on {channels} channels; 3 (pixels) and 4 (SD latents) are known")
+    outputs = weights["final_layer.linear.weight"].shape[0]
+    config = {
+        "hidden_size": hidden,
+        "depth": depth_of(weights),
+        "num_heads": heads_of(hidden, heads, metadata),
+        "patch_size": patch,
+        "in_channels": channels,
+        "pred_sigma": outputs == 2 * patch * patch * channels,
+        "caption_channels": caption,
+        "model_max_length": words,
+        "micro_condition": "csize_embedder.mlp.0.weight" in weights,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in weights,
+        "pe_interpolation": _interpolation(metadata),
+    }
+    with torch.device("meta"):
+        network = PixArtMS(**config, operations=torch.nn)
+    return config, checked(weights, network)
+
+
+def _interpolation(metadata: Mapping[str, str]) -> int | None:
+    told = metadata.get("pe_interpolation")
+    if told is None:
+        return None  # the host works it out from the size of the picture
+    if not (told.isascii() and told.isdigit() and int(told[:4]) > 0 and len(told) < 4):
+        raise CheckpointError(
+            f"its metadata says pe_interpolation = {told[:20]!r}; a whole number from 1 to 999 is meant"
+        )
+    return int(told)
