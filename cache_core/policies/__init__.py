@@ -6,6 +6,7 @@ from .fora import FORA
 from .forecast import Forecast
 from .full import Full
 from .goc import GOC
+from .l2c import L2C
 from .taylor import Taylor
 
-__all__ = ["EOC", "FORA", "GOC", "CachePolicy", "Decline", "Forecast", "Full", "Taylor"]
+__all__ = ["EOC", "FORA", "GOC", "L2C", "CachePolicy", "Decline", "Forecast", "Full", "Taylor"]

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from priorcache.cache_core.policies import FORA, GOC, CachePolicy, Forecast, Full, Taylor
+from priorcache.cache_core.policies import FORA, GOC, L2C, CachePolicy, Forecast, Full, Taylor
 from priorcache.cache_core.sites import Action, Schedule, Site, Step
 
 POLICIES = [
@@ -18,6 +18,8 @@ POLICIES = [
     Forecast(computed=(0, 3, 5)),
     GOC(FORA(2, "aligned")),
     GOC(FORA(4, "aligned"), 0.5, "recomputed"),
+    L2C(((1.0,), (0.0,)) * 10, ("blocks.2.mlp",), 20),
+    GOC(L2C(((1.0,), (0.0,)) * 10, ("blocks.2.mlp",), 20)),
     Taylor(FORA(4, "aligned")),
     Taylor(FORA(2, level="model"), 2, exact=True),
 ]

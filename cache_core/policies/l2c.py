@@ -1,0 +1,60 @@
+"""L2C: Learning-to-Cache, Accelerating Diffusion Transformer via Layer Caching (arXiv 2406.01733)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..sites import Action, Schedule, Site, Step
+from .base import CachePolicy
+
+
+@dataclass(frozen=True)
+class L2C(CachePolicy):
+    """Reuse the branches whose learned gate is at most `threshold`, before the gate of the current step.
+
+    scores: one row per evaluation, noisiest first, with one gate in [0, 1] for each name of `sites`; infinity
+    computes whatever the threshold. Rows of it are the full steps that the rows after them reuse. steps: of the sampler that the router was made for.
+    `priors.router.policy` makes one from a prior.
+    """
+
+    scores: tuple[tuple[float, ...], ...] = field(repr=False)
+    sites: tuple[str, ...] = field(repr=False)
+    steps: int
+    threshold: float = 0.1
+    reused: tuple[frozenset[str], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"L2C: threshold is {self.threshold}; gates lie between 0 and 1, and so must it")
+        if any(len(row) != len(self.sites) for row in self.scores):
+            raise ValueError(f"L2C: every row of scores needs one gate for each of the {len(self.sites)} sites")
+        reused = (frozenset(s for s, g in zip(self.sites, r, strict=True) if g <= self.threshold) for r in self.scores)
+        object.__setattr__(self, "reused", tuple(reused))
+
+    def decide(self, step: Step, site: Site) -> Action:
+        known = 0 < step.index < len(self.reused)
+        return Action.REUSE if known and site.name in self.reused[step.index] else Action.COMPUTE
+
+    def objection(self, schedule: Schedule) -> str | None:
+        if schedule.total != self.steps:
+            return (
+                f"its router belongs to {self.steps} sampler steps and this run has {schedule.total}; "
+                f"sample {self.steps} steps, or train a router for {schedule.total} with Train Router"
+            )
+        here = {site.name for site in schedule.sites}
+        if here and (strange := here ^ set(self.sites)):
+            whose = "the router" if min(strange) in self.sites else "the model"
+            return (
+                f"its router belongs to another network ({len(self.sites)} branches there, {len(here)} here; "
+                f"{min(strange)} is only in {whose}); train one for this model with Train Router"
+            )
+        if not any(self.reused):
+            return (
+                f"no gate of its router is at or below threshold {self.threshold:g}; raise it, or train the router longer "
+                "or with a larger penalty"
+            )
+        return None
+
+    def describe(self) -> str:
+        count = sum(map(len, self.reused))
+        return f"L2C {count} of {len(self.scores) * len(self.sites)} reused (threshold {self.threshold:g})"
