@@ -54,6 +54,7 @@ class Prior:
     tables: "sigmas" (T,); "power" (T, S) mean square of each branch output; "difference" (G, T, S) mean square of its
     change since g + 1 evaluations before (nan where there is no such past or no such branch); "gram/positive", "gram/negative" (T, T)
     mean product of the k-diffusion derivatives; "mean/<site>" (T, N, C) mean positive output, half precision, optional;
+    "trend/<site>" (K, N, C) its change since the evaluation before, at the K evaluations "trend_steps/<site>", optional;
     "router" (T, S) gates of L2C in [0, 1], nan where all is computed, optional. T counts evaluations, S sites.
     """
 
@@ -252,7 +253,9 @@ def _check_tables(prior: Prior) -> None:
     for name, table in tables.items():
         if name.startswith("mean/") and (table.ndim < 2 or len(table) != steps or name[5:] not in prior.sites):
             raise PriorError(f"table {name!r} does not belong to a site of {steps} evaluations")
-        known = name in expected or name == "sigmas" or name.startswith("mean/")
+        if name.startswith(("trend/", "trend_steps/")):
+            _check_trend(prior, name.partition("/")[2])
+        known = name in expected or name == "sigmas" or name.startswith(("mean/", "trend/"))
         if known and table.dtype not in NUMBERS:
             raise PriorError(f"table {name!r} holds {table.dtype}; float16, float32 and float64 are allowed")
         # nan is how a branch that was not there, or had no past, or has no gate, is written down
@@ -266,3 +269,14 @@ def _check_tables(prior: Prior) -> None:
             raise PriorError("table 'router' holds numbers outside of 0 to 1, but they are gates")
     if not math.isfinite(prior.subject.cfg) or not math.isfinite(prior.subject.denoise):
         raise PriorError("its cfg or denoise is not a finite number")
+
+
+def _check_trend(prior: Prior, site: str) -> None:
+    trend, steps = (prior.tables.get(f"{kind}/{site}") for kind in ("trend", "trend_steps"))
+    if site not in prior.sites or trend is None or steps is None:
+        raise PriorError(f"tables 'trend/{site}' and 'trend_steps/{site}' belong together, and to one of its sites")
+    if steps.dtype != torch.int64 or steps.ndim != 1 or trend.ndim < 2 or len(trend) != len(steps):
+        raise PriorError(f"table 'trend_steps/{site}' must hold one whole number for each row of 'trend/{site}'")
+    rows = steps.tolist()
+    if rows != sorted(set(rows)) or not all(0 < t < prior.evaluations for t in rows):
+        raise PriorError(f"table 'trend_steps/{site}' must rise, from 1 to at most {prior.evaluations - 1}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from ..cache_core.sites import Feature, Site, Step, Streams
+from ..cache_core.policies.base import CachePolicy
+from ..cache_core.sites import Action, Feature, Schedule, Site, Step, Streams
 from .prior import Prior, PriorError, Subject
 
 ROLES = {0: "positive", 1: "negative"}
@@ -17,13 +19,20 @@ class Statistics:
     """An observer of CacheRun that turns fully computed sampling runs into a Prior.
 
     gaps: the longest reuse distance to measure, in evaluations. features: also keep the mean output of every site at
-    every evaluation (float32 while running, half precision in the file), which EOC needs.
+    every evaluation (float32 while running, half precision in the file), which EOC needs. policy: keep instead how that
+    mean changes, and only where this policy does not compute.
     """
 
-    def __init__(self, gaps: int = 2, features: bool = False):
+    def __init__(self, gaps: int = 2, features: bool = False, policy: CachePolicy | None = None):
         if gaps < 1:
             raise ValueError(f"Statistics: gaps is {gaps}; the shortest reuse distance is 1")
-        self.history, self.features = gaps, features
+        if policy is not None and policy.level != "branch":
+            raise PriorError(
+                f"{policy.describe()} does not reuse branches, and mean features are those of branches; set its scope "
+                "to branches, or calibrate without it"
+            )
+        self.history, self.features, self.policy = gaps, features, policy
+        self._prepared_for = 0
         self.samples = 0
         self._sites: dict[str, None] = {}
         self._sigmas: dict[int, float] = {}
@@ -32,6 +41,8 @@ class Statistics:
         self._weight: dict[tuple, int] = defaultdict(int)
         self._mean: dict[tuple[int, str], Tensor] = {}
         self._mean_weight: dict[tuple[int, str], int] = defaultdict(int)
+        self._trend: dict[tuple[int, str], Tensor] = {}
+        self._trend_weight: dict[tuple[int, str], int] = defaultdict(int)
         self._gram: dict[str, Tensor] = {}
         self._gram_weight: dict[str, int] = defaultdict(int)
         self._schedule: list[float] = []
@@ -51,12 +62,25 @@ class Statistics:
                 of_gap = (gap, *key)
                 self._weight[of_gap] += rows
                 self._difference[of_gap] = self._difference[of_gap].to(out.device) + change
-        if self.features:
-            for lane, own in zip(streams, exact.chunk(len(streams)), strict=True):
-                if lane.cond == 0 and lane.visit == 0:
-                    total = own.sum(0)
-                    self._mean[key] = self._mean[key] + total if key in self._mean else total
-                    self._mean_weight[key] += len(own)
+        if self.features and self.policy is None:
+            self._add(self._mean, self._mean_weight, key, exact, streams)
+        elif self.features and self._reused(step, site):
+            for before in (f.value for f in past if f.step.index == step.index - 1 and f.value.shape == out.shape):
+                self._add(self._trend, self._trend_weight, key, exact - before.float(), streams)
+
+    def _reused(self, step: Step, site: Site) -> bool:
+        if self._prepared_for != step.total:
+            self._prepared_for, self.policy = step.total, self.policy.prepared(Schedule(step.total))
+        return step.index > 0 and self.policy.decide(step, site) is not Action.COMPUTE
+
+    @staticmethod
+    def _add(sums: dict, weights: dict, key: tuple[int, str], value: Tensor, streams: Streams) -> None:
+        """Add the rows of the positive cond."""
+        for lane, own in zip(streams, value.chunk(len(streams)), strict=True):
+            if lane.cond == 0 and lane.visit == 0:
+                total = own.sum(0)
+                sums[key] = sums[key] + total if key in sums else total
+                weights[key] += len(own)
 
     def model(self, step: Step, streams: Streams, derivative: Tensor) -> None:
         self._sigmas[step.index] = step.sigma
@@ -102,13 +126,17 @@ class Statistics:
             "difference": torch.stack([table(self._difference, g) for g in range(1, self.history + 1)]),
         }
         tables |= {f"gram/{role}": gram / self._gram_weight[role] for role, gram in self._gram.items()}
-        if self.features:
-            always = [s for s in sites if all((t, s) in self._mean for t in steps)]
-            tables |= {f"mean/{s}": self._mean_features(s, steps) for s in always}
+        always = [s for s in sites if all((t, s) in self._mean for t in steps)]
+        tables |= {f"mean/{s}": _means(self._mean, self._mean_weight, s, steps) for s in always}
+        for site in sites:
+            if kept := sorted(t for t, s in self._trend if s == site):
+                tables[f"trend/{site}"] = _means(self._trend, self._trend_weight, site, kept)
+                tables[f"trend_steps/{site}"] = torch.tensor(kept)
         return Prior(subject, tuple(sites), self.samples, tables, shape, seeds)
 
     def _at(self, sums: dict, key: tuple) -> float:
         return float(sums[key]) / self._weight[key] if key in sums else float("nan")
 
-    def _mean_features(self, site: str, steps: range) -> Tensor:
-        return torch.stack([self._mean[t, site] / self._mean_weight[t, site] for t in steps]).half().cpu()
+
+def _means(sums: dict, weights: dict, site: str, steps: Iterable[int]) -> Tensor:
+    return torch.stack([sums[t, site] / weights[t, site] for t in steps]).half().cpu()
