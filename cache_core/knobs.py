@@ -1,4 +1,4 @@
-"""What a policy leaves open for a search to set: each knob is a field of the policy, named."""
+"""What a policy leaves open for a search to set: each knob is a field of the policy, by name."""
 
 from __future__ import annotations
 
@@ -6,24 +6,33 @@ from typing import NamedTuple
 
 
 class Steps(NamedTuple):
-    """A set of steps, as a rising tuple. fixed: how many stays as it is, and step 0 always belongs to it."""
+    """A set of steps, as a rising tuple that keeps its length and its first step."""
 
     name: str
-    fixed: bool = True
+
+
+class Mask(NamedTuple):
+    """A set of any number of steps, as a rising tuple."""
+
+    name: str
 
 
 class Choice(NamedTuple):
-    """One of some values, in an order in which neighbours are alike."""
+    """One of some values, ordered so that neighbours are alike."""
 
     name: str
     options: tuple
 
 
 class Numbers(NamedTuple):
-    """A number per step, or a tuple of `width` of them; the outcome changes smoothly with each. `start`: of a step."""
+    """A row of numbers per step; what comes out changes smoothly with each.
+
+    start: the row of a step where the field is empty. entries: the (step, place in the row) that have any effect.
+    """
 
     name: str
-    start: tuple[float, ...] = (1.0, 0.0)
+    start: tuple[float, ...]
+    entries: tuple[tuple[int, int], ...]
 
 
-Knob = Steps | Choice | Numbers
+Knob = Steps | Mask | Choice | Numbers

@@ -124,11 +124,14 @@ class Forecast(CachePolicy):
         return None
 
     def knobs(self) -> tuple[Knob, ...]:
-        return (
-            Steps("computed"),
-            Choice("order", (1, 2)),
-            Numbers("gains", start=QUADRATIC if self.order == 2 else LINEAR),
+        total = len(self.places)
+        skipped = [t for t in range(total) if t not in self.computed]
+        entries = tuple(
+            (t, g) for g in (0, 1) for t in skipped if len(self.computed) > g + 1 and t > self.computed[g + 1]
         )
+        gains = Numbers("gains", QUADRATIC if self.order == 2 else LINEAR, entries)
+        shapes = () if self.gains else (Choice("order", (1, 2)), Choice("coordinate", COORDINATES[1:]))
+        return (*shapes, Steps("computed"), gains)
 
     def describe(self) -> str:
         if not self.computed:

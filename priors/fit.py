@@ -1,0 +1,79 @@
+"""Fits of a forecast, in closed form: a schedule from a Gram matrix, gains from what each of them moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cache_core.extrapolation import coefficients
+
+
+def coherent_cost(gram: Tensor, sigmas: Sequence[float], places: Sequence[float]) -> np.ndarray:
+    """Cost (T, T, T + 1) of skipping all steps between j and k after computing i, then j; [j, j, k]: nothing before j.
+
+    With an Euler step, a forecast F^ in place of F moves the end point by (sigma' - sigma) (F^ - F). The cost is the
+    mean square of what the skipped steps of one gap move together, forecast linearly in `places`.
+    """
+    gram, steps = gram.double().numpy(), len(gram)
+    moves = np.diff(np.asarray(sigmas, dtype=float))
+    cost = np.full((steps, steps, steps + 1), np.inf)
+    for j in range(steps):
+        for i in range(j + 1):
+            moved = np.zeros(steps)
+            for k in range(j + 1, steps + 1):
+                cost[i, j, k] = max(moved @ gram @ moved, 0.0)
+                if k < steps:  # the next gap skips k, too
+                    weights = coefficients(places[k], [places[j], places[i]], (1.0,))
+                    moved[k] -= moves[k]
+                    moved[j] += moves[k] * weights[0]
+                    moved[i] += moves[k] * weights[1]
+    return cost
+
+
+def cheapest(cost: np.ndarray, count: int) -> tuple[int, ...]:
+    """The `count` computed steps of least total cost, exactly: dynamic programming over the last two of them."""
+    steps = len(cost)
+    best = np.full((steps, steps), np.inf)
+    best[0] = cost[0, 0, :steps]
+    best[0, 0] = 0.0 if count == 1 else np.inf
+    before = []
+    for _ in range(count - 2):
+        through = best[:, :, None] + cost[:, :, :steps]
+        before.append(through.argmin(0))
+        best = through.min(0)
+    last = best + cost[:, :, steps]
+    i, j = np.unravel_index(int(last.argmin()), last.shape)
+    chosen = [int(j), int(i)]
+    for table in reversed(before):
+        chosen.append(int(table[chosen[-1], chosen[-2]]))
+    return tuple(sorted(set(chosen) | {0}))
+
+
+def step_errors(
+    gram: Tensor, places: Sequence[float], computed: Sequence[int], gains: Sequence[Sequence[float]]
+) -> list[float]:
+    """Relative error (T,) of the forecast of every step from those computed before it; 0 where it is computed."""
+    gram, errors = gram.double().numpy(), []
+    for t in range(len(gram)):
+        past = [j for j in reversed(computed) if j < t][:3]
+        if t in computed or not past:
+            errors.append(0.0)
+            continue
+        weights = np.array([1.0, *(-w for w in coefficients(places[t], [places[j] for j in past], gains[t]))])
+        used = [t, *past]
+        errors.append(float(np.sqrt(max(weights @ gram[np.ix_(used, used)] @ weights, 0.0) / max(gram[t, t], 1e-30))))
+    return errors
+
+
+def gauss_newton(slopes: Tensor, residual: Tensor, ridge: float) -> Tensor:
+    """The changes (n,) of n numbers that take away most of `residual` (m,), where number i moves it by slopes[:, i].
+
+    min |residual - slopes d|^2 + ridge |d|^2, with ridge in units of the mean square of a column. float64.
+    """
+    slopes, residual = slopes.double(), residual.double()
+    normal = slopes.T @ slopes
+    damping = ridge * normal.diagonal().mean().clamp_min(1e-30)
+    return torch.linalg.solve(normal + damping * torch.eye(len(normal), dtype=torch.float64), slopes.T @ residual)

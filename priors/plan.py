@@ -1,0 +1,151 @@
+"""Plan: what a search found for one number of computed steps, and how one is chosen by a goal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+
+import numpy as np
+from torch import Tensor
+
+from ..cache_core import policies
+from ..cache_core.extrapolation import spread
+from ..cache_core.policies import CachePolicy, Forecast
+from ..cache_core.sites import Schedule
+from .fit import cheapest, coherent_cost
+from .search import Search
+
+SHAPES = {
+    "MeanCache (arXiv 2601.19961)": (0, 1, 3, 7, 14, 21, 28, 35, 42, 49),
+    "Spectrum (arXiv 2603.01623)": (0, 1, 2, 3, 4, 6, 11, 19, 30, 44),
+}
+"""Published schedules of 50 steps: where a search may begin."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A policy with its settings, and what it did on the pictures that it was judged by."""
+
+    policy: str  # its class
+    settings: dict  # its fields, as JSON types
+    steps: int  # of the sampler
+    evaluations: int  # how many of them are computed
+    error: float  # mean over pictures of the relative L2 distance of the final latent to the uncached one
+    unplanned: float  # the same of evenly spread steps
+    pictures: int
+
+    @property
+    def speedup(self) -> float:
+        """In evaluations: what wall time can come to at best."""
+        return self.steps / self.evaluations
+
+    def restored(self) -> CachePolicy:
+        """The policy. Raises ValueError where this version has none such."""
+        kind = getattr(policies, self.policy, None) if self.policy in policies.__all__ else None
+        if kind is None or not issubclass(kind, CachePolicy):
+            raise ValueError(
+                f"a plan for the policy {self.policy[:40]!r}, which this version of PriorCache does not have"
+            )
+        known = {f.name for f in fields(kind)}
+        return kind(**{name: _frozen(value) for name, value in self.settings.items() if name in known})
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+    @staticmethod
+    def parsed(data: dict) -> Plan:
+        """From what `as_dict` gave, out of a file. Raises ValueError, TypeError or KeyError on anything else."""
+        plan = Plan(**{f.name: data[f.name] for f in fields(Plan)})
+        counts = (plan.steps, plan.evaluations, plan.pictures)
+        if not all(type(n) is int and n >= 1 for n in counts) or plan.evaluations > plan.steps:
+            raise ValueError(f"a plan of {plan.evaluations!r} of {plan.steps!r} steps on {plan.pictures!r} pictures")
+        if not all(isinstance(x, (int, float)) and math.isfinite(x) and x >= 0 for x in (plan.error, plan.unplanned)):
+            raise ValueError(f"a plan whose errors are {plan.error!r} and {plan.unplanned!r}")
+        if not isinstance(plan.policy, str) or not isinstance(plan.settings, dict):
+            raise TypeError("a plan without policy or settings")
+        return plan
+
+
+def _frozen(value):
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _plain(value):
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def settings(policy: CachePolicy) -> dict:
+    """The fields that make a policy, as JSON types."""
+    return {f.name: _plain(getattr(policy, f.name)) for f in fields(policy) if f.init and f.repr}
+
+
+def search_plans(
+    search: Search,
+    candidates: Callable[[int, CachePolicy | None], Sequence[CachePolicy]],
+    counts: Iterable[int],
+    samplings: float,
+) -> list[Plan]:
+    """One plan per number of computed steps, of which each begins where the one before ended.
+
+    candidates(count, found before): where to begin, evenly spread steps first. samplings: what all of it may cost.
+    """
+    counts, plans, found, pictures = sorted(set(counts), reverse=True), [], None, len(search.reference)
+    for i, count in enumerate(counts):
+        begin = candidates(count, found)
+        share = (samplings - search.spent) / (len(counts) - i)
+        found, error = search.best(begin, share)
+        unplanned = search.tried[repr(begin[0])][0]
+        name = type(found).__name__
+        plans.append(Plan(name, settings(found), search.steps, count, error, unplanned, pictures))
+    return plans
+
+
+def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, CachePolicy | None], list[Forecast]]:
+    """Where the search for a Forecast begins: evenly spread; the cheapest by the Gram matrix; published; found before."""
+    base = Forecast(sigmas=schedule.sigmas)
+    cost = None
+    if gram is not None and len(gram) == schedule.total:
+        cost = coherent_cost(gram, schedule.sigmas, base.prepared(schedule).places)
+
+    def at(count: int, found: CachePolicy | None) -> list[Forecast]:
+        first = replace(base, computed=spread(schedule.total, count)).prepared(schedule)
+        shapes = [cheapest(cost, count)] if cost is not None else []
+        shapes += [resized(shape, 50, count, schedule.total) for shape in SHAPES.values()]
+        others = [replace(first, computed=shape) for shape in shapes if len(shape) == count]
+        if found is not None:  # its settings, at its own density of steps
+            others.insert(0, replace(found, computed=resized(found.computed, schedule.total, count, schedule.total)))
+        return list(dict.fromkeys([first, *others]))
+
+    return at
+
+
+def resized(computed: Sequence[int], total: int, count: int, steps: int) -> tuple[int, ...]:
+    """`count` of `steps` steps, as densely here and there as `computed` of `total`."""
+    ranks = np.arange(count) * len(computed) / count
+    places = np.interp(ranks, range(len(computed) + 1), [*computed, total]) * steps / total
+    chosen: list[int] = []
+    for place in places:
+        chosen.append(max(round(float(place)), chosen[-1] + 1 if chosen else 0))
+    return tuple(min(step, steps - count + i) for i, step in enumerate(chosen))
+
+
+def chosen(plans: Sequence[Plan], speedup: float = 0.0, evaluations: int = 0, error: float = 0.0) -> Plan:
+    """The plan of least error that is at least so fast; of so many computed steps at most; or the fastest within an error.
+
+    Exactly one goal is given. Raises ValueError, naming what there is, when no plan reaches it.
+    """
+    have = "; ".join(f"{p.speedup:.2f}x ({p.evaluations} of {p.steps} steps) at {p.error:.3f}" for p in plans)
+    if error:
+        within = [p for p in plans if p.error <= error]
+        if not within:
+            raise ValueError(f"no plan has an error of {error:g} or less. There are: {have}")
+        return min(within, key=lambda p: (p.evaluations, p.error))
+    most = evaluations or max((math.floor(p.steps / speedup + 1e-6) for p in plans), default=0)
+    fast = [p for p in plans if p.evaluations <= most]
+    if not fast:
+        goal = f"{evaluations} computed steps" if evaluations else f"{speedup:g}x"
+        raise ValueError(
+            f"no plan reaches {goal}. There are: {have or 'none'}. Search with this goal among its speed-ups"
+        )
+    return min(fast, key=lambda p: (p.error, p.evaluations))

@@ -1,0 +1,191 @@
+"""Search: the best settings of a policy, judged by nothing but the final latents of sampled pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..cache_core.knobs import Choice, Mask, Numbers, Steps
+from ..cache_core.policies import CachePolicy
+from .fit import gauss_newton
+
+REACH = (1, 2)
+"""How far a computed step is moved at once, nearest first."""
+
+NUDGE = 0.1
+"""By how much a number is changed to see what it moves."""
+
+RIDGES = (0.03, 0.3)
+
+WORTH = 0.98
+"""The ratio of errors above which another fit does not pay."""
+
+
+class Outcome(NamedTuple):
+    """What sampling the judged pictures with a policy gave."""
+
+    latents: Tensor  # (B, ...), final
+    cost: float  # in full samplings of these pictures
+
+
+class Spent(Exception):
+    """The search may not sample any more."""
+
+
+@dataclass
+class Search:
+    """Samples pictures under one policy after another, and keeps the best.
+
+    reference: their final latents in full. steps: of the sampler. tried, fitted: what was sampled so far. What is found
+    depends on nothing else: a search that was stopped at any point and is begun anew with these ends where it would
+    have ended, and what they hold takes no time again.
+    """
+
+    simulate: Callable[[CachePolicy], Outcome]
+    reference: Tensor
+    steps: int
+    tried: dict[str, tuple[float, float]] = field(default_factory=dict)  # policy -> error, cost
+    fitted: dict[str, tuple[list[list[float]], float]] = field(default_factory=dict)  # policy -> solutions, cost
+    spent: float = 0.0
+    limit: float = 0.0
+
+    def best(self, candidates: Iterable[CachePolicy], samplings: float) -> tuple[CachePolicy, float]:
+        """The best policy to be found from these, all prepared, and its error; the first is judged in any case.
+
+        samplings: what this may cost, in full samplings of the pictures. Error: mean over pictures of the relative L2
+        distance to the reference.
+        """
+        first, *others = candidates
+        self.limit, half = self.spent + samplings, self.spent + samplings / 2
+        self._met: set[str] = set()
+        self.found = (first, self._judged(first))
+        try:
+            for policy in others:
+                self._consider(policy)
+            self._climb(half)
+            self._fit()
+            self._climb(self.limit)
+        except Spent:
+            pass
+        return self.found
+
+    def _judged(self, policy: CachePolicy) -> float:
+        key = repr(policy)
+        if key not in self.tried:
+            latents, cost = self.simulate(policy)
+            self.tried[key] = (float(self._missing(latents).norm(dim=1).mean()), cost)
+        error, cost = self.tried[key]
+        self.spent += 0.0 if key in self._met else cost
+        self._met.add(key)
+        return error
+
+    def _missing(self, latents: Tensor) -> Tensor:
+        """(B, elements): what lacks to the reference, in units of its norm."""
+        exact = self.reference.double().flatten(1)
+        return (exact - latents.double().flatten(1)) / exact.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+    def _consider(self, policy: CachePolicy) -> bool:
+        """Judge one more; whether it is the best so far."""
+        if self.spent >= self.limit:
+            raise Spent
+        error = self._judged(policy)
+        if better := error < self.found[1]:
+            self.found = (policy, error)
+        return better
+
+    def _climb(self, limit: float) -> None:
+        """Make one small change after another, each as often as it helps, until none does."""
+        helped = True
+        while helped:
+            helped = False
+            for change in changes(self.found[0], self.steps):
+                if self.spent >= limit:
+                    return
+                while (policy := change(self.found[0])) and self._consider(policy):
+                    helped = True
+
+    def _fit(self) -> None:
+        """Set all numbers at once by Gauss-Newton, again while it pays."""
+        before = float("inf")
+        while self.found[1] < WORTH * before:
+            before = self.found[1]
+            for knob in self.found[0].knobs():
+                if isinstance(knob, Numbers):
+                    for policy in self._solutions(self.found[0], knob):
+                        self._consider(policy)
+
+    def _solutions(self, policy: CachePolicy, knob: Numbers) -> list[CachePolicy]:
+        """The policy with its numbers fitted to every second picture, once per ridge; nothing where means are short.
+
+        Where they do not suffice for all entries, only those of the first place in a row are fitted.
+        """
+        affordable = int((self.limit - self.spent) / self.tried[repr(policy)][1]) - len(RIDGES) - 1
+        first = [entry for entry in knob.entries if entry[1] == 0]
+        entries = next((e for e in (list(knob.entries), first) if 0 < len(e) <= affordable), None)
+        if entries is None:
+            return []
+        rows = [list(row) for row in getattr(policy, knob.name) or [knob.start] * self.steps]
+        key = f"{policy!r} {knob.name} {len(entries)}"
+        if key not in self.fitted:
+            base, cost = self.simulate(policy)
+            slopes = []
+            for step, place in entries:
+                outcome = self.simulate(replace(policy, **{knob.name: _changed(rows, [(step, place)], [NUDGE])}))
+                slopes.append(((outcome.latents - base).double() / NUDGE).flatten(1))
+                cost += outcome.cost
+            scale = self.reference.double().flatten(1).norm(dim=1).clamp_min(1e-12)[:, None]
+            columns = torch.stack([(slope / scale)[::2].flatten() for slope in slopes], 1)
+            residual = self._missing(base)[::2].flatten()
+            self.fitted[key] = ([gauss_newton(columns, residual, ridge).tolist() for ridge in RIDGES], cost)
+        solutions, cost = self.fitted[key]
+        self.spent += cost
+        return [replace(policy, **{knob.name: _changed(rows, entries, by)}) for by in solutions]
+
+
+def _changed(rows: list[list[float]], entries: list[tuple[int, int]], by: list[float]) -> tuple[tuple[float, ...], ...]:
+    rows = [list(row) for row in rows]
+    for (step, place), amount in zip(entries, by, strict=True):
+        rows[step][place] = round(rows[step][place] + amount, 4)
+    return tuple(map(tuple, rows))
+
+
+Change = Callable[[CachePolicy], CachePolicy | None]
+
+
+def changes(policy: CachePolicy, steps: int) -> Iterator[Change]:
+    """Every small change of the policy's discrete knobs; one gives None where it cannot be made."""
+    for knob in policy.knobs():
+        if isinstance(knob, Choice):
+            yield from (_chosen(knob, by) for by in (1, -1))
+        elif isinstance(knob, Mask):
+            yield from (_toggled(knob, step) for step in range(steps))
+        elif isinstance(knob, Steps):
+            places = range(1, len(getattr(policy, knob.name)))
+            yield from (_moved(knob, place, sign * by, steps) for by in REACH for place in places for sign in (1, -1))
+
+
+def _moved(knob: Steps, place: int, by: int, steps: int) -> Change:
+    def change(policy: CachePolicy) -> CachePolicy | None:
+        chosen = list(getattr(policy, knob.name))
+        chosen[place] += by
+        if not 0 < chosen[place] < steps or len(set(chosen)) < len(chosen):
+            return None
+        return replace(policy, **{knob.name: tuple(sorted(chosen))})
+
+    return change
+
+
+def _toggled(knob: Mask, step: int) -> Change:
+    return lambda policy: replace(policy, **{knob.name: tuple(sorted({step} ^ set(getattr(policy, knob.name))))})
+
+
+def _chosen(knob: Choice, by: int) -> Change:
+    def change(policy: CachePolicy) -> CachePolicy | None:
+        place = knob.options.index(getattr(policy, knob.name)) + by
+        return replace(policy, **{knob.name: knob.options[place]}) if 0 <= place < len(knob.options) else None
+
+    return change

@@ -1,0 +1,225 @@
+"""The search on a small model that can be written down: the denoiser of data at -1 and 1, each a Gaussian of .5."""
+
+import dataclasses
+import json
+from itertools import combinations, pairwise
+
+import pytest
+import torch
+from priorcache.cache_core.extrapolation import spread
+from priorcache.cache_core.knobs import Choice, Mask, Numbers, Steps
+from priorcache.cache_core.policies import FORA, CachePolicy, Forecast, Full
+from priorcache.cache_core.run import CacheRun
+from priorcache.cache_core.sites import MODEL, Action, Schedule
+from priorcache.priors.fit import cheapest, coherent_cost, gauss_newton, step_errors
+from priorcache.priors.plan import Plan, chosen, forecasts, resized, search_plans, settings
+from priorcache.priors.search import Outcome, Search, changes
+
+T = 16
+SIGMAS = tuple(10 * 0.72**i for i in range(T)) + (0.0,)  # noqa: RUF005
+SCHEDULE = Schedule(T, SIGMAS, "euler", "EPS")
+NOISE = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(6, 4) * SIGMAS[0]
+
+
+def denoised(x, sigma):
+    both = sigma**2 + 0.25
+    return (0.25 * x + sigma**2 * torch.tanh(x / both)) / both
+
+
+def sampled(policy: CachePolicy, gram: list | None = None) -> Outcome:
+    """Euler's method, with the derivative given by a run under this policy."""
+    run, x = CacheRun(policy, SCHEDULE), NOISE
+    for i, (sigma, after) in enumerate(pairwise(SIGMAS)):
+        with run.evaluation(sigma, i / T):
+            derivative = run.next_forward([(0, "u")]).branch(MODEL, lambda x, s=sigma: (x - denoised(x, s)) / s, x)
+        if gram is not None:
+            gram.append(derivative.flatten())
+        x = x + (after - sigma) * derivative
+    return Outcome(x, run.trace.computed_fraction)
+
+
+def search(**changed) -> Search:
+    return Search(**{"simulate": sampled, "reference": sampled(Full()).latents, "steps": T} | changed)
+
+
+def grammed() -> torch.Tensor:
+    features = []
+    sampled(Full(), features)
+    stack = torch.stack(features)
+    return stack @ stack.T / stack.shape[1]
+
+
+class TestSearch:
+    @pytest.mark.parametrize("samplings", [0, 1, 5, 40])
+    def test_is_never_worse_than_where_it_begins(self, samplings):
+        begin = forecasts(SCHEDULE)(6, None)
+        _, error = search().best(begin, samplings)
+        assert error <= search().best(begin[:1], 0)[1]
+
+    def test_finds_much_better_settings(self):
+        looking = search()
+        begin = forecasts(SCHEDULE)(6, None)
+        found, error = looking.best(begin, 60)
+        assert error < 0.5 * looking.tried[repr(begin[0])][0]
+        assert len(found.computed) == 6
+        assert found.computed[0] == 0
+
+    def test_keeps_to_its_means(self):
+        looking, spent = search(), []
+
+        def counted(policy):
+            outcome = sampled(policy)
+            spent.append(outcome.cost)
+            return outcome
+
+        looking.simulate = counted
+        looking.best(forecasts(SCHEDULE)(6, None), 12)
+        assert sum(spent) == pytest.approx(looking.spent)
+        assert looking.spent <= 12 + max(spent)
+
+    @pytest.mark.parametrize("stop_after", [1, 7, 30, 55])
+    def test_stopped_and_begun_anew_it_ends_where_it_would_have_ended(self, stop_after):
+        begin, undisturbed = forecasts(SCHEDULE)(6, None), search()
+        expected = undisturbed.best(begin, 30)
+        stopped, calls = search(), []
+
+        def interrupted(policy):
+            calls.append(policy)
+            if len(calls) > stop_after:
+                raise KeyboardInterrupt
+            return sampled(policy)
+
+        stopped.simulate = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            stopped.best(begin, 30)
+        again = search(tried=stopped.tried, fitted=stopped.fitted)
+        assert again.best(begin, 30) == expected
+        assert again.spent == undisturbed.spent
+
+    def test_what_was_tried_is_not_sampled_again(self):
+        first = search()
+        expected = first.best(forecasts(SCHEDULE)(6, None), 20)
+
+        def never(policy):
+            raise AssertionError(f"sampled again: {policy}")
+
+        assert (
+            search(tried=first.tried, fitted=first.fitted, simulate=never).best(forecasts(SCHEDULE)(6, None), 20)
+            == expected
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Knobbed(CachePolicy):
+    """Latents are what the knobs say: the reference is reached at mask (1, 3), mode "c", and every shift at 2."""
+
+    mask: tuple[int, ...] = ()
+    mode: str = "a"
+    shift: tuple[tuple[float], ...] = ()
+
+    def decide(self, step, site):
+        return Action.COMPUTE
+
+    def describe(self):
+        return "knobbed"
+
+    def knobs(self):
+        return (
+            Mask("mask"),
+            Choice("mode", ("a", "b", "c")),
+            Numbers("shift", (0.0,), tuple((t, 0) for t in range(4))),
+        )
+
+
+def test_any_policy_that_declares_knobs_is_searched():
+    def simulate(policy):
+        wrong = [float(t in policy.mask) - float(t in (1, 3)) for t in range(4)]
+        shifts = [row[0] - 2 for row in policy.shift or [(0.0,)] * 4]
+        return Outcome(torch.tensor([[1.0, *wrong, "abc".index(policy.mode) - 2.0, *shifts]] * 2), 0.1)
+
+    reference = torch.tensor([[1.0, *[0.0] * 9]] * 2)
+    found, error = Search(simulate, reference, 4).best([Knobbed()], 20)
+    assert (found.mask, found.mode) == ((1, 3), "c")
+    assert error < 0.2
+    assert [row[0] for row in found.shift] == pytest.approx([2.0] * 4, abs=0.1)
+
+
+def test_changes_of_steps_keep_the_first_and_the_number():
+    policy = Forecast(computed=(0, 4, 9)).prepared(SCHEDULE)
+    moved = {change(policy) for change in changes(policy, T)} - {None}
+    schedules = {p.computed for p in moved}
+    assert {(0, 5, 9), (0, 3, 9), (0, 4, 10), (0, 4, 11), (0, 2, 9)} <= schedules
+    assert all(len(s) == 3 and s[0] == 0 for s in schedules)
+    assert any(isinstance(k, Steps) for k in policy.knobs())
+
+
+class TestFits:
+    def test_gauss_newton_solves_a_linear_problem(self):
+        slopes = torch.tensor([[1.0, 2.0], [0.0, 1.0], [3.0, -1.0]])
+        assert gauss_newton(slopes, slopes @ torch.tensor([0.5, -2.0]), 1e-9).tolist() == pytest.approx(
+            [0.5, -2.0], rel=1e-6
+        )
+
+    def test_the_cheapest_schedule_is_the_cheapest_of_all(self):
+        cost = coherent_cost(grammed()[:9, :9], SIGMAS[:10], [float(i) for i in range(9)])
+
+        def total(computed):
+            before = [0, *computed[:-1]]
+            return sum(cost[i, j, k] for i, j, k in zip(before, computed, [*computed[1:], 9], strict=True))
+
+        every = [(0, *rest) for rest in combinations(range(1, 9), 3)]
+        assert total(cheapest(cost, 4)) == pytest.approx(min(map(total, every)))
+        assert cheapest(cost, 9) == tuple(range(9))
+
+    def test_step_errors_are_those_of_the_forecast(self):
+        features = torch.randn(5, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        errors = step_errors(features @ features.T / 100, [0.0, 1.0, 2.0, 3.0, 4.0], (0, 1, 4), [(1.0, 0.0)] * 5)
+        guess = 2 * features[1] - features[0]
+        assert errors[2] == pytest.approx(((guess - features[2]).norm() / features[2].norm()).item())
+        assert (errors[0], errors[1], errors[4]) == (0.0, 0.0, 0.0)
+
+
+class TestPlans:
+    @pytest.fixture(scope="class")
+    def plans(self):
+        return search_plans(search(), forecasts(SCHEDULE, grammed()), (8, 5), 40)
+
+    def test_one_search_gives_a_plan_per_count(self, plans):
+        assert [p.evaluations for p in plans] == [8, 5]
+        assert all(p.error <= p.unplanned and p.pictures == 6 for p in plans)
+
+    def test_a_plan_restored_from_json_gives_the_same_pictures(self, plans):
+        for plan in plans:
+            again = Plan.parsed(json.loads(json.dumps(plan.as_dict()))).restored()
+            exact = sampled(Full()).latents
+            error = ((sampled(again).latents - exact).norm(dim=1) / exact.norm(dim=1)).mean().item()
+            assert error == pytest.approx(plan.error)
+
+    def test_goals(self, plans):
+        assert chosen(plans, speedup=2.0).evaluations == 8
+        assert chosen(plans, speedup=3.0).evaluations == 5
+        assert chosen(plans, evaluations=7).evaluations == 5
+        assert chosen(plans, error=plans[1].error).evaluations == 5
+        for goal in ({"speedup": 4.0}, {"evaluations": 4}, {"error": 1e-9}):
+            with pytest.raises(ValueError, match=r"There are: 2\.00x \(8 of 16 steps\)"):
+                chosen(plans, **goal)
+
+    @pytest.mark.parametrize("bad", [
+        {"policy": "os"}, {"policy": "CACHES"}, {"evaluations": 99}, {"steps": True}, {"error": float("nan")}, {"settings": []},
+    ])  # fmt: skip
+    def test_nonsense_from_a_file_is_refused(self, plans, bad):
+        with pytest.raises((ValueError, TypeError)):
+            Plan.parsed(plans[0].as_dict() | bad).restored()
+
+    def test_settings_are_a_policys_own(self):
+        assert FORA(**settings(FORA(3, "aligned"))) == FORA(3, "aligned")
+
+
+@pytest.mark.parametrize(("count", "steps"), [(10, 20), (5, 20), (14, 28), (20, 20), (1, 7)])
+def test_a_resized_schedule_has_the_wanted_number_of_steps(count, steps):
+    for shape, total in (((0, 1, 2, 3, 4, 6, 11, 19, 30, 44), 50), (spread(50, 10), 50)):
+        found = resized(shape, total, count, steps)
+        assert len(set(found)) == count
+        assert list(found) == sorted(found)
+        assert found[0] == 0
+        assert found[-1] < steps
