@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .codecs import CODECS, Codec
 from .policies.base import CachePolicy, Decline
-from .sites import MODEL, Action, Feature, Lane, Schedule, Site, Step, Streams
+from .sites import MODEL, STACK, Action, Feature, Lane, Schedule, Site, Step, Streams
 from .store import FeatureStore
 from .trace import Clock, Row, RunTrace
 
@@ -91,8 +91,16 @@ class CacheRun:
     @property
     def wants_branches(self) -> bool:
         """Whether the blocks of the network concern this run at all."""
-        watched = self.measure != "off" and self.policy.history == 0
-        return bool(self.observers) or watched or (self.policy.level == "branch" and self.policy.history > 0)
+        return self._watches or (self.policy.level != "model" and self.policy.history > 0)
+
+    @property
+    def _watches(self) -> bool:
+        """Whether branches are looked at, whatever the policy is asked about."""
+        return bool(self.observers) or (self.measure != "off" and self.policy.history == 0)
+
+    def wants(self, site: Site) -> bool:
+        """Whether outputs of this site are looked at or kept."""
+        return self.policy.serves(site) or (self._watches and site != STACK)
 
     def decline(self, reason: str) -> None:
         """Compute everything from here on; the first reason is kept."""
@@ -169,8 +177,7 @@ class Forward:
 
     def _decide(self, site: Site) -> Action:
         run = self.run
-        level = "model" if site == MODEL else "branch"
-        if run.declined or run._upward or run.policy.history == 0 or run.policy.level != level:
+        if run.declined or run._upward or run.policy.history == 0 or not run.policy.serves(site):
             return Action.COMPUTE
         return run.policy.decide(self.step, site) if run.store.has(site, self.streams) else Action.COMPUTE
 

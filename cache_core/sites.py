@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Site(NamedTuple):
-    """A place whose output can be cached: a residual branch such as "blocks.3.mlp", or the whole network."""
+    """A place whose output can be cached: a residual branch such as "blocks.3.mlp", STACK, or MODEL."""
 
     name: str
     block: int  # position in execution order, from 0
@@ -21,6 +21,9 @@ class Site(NamedTuple):
     def branch(self) -> str:
         return self.name.rpartition(".")[2]
 
+
+STACK = Site("stack", 0, 1)
+"""All blocks: what is kept is the picture's hidden state after the last one. The final layer still runs."""
 
 MODEL = Site("model", 0, 1)
 """The whole network: what is kept is the k-diffusion derivative (x - denoised) / sigma of each cond."""

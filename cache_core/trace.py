@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .sites import Action, Site, Step
+from .sites import STACK, Action, Site, Step
 
 
 def human_bytes(count: float) -> str:
@@ -91,6 +91,11 @@ class RunTrace:
         return list(dict.fromkeys(r.site for r in self.rows))
 
     @property
+    def decisions(self) -> list[Row]:
+        """What was decided of work that could be saved: where branches were looked at, STACK is no further work."""
+        return [row for row in self.rows if row.site != STACK] or self.rows
+
+    @property
     def evaluations(self) -> int:
         return len(self.moments)
 
@@ -110,19 +115,21 @@ class RunTrace:
 
     def as_dict(self) -> dict:
         """Everything a report or a picture needs, as JSON types; per evaluation: errors over sites, None where unknown."""
-        _, actions, errors = self.table()
+        _, _, errors = self.table()
+        done: dict[int, list[bool]] = {}
+        for row in self.decisions:
+            done.setdefault(row.step, []).append(row.action is Action.COMPUTE)
         steps = []
         for m in self.moments:
             i = m.step.index
             known = [line[i] for line in errors if line[i] == line[i]]
-            done = [line[i] for line in actions if line[i]]
             steps.append(
                 {
                     "index": i,
                     "sigma": m.step.sigma,
                     "seconds": m.seconds,
                     "bytes": m.nbytes,
-                    "computed": done.count("compute") / len(done) if done else 1.0,
+                    "computed": statistics.fmean(done[i]) if i in done else 1.0,
                     "error_mean": statistics.fmean(known) if known else None,
                     "error_worst": max(known, default=None),
                 }
@@ -146,7 +153,8 @@ class RunTrace:
     @property
     def computed_fraction(self) -> float:
         """Share of decisions that were COMPUTE; 1.0 when nothing was decided."""
-        return sum(r.action is Action.COMPUTE for r in self.rows) / len(self.rows) if self.rows else 1.0
+        rows = self.decisions
+        return sum(r.action is Action.COMPUTE for r in rows) / len(rows) if rows else 1.0
 
     def full_steps(self) -> list[int]:
         """Evaluations in which nothing was skipped."""

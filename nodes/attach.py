@@ -55,7 +55,7 @@ def attach(
     observers = tuple(observers)
     refuse_rivals(model.model_options, model.wrappers, KEY)
     network = unwrapped(model.model.diffusion_model)
-    if adapter_for(network) is None and policy.level == "branch" and policy.history:
+    if adapter_for(network) is None and policy.level != "model" and policy.history:
         raise CacheError(
             f"{policy.describe()} reuses single branches, and PriorCache has no adapter for {type(network).__name__}. "
             "Set the policy's scope to 'whole network', which works with every model."

@@ -39,8 +39,8 @@ def expected_bytes(model, run: CacheRun, parts: Iterable[Part]) -> int:
         dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
         with uncompiled(network):
             for part in parts:
-                sizes = adapter.sizes(network, part.latents, part.text).values()
-                total += sum(codec.nbytes((part.rows, *size), dtype) for size in sizes)
+                sizes = adapter.sizes(network, part.latents, part.text).items()
+                total += sum(codec.nbytes((part.rows, *size), dtype) for site, size in sizes if run.wants(site))
     return total * run.store.history
 
 

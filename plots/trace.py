@@ -48,9 +48,11 @@ def _expected(run: RunTrace) -> str:
 def kinds(run: RunTrace) -> list[str]:
     """What each evaluation was as a whole: compute, reuse or mixed."""
     done: dict[int, set[str]] = {}
-    for row in run.rows:
+    for row in run.decisions:
         done.setdefault(row.step, set()).add(row.action.value)
-    return [next(iter(s)) if len(s := done.get(m.step.index, {"compute"})) == 1 else "mixed" for m in run.moments]
+    whole = [{"compute"}, {"reuse"}]
+    found = [done.get(m.step.index, {"compute"}) for m in run.moments]
+    return [next(iter(actions)) if actions in whole else "mixed" for actions in found]
 
 
 def _shade(axes, run: RunTrace) -> None:

@@ -4,7 +4,7 @@ from torch import nn
 
 from ..sites import Site
 from .auraflow import AuraFlowAdapter
-from .base import Adapter, Block, Branch, computing, numbered
+from .base import Adapter, Block, Branch, computing, numbered, returns
 from .dit import DiTAdapter
 from .flux import FluxAdapter
 from .ltxv import LTXVAdapter
@@ -53,6 +53,7 @@ __all__ = [
     "installed",
     "numbered",
     "overridden",
+    "returns",
     "sites_of",
     "unwrapped",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered
+from .base import Adapter, Block, Branch, kinds, numbered, returns
 
 
 class AuraFlowAdapter(Adapter):
@@ -34,6 +34,7 @@ class AuraFlowAdapter(Adapter):
         return numbered(network, ("double_layers", double_block, double), ("single_layers", single_block, single))
 
 
+@returns("c", "x")
 def double_block(
     self: nn.Module, branch: Branch, c: Tensor, x: Tensor, global_cond: Tensor, transformer_options: dict, **_
 ) -> tuple[Tensor, Tensor]:
@@ -61,6 +62,7 @@ def double_block(
     return c, x
 
 
+@returns("cx")
 def single_block(
     self: nn.Module, branch: Branch, cx: Tensor, global_cond: Tensor, transformer_options: dict, **_
 ) -> Tensor:

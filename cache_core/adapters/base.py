@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from ..sites import Site
+from ..sites import STACK, Site
 
 
 class Branch(Protocol):
@@ -23,10 +23,24 @@ class Branch(Protocol):
     def __call__(self, name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor: ...
 
 
+def returns(*streams: str, picture: str | None = None) -> Callable[[Callable], Callable]:
+    """Says of an equation which of its arguments it returns changed, in this order; `picture` is one of them, or the last.
+
+    Blocks are skipped by returning these as they came.
+    """
+
+    def said(equation: Callable) -> Callable:
+        equation.returns, equation.picture = streams, picture or streams[-1]
+        return equation
+
+    return said
+
+
 class Block(NamedTuple):
     """One block of a network: its equation, its cacheable branches, and the submodules that make their outputs.
 
-    `equation(module, branch, *args, **kwargs)` is the block's forward with each residual branch handed to `branch`.
+    `equation(module, branch, *args, **kwargs)` is the block's forward with each residual branch handed to `branch`;
+    `returns` says what it hands to the next block.
     Where several submodules make one branch's pre-gate output, theirs are joined along the tokens, in this order.
     """
 
@@ -59,16 +73,19 @@ class Adapter(ABC):
         return False
 
     def sizes(self, network: nn.Module, latents: list[tuple[int, ...]], text: int) -> dict[Site, tuple[int, int]]:
-        """(tokens, width) of every branch's output for one row, told before sampling so that memory can be declared.
+        """(tokens, width) of every branch's output and of STACK for one row, told before sampling to declare memory.
 
         latents: (C, *space) of the picture and of every reference that comes along with it.
         """
         image, text = self.lengths(network, sum(patches(network, latent) for latent in latents), text)
-        return {
+        blocks = self.blocks(network)
+        found = {
             site: (self.tokens(block, name, image, text), width(block.captures[name][0]))
-            for block in self.blocks(network)
+            for block in blocks
             for name, site in block.sites.items()
         }
+        last = [found[site] for name, site in blocks[-1].sites.items() if not name.startswith("txt_")]
+        return found | {STACK: min(last)}  # a branch that both streams share has more tokens than the picture
 
     def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
         """Tokens of the picture and of the text inside of the network, with what it puts beside them."""

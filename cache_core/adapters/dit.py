@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ...models.dit import modulate
-from .base import Adapter, Block, Branch, numbered
+from .base import Adapter, Block, Branch, numbered, returns
 
 
 class DiTAdapter(Adapter):
@@ -18,6 +18,7 @@ class DiTAdapter(Adapter):
         return numbered(network, ("blocks", block, {"attn": lambda b: b.attn, "mlp": lambda b: b.mlp}))
 
 
+@returns("x")
 def block(self: nn.Module, branch: Branch, x: Tensor, c: Tensor) -> Tensor:
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)
     x = x + gate_a * branch("attn", lambda x: self.attn(modulate(self.norm1(x), shift_a, scale_a)), x)

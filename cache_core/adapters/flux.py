@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered
+from .base import Adapter, Block, Branch, kinds, numbered, returns
 
 
 class FluxAdapter(Adapter):
@@ -34,6 +34,7 @@ class FluxAdapter(Adapter):
         return any(kwargs.get(f"modulation_dims{stream}") is not None for stream in ("", "_img", "_txt"))
 
 
+@returns("img", "txt", picture="img")
 def double_block(
     self: nn.Module,
     branch: Branch,
@@ -73,6 +74,7 @@ def double_block(
     return img, clamp(txt)
 
 
+@returns("x")
 def single_block(
     self: nn.Module,
     branch: Branch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered
+from .base import Adapter, Block, Branch, kinds, numbered, returns
 
 
 class LTXVAdapter(Adapter):
@@ -19,6 +19,7 @@ class LTXVAdapter(Adapter):
         return numbered(network, ("transformer_blocks", transformer_block, branches))
 
 
+@returns("x")
 def transformer_block(
     self: nn.Module,
     branch: Branch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered
+from .base import Adapter, Block, Branch, kinds, numbered, returns
 
 
 class LuminaAdapter(Adapter):
@@ -30,6 +30,7 @@ class LuminaAdapter(Adapter):
         return kwargs.get("timestep_zero_index") is not None
 
 
+@returns("x")
 def joint_transformer_block(
     self: nn.Module,
     branch: Branch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered
+from .base import Adapter, Block, Branch, kinds, numbered, returns
 
 
 class PixArtMSAdapter(Adapter):
@@ -18,6 +18,7 @@ class PixArtMSAdapter(Adapter):
         return numbered(network, ("blocks", block, branches))
 
 
+@returns("x")
 def block(
     self: nn.Module, branch: Branch, x: Tensor, y: Tensor, t: Tensor, mask=None, HW: tuple | None = None, **_
 ) -> Tensor:

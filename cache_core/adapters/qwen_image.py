@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered
+from .base import Adapter, Block, Branch, kinds, numbered, returns
 
 
 class QwenImageAdapter(Adapter):
@@ -23,6 +23,7 @@ class QwenImageAdapter(Adapter):
         return numbered(network, ("transformer_blocks", transformer_block, branches))
 
 
+@returns("encoder_hidden_states", "hidden_states")
 def transformer_block(
     self: nn.Module,
     branch: Branch,

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..run import Forward, relative_error
-from ..sites import Action, Site
+from ..run import CacheRun, Forward, relative_error
+from ..sites import STACK, Action, Site
 from .base import Adapter, Block, computing
+from .stack import Stack
 
 ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch")
 """What the host calls, inside a block, on the queries, keys and values or on the attention's output."""
@@ -26,7 +27,7 @@ def installed(adapter: Adapter, network: nn.Module, cache: Forward) -> Iterator[
     run = cache.run
     routes = run.routes.get(network)
     if routes is None:
-        routes = run.routes[network] = Routes(adapter, network, run.compiled or compiled(network))
+        routes = run.routes[network] = Routes(adapter, network, run)
     rows = len(run.trace.rows)
     with routes.through(cache) as noted:
         yield
@@ -93,44 +94,56 @@ class Routes:
     good: what is `_opaque` is not traced, while modules that it calls still compile; what is `_eager`, nor they.
     """
 
-    def __init__(self, adapter: Adapter, network: nn.Module, compiled: bool):
-        self.adapter, self.compiled = adapter, compiled
+    def __init__(self, adapter: Adapter, network: nn.Module, run: CacheRun):
+        self.adapter, self.wants = adapter, run.wants
+        self.compiled = run.compiled or compiled(network)
         self.cache: Forward | None = None  # of the forward that is under way
         self.originals: dict[nn.Module, Callable] = {}
-        self.copied = compiled  # whether outputs are noted as copies; a compiled graph may reuse its memory
+        self.copied = self.compiled  # whether outputs are noted as copies; a compiled graph may reuse its memory
         self.told = False
         self.parts: list[list[Tensor | None]] = []
         with uncompiled(network):
             self.blocks = adapter.blocks(network)
+        self.declined = self._eager(self._declined)
         self.noting = [self._noting(block) for block in self.blocks]
         self.reusing = [(block.module, self._opaque(self._reusing(block))) for block in self.blocks]
         self.checking = [(block.module, self._opaque(self._checking(block))) for block in self.blocks]
         if type(adapter).writes is not Adapter.writes:
             for block, modules in zip(self.blocks, self.noting, strict=True):
                 modules.append((block.module, self._opaque(self._hosting(block))))
+        passable = all(hasattr(block.equation, "returns") for block in self.blocks)
+        self.stack = Stack(self) if passable and run.wants(STACK) else None
+        if self.stack:  # whichever forward the last block gets, its output is noted
+            self.noting[-1].append(self.stack.ending(self._hosting(self.blocks[-1])))
+            self.reusing[-1] = self.stack.ending(self.reusing[-1][1])
+            self.checking[-1] = self.stack.ending(self.checking[-1][1])
 
     @contextmanager
     def through(self, cache: Forward) -> Iterator[bool]:
         """One forward of the network; tells whether anything of it will be noted."""
         if self.compiled:
             cache.close_to_compiler()
-        forwards = self._forwards(cache)
-        for module, _ in forwards:
-            self.originals[module] = module.forward
         self.cache = cache
         try:
+            forwards = self._forwards(cache)
+            for module, _ in forwards:
+                self.originals[module] = module.forward
             with overridden(forwards):
                 yield bool(forwards)
         finally:
             self.cache = None
+            if self.stack:
+                self.stack.output = None
             for parts in self.parts:
                 parts[:] = [None] * len(parts)
 
     def _forwards(self, cache: Forward) -> list[tuple[nn.Module, Callable]]:
-        run, forwards, foreign = cache.run, [], 0
-        for i, block in enumerate(self.blocks):
-            theirs = replaced(block.module)
-            foreign += theirs
+        run, forwards = cache.run, []
+        foreign = [replaced(block.module) for block in self.blocks]
+        self._tell(sum(foreign))
+        if self.stack and not any(foreign) and self.stack.skips(cache):
+            return self.stack.forwards(cache)
+        for i, (block, theirs) in enumerate(zip(self.blocks, foreign, strict=True)):
             if not theirs and any(cache.action(site) is not Action.COMPUTE for site in block.sites.values()):
                 forwards.append(self.reusing[i])
                 continue
@@ -139,12 +152,14 @@ class Routes:
             if not (theirs or run.declined or run.policy.history == 0 or block.kind in run.checked):
                 run.checked.add(block.kind)
                 forwards.append(self.checking[i])
+        return forwards
+
+    def _tell(self, foreign: int) -> None:
         if foreign and not self.told:
             self.told = True
-            run.trace.notes.append(
+            self.cache.run.trace.notes.append(
                 f"{foreign} of {len(self.blocks)} blocks were replaced by another node and are always computed."
             )
-        return forwards
 
     def _opaque(self, function: Callable) -> Callable:
         return torch.compiler.disable(function, recursive=False) if self.compiled else function
@@ -167,6 +182,8 @@ class Routes:
 
         found = []
         for name, modules in block.captures.items():
+            if not self.wants(block.sites[name]):
+                continue
             parts: list[Tensor | None] = [None] * len(modules)
             self.parts += [parts] if len(parts) > 1 else []
             found += [(m, noting(block.sites[name], m, parts, place)) for place, m in enumerate(modules)]
@@ -199,7 +216,6 @@ class Routes:
 
     def _reusing(self, block: Block) -> Callable:
         """The adapter's equation, its branches handed to the cache."""
-        declined = self._eager(self._declined)
 
         def branch(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
             return self.cache.branch(block.sites[name], fn, x, tokenwise)
@@ -207,7 +223,7 @@ class Routes:
         branch = self._opaque(branch)
 
         def reusing(*args, **kwargs):
-            if declined(kwargs):
+            if self.declined(kwargs):
                 return self.originals[block.module](*args, **kwargs)
             return block.equation(block.module, branch, *args, **kwargs)
 
@@ -224,11 +240,11 @@ class Routes:
 
     def _checking(self, block: Block) -> Callable:
         """Once per run and kind of block: the equation, computing everything, must agree with the host's block."""
-        hosted, declined = self._hosting(block), self._eager(self._declined)
+        hosted = self._hosting(block)
         copied, compare = self._eager(_copied), self._eager(self._compare)
 
         def checking(*args, **kwargs):
-            if declined(kwargs):
+            if self.declined(kwargs):
                 return hosted(*args, **kwargs)
             before = copied(args, kwargs)
             expected = hosted(*args, **kwargs)

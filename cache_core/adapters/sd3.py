@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered
+from .base import Adapter, Block, Branch, kinds, numbered, returns
 
 
 class SD3Adapter(Adapter):
@@ -24,6 +24,7 @@ class SD3Adapter(Adapter):
         return numbered(network, ("joint_blocks", joint_block, branches))
 
 
+@returns("context", "x")
 def joint_block(
     self: nn.Module,
     branch: Branch,

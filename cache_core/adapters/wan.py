@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered
+from .base import Adapter, Block, Branch, kinds, numbered, returns
 
 
 class WanAdapter(Adapter):
@@ -26,6 +26,7 @@ class WanAdapter(Adapter):
         return numbered(network, ("blocks", attention_block, branches))
 
 
+@returns("x")
 def attention_block(
     self: nn.Module,
     branch: Branch,

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..knobs import Knob
-from ..sites import Action, Feature, Schedule, Site, Step
+from ..sites import MODEL, STACK, Action, Feature, Schedule, Site, Step
 
 
 class Decline(Exception):
@@ -22,12 +22,20 @@ class CachePolicy(ABC):
 
     `history` is how many past outputs `reuse` needs, `keeps_reused` whether its own results count among them; both may
     be properties of an instance. `level` says what the policy is asked about: "branch" for the residual branches of
-    every block, "model" for the output of the whole network.
+    every block, "stack" for all blocks at once (STACK), "model" for the output of the whole network. `stack` asks it
+    about STACK before the branches, too: where that is reused, no branch is asked about.
     """
 
     history: ClassVar[int] = 1
     keeps_reused: ClassVar[bool] = False
+    stack: ClassVar[bool] = False
     level: str = field(default="branch", kw_only=True)
+
+    def serves(self, site: Site) -> bool:
+        """Whether this policy is asked about a site at all."""
+        if site == STACK:
+            return self.stack or self.level == "stack"
+        return self.level == ("model" if site == MODEL else "branch")
 
     @abstractmethod
     def decide(self, step: Step, site: Site) -> Action:

@@ -8,7 +8,7 @@ import torch
 from priorcache.cache_core.adapters import ADAPTERS, Adapter, adapter_for, computing, installed, overridden
 from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.run import CacheRun
-from priorcache.cache_core.sites import Action
+from priorcache.cache_core.sites import STACK, Action
 from torch import nn
 
 CASES = architectures.cases()
@@ -124,9 +124,96 @@ def test_a_reused_branch_is_not_run(case):
     assert run.trace.computed_fraction == 0.5
 
 
-def test_nothing_is_left_on_the_modules(case):
+@dataclass(frozen=True)
+class Skipping(FORA):
+    """Where FORA would reuse, all blocks are skipped at once."""
+
+    stack = True
+
+
+class Stacked(Skipping):
+    """The same for a policy that is asked about nothing else."""
+
+    stack = False
+
+    def serves(self, site):
+        return site == STACK
+
+
+def test_skipping_all_blocks_runs_the_final_layer_of_now_on_the_state_of_before(case):
+    """Must equal the stock network whose last block returns, for the picture, what it returned before."""
     network, inputs, adapter = case
-    sample(network, inputs, adapter, CacheRun(FORA(2), 4, measure="truth"))
+    block = adapter.blocks(network)[-1]
+    place = block.equation.returns.index(block.equation.picture)
+    before = []
+
+    def keep(_, args, out):
+        before.append((out if isinstance(out, torch.Tensor) else out[place]).clone())
+
+    hook = block.module.register_forward_hook(keep)
+    network(**inputs(0))
+    hook.remove()
+    theirs = block.module.forward
+
+    def ending(*args, **kwargs):
+        out = theirs(*args, **kwargs)
+        if isinstance(out, torch.Tensor):
+            return before[0].clone()
+        return tuple(before[0].clone() if i == place else o for i, o in enumerate(out))
+
+    with overridden([(block.module, ending)]):
+        expected = network(**inputs(1))
+    assert not torch.equal(expected, network(**inputs(1)))
+    for policy in (Skipping(2, "aligned"), Stacked(2, "aligned")):
+        for measure in ("off", "truth"):
+            ours = sample(network, inputs, adapter, CacheRun(policy, 4, measure=measure), steps=2)
+            assert torch.equal(ours[0], network(**inputs(0)))
+            assert torch.equal(ours[1], expected)
+
+
+def test_skipping_all_blocks_never_runs_one(case):
+    network, inputs, adapter = case
+    calls = []
+    for block in adapter.blocks(network):
+        for name, modules in block.captures.items():
+            modules[0].register_forward_hook(lambda *_, s=block.sites[name]: calls.append(s))
+    run = CacheRun(Skipping(2, "aligned"), 4)
+    run.checked = {block.kind for block in adapter.blocks(network)}
+    sample(network, inputs, adapter, run)
+    run.close(complete=True)
+    sites = [site for block in adapter.blocks(network) for site in block.sites.values()]
+    assert sorted(calls) == sorted(sites * 2)
+    assert run.trace.computed_fraction == 0.5
+    assert run.trace.full_steps() == [0, 2]
+    for step in (1, 3):
+        assert {r.site for r in run.trace.rows if r.step == step and r.action is Action.REUSE} == {STACK, *sites}
+
+
+def test_a_policy_of_the_stack_alone_keeps_no_branch(case):
+    network, inputs, adapter = case
+    run = CacheRun(Stacked(2, "aligned"), 4)
+    sample(network, inputs, adapter, run)
+    assert {r.site for r in run.trace.rows} == {STACK}
+    assert run.trace.computed_fraction == 0.5
+
+
+def test_blocks_are_not_skipped_where_somebody_else_replaced_one(case):
+    network, inputs, adapter = case
+    block = adapter.blocks(network)[0]
+    original = block.module.forward
+    block.module.forward = lambda *a, **k: original(*a, **k)
+    run = CacheRun(Skipping(2, "aligned"), 4)
+    sample(network, inputs, adapter, run)
+    assert {r.action for r in run.trace.rows if r.site == STACK} == {Action.COMPUTE}
+    assert Action.REUSE in {r.action for r in run.trace.rows}  # the other blocks' branches, as without it
+    del block.module.forward
+
+
+@pytest.mark.parametrize("kind", [FORA, Skipping])
+@pytest.mark.parametrize("measure", ["off", "truth"])
+def test_nothing_is_left_on_the_modules(case, kind, measure):
+    network, inputs, adapter = case
+    sample(network, inputs, adapter, CacheRun(kind(2), 4, measure=measure))
     assert left_over(network) == []
 
 
@@ -175,10 +262,11 @@ def test_a_block_that_is_not_the_known_one_declines_and_computes(case):
         module.__class__ = known
 
 
-def test_nobody_writes_to_what_is_kept(case):
+@pytest.mark.parametrize("kind", [FORA, Skipping])
+def test_nobody_writes_to_what_is_kept(case, kind):
     """Hosts gate and add in place; what is in the store must not be among what they write to."""
     network, inputs, adapter = case
-    run, kept = CacheRun(FORA(2, "aligned"), 4), []
+    run, kept = CacheRun(kind(2, "aligned"), 4), []
     put = run.store.put
 
     def spied(site, streams, value, *rest, **named):
@@ -191,10 +279,11 @@ def test_nobody_writes_to_what_is_kept(case):
     assert all(torch.equal(now, then) for now, then in kept)
 
 
-def test_conds_may_be_batched_or_split_without_a_difference(case):
+@pytest.mark.parametrize("kind", [FORA, Skipping])
+def test_conds_may_be_batched_or_split_without_a_difference(case, kind):
     network, inputs, adapter = case
-    together = sample(network, inputs, adapter, CacheRun(FORA(2, "aligned"), 4))
-    run, apart = CacheRun(FORA(2, "aligned"), 4), []
+    together = sample(network, inputs, adapter, CacheRun(kind(2, "aligned"), 4))
+    run, apart = CacheRun(kind(2, "aligned"), 4), []
     for step in range(4):
         with run.evaluation(4.0 - step, step / 4):
             parts = []
@@ -208,11 +297,12 @@ def test_conds_may_be_batched_or_split_without_a_difference(case):
         assert_close(a, b)
 
 
-def test_regrouping_between_steps_keeps_reusing(case):
+@pytest.mark.parametrize("kind", [FORA, Skipping])
+def test_regrouping_between_steps_keeps_reusing(case, kind):
     """Batched at even steps, split and reordered at odd ones: nothing is lost and no cond gets another one's rows."""
     network, inputs, adapter = case
-    expected = sample(network, inputs, adapter, CacheRun(FORA(2, "aligned"), 4))
-    run = CacheRun(FORA(2, "aligned"), 4)
+    expected = sample(network, inputs, adapter, CacheRun(kind(2, "aligned"), 4))
+    run = CacheRun(kind(2, "aligned"), 4)
     for step in range(4):
         whole = inputs(step)
         with run.evaluation(4.0 - step, step / 4):
@@ -235,7 +325,7 @@ ROUGH = {
 
 def test_the_size_of_every_branch_is_told_beforehand(case, request):
     network, inputs, adapter = case
-    run, given = CacheRun(FORA(2, "aligned"), 4), inputs(0)
+    run, given = CacheRun(Skipping(2, "aligned"), 4), inputs(0)
     with run.evaluation(4.0, 0.0), installed(adapter, network, cache := run.next_forward([(0, "a"), (1, "b")])):
         network(**given)
     text = given["context"].shape[1] if "context" in given else 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from priorcache.cache_core.policies import FORA
 from priorcache.cache_core.run import CacheRun
-from priorcache.cache_core.sites import Action, Site, Step
+from priorcache.cache_core.sites import STACK, Action, Site, Step
 from priorcache.cache_core.trace import Moment, Row, RunTrace, Trace
 
 SITES = [Site("blocks.0.attn", 0, 2), Site("blocks.1.attn", 1, 2)]
@@ -35,6 +35,20 @@ def test_fraction_peak_and_total():
     assert run.computed_fraction == 0.5
     assert run.seconds == 3.0
     assert run.peak_bytes == 300
+
+
+def test_the_stack_beside_branches_is_no_further_work():
+    """Its hidden state is there whenever the blocks ran; where it is reused, so is every branch."""
+    run = run_of([1.0, 0.5, 1.0, 0.1], reused={1, 3})
+    run.rows += [Row(i, STACK, Action.REUSE if i == 3 else Action.COMPUTE, None) for i in range(4)]
+    assert run.computed_fraction == 0.5
+    assert run.full_steps() == [0, 2]
+    assert [step["computed"] for step in run.as_dict()["steps"]] == [1, 0, 1, 0]
+
+
+def test_the_stack_alone_is_what_was_decided():
+    run = RunTrace("test", 2, rows=[Row(0, STACK, Action.COMPUTE, None), Row(1, STACK, Action.REUSE, None)])
+    assert run.computed_fraction == 0.5
 
 
 def test_table_averages_streams_and_marks_the_unknown():

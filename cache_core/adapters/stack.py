@@ -1,0 +1,92 @@
+"""STACK: all blocks of a network skipped at once, while whatever comes before and after them still runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ..sites import STACK, Action
+from ..trace import Row
+from .base import Block
+
+if TYPE_CHECKING:
+    from ..run import Forward
+    from .routes import Routes
+
+
+class Stack:
+    """Notes the picture's hidden state after the last block; to skip, blocks hand on what they get and the last one it.
+
+    It is kept and handed out as a copy, because networks add to it (ControlNet) or write to it.
+    """
+
+    def __init__(self, routes: Routes):
+        self.routes, self.last = routes, routes.blocks[-1]
+        self.sites = [site for block in routes.blocks for site in block.sites.values()]
+        self.output: Tensor | None = None  # of the forward that is under way, where it skips
+        self.passing = [(block.module, routes._opaque(self._passing(block))) for block in routes.blocks]
+        self._note = routes._eager(self.note)
+        self._replace = routes._eager(self.replace)
+
+    def skips(self, cache: Forward) -> bool:
+        """Whether this forward is to skip all blocks; then what they would put out is at hand, too."""
+        if cache.action(STACK) is Action.REUSE:
+            self.output, _ = cache.approximate(STACK, Action.REUSE, None)
+        return self.output is not None
+
+    def forwards(self, cache: Forward) -> list[tuple[nn.Module, Callable]]:
+        """All blocks pass; in shadow they run, and only the last one's output is replaced."""
+        return self.passing[-1:] if cache.run.measure == "truth" else self.passing
+
+    def ending(self, forward: Callable) -> tuple[nn.Module, Callable]:
+        """The last block with a forward that notes its output down."""
+
+        def ended(*args, **kwargs):
+            out = forward(*args, **kwargs)
+            self._note(out)
+            return out
+
+        return self.last.module, self.routes._opaque(ended)
+
+    def _passing(self, block: Block) -> Callable:
+        routes, equation = self.routes, block.equation
+        bind = routes._eager(inspect.signature(equation).bind)
+
+        def passing(*args, **kwargs):
+            if routes.declined(kwargs):
+                return routes.originals[block.module](*args, **kwargs)
+            given = bind(block.module, None, *args, **kwargs).arguments
+            if block is self.last:
+                truth = routes.cache.run.measure == "truth"
+                exact = routes.originals[block.module](*args, **kwargs) if truth else None
+                given[equation.picture] = self._replace(exact)
+            out = tuple(given[name] for name in equation.returns)
+            return out if len(out) > 1 else out[0]
+
+        return passing
+
+    def note(self, out: Tensor | tuple) -> None:
+        cache = self.routes.cache
+        try:
+            picture = self._picture(out).clone()
+        except (RuntimeError, MemoryError) as error:
+            if not cache.run.survives(error):
+                raise
+            return
+        cache.computed(STACK, picture)
+
+    def replace(self, exact: Tensor | tuple | None) -> Tensor:
+        cache = self.routes.cache
+        exact = None if exact is None else self._picture(exact)
+        out = cache.reused(STACK, Action.REUSE, self.output, None, None, exact)
+        cache.run.trace.rows += [
+            Row(cache.step.index, site, Action.REUSE, None) for site in self.sites if cache.run.wants(site)
+        ]
+        return out.clone()
+
+    def _picture(self, out: Tensor | tuple) -> Tensor:
+        equation = self.last.equation
+        return out if isinstance(out, Tensor) else out[equation.returns.index(equation.picture)]
