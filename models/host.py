@@ -13,7 +13,7 @@ import comfy.ops
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 
 from .checkpoint import CheckpointError, read
 from .dit import DiT, DiTConfig
@@ -41,9 +41,15 @@ class _Settings(comfy.supported_models_base.BASE):
         return DiTModel(self, device=device)
 
 
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
+    """The host's preferred attention; while something is trained, the one that has a backward pass everywhere."""
+    function = attention_pytorch if comfy.model_management.in_training else optimized_attention
+    return function(q, k, v, heads)
+
+
 def network(config: DiTConfig, operations, dtype=None, device=None, **_) -> DiT:
     """A DiT built from the host's layers and its preferred attention."""
-    return DiT(config, operations=operations, attention=optimized_attention, dtype=dtype, device=device)
+    return DiT(config, operations=operations, attention=attention, dtype=dtype, device=device)
 
 
 PREDICTIONS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import comfy.latent_formats
@@ -14,8 +15,7 @@ from torch import Tensor
 from .checkpoint import CheckpointError, checked, depth_of, heads_of, prediction_of, without_prefix
 from .host import PREDICTIONS, opened, placed
 
-LATENTS = {3: comfy.latent_formats.ChromaRadiance, 4: comfy.latent_formats.SD15}
-"""Channels -> latent format: pixels as they are, or those of the SD VAE, as PixArt-alpha has them."""
+CHANNELS = {3: "pixels", 4: "latents of a VAE"}
 
 
 class _Settings(comfy.supported_models.PixArtAlpha):
@@ -40,7 +40,9 @@ def from_weights(config: dict, weights: dict[str, Tensor], prediction="epsilon",
     """A ModelPatcher around weights in the original layout; `config` is what `read` gave."""
     settings = _Settings({"image_model": "pixart_alpha", **config})
     settings.prediction = prediction
-    settings.latent_format = LATENTS[config["in_channels"]]()
+    formats = comfy.latent_formats
+    alpha = formats.SD15 if config["micro_condition"] else formats.SDXL
+    settings.latent_format = (formats.ChromaRadiance if config["in_channels"] == 3 else alpha)()
     return placed(settings, weights, dtype, disable_dynamic)
 
 
@@ -61,8 +63,9 @@ def read(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = Non
         sizes[name] = tuple(weights[name].shape)
     hidden, channels, patch, _ = sizes["x_embedder.proj.weight"]
     words, caption = sizes["y_embedder.y_embedding"]
-    if channels not in LATENTS:
-        raise CheckpointError(f"it works on {channels} channels; 3 (pixels) and 4 (SD latents) are known")
+    if channels not in CHANNELS:
+        known = " and ".join(f"{n} ({what})" for n, what in CHANNELS.items())
+        raise CheckpointError(f"it works on {channels} channels; {known} are known")
     outputs = weights["final_layer.linear.weight"].shape[0]
     config = {
         "hidden_size": hidden,
@@ -75,18 +78,18 @@ def read(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = Non
         "model_max_length": words,
         "micro_condition": "csize_embedder.mlp.0.weight" in weights,
         "qk_norm": "blocks.0.attn.q_norm.weight" in weights,
-        "pe_interpolation": _interpolation(metadata),
+        "pe_interpolation": _interpolation(weights, metadata, patch),
     }
-    with torch.device("meta"):
-        network = PixArtMS(**config, operations=torch.nn)
-    return config, checked(weights, network)
+    return config, checked(weights, PixArtMS(**config, operations=torch.nn, device="meta"))
 
 
-def _interpolation(metadata: Mapping[str, str]) -> int | None:
+def _interpolation(weights: Mapping[str, Tensor], metadata: Mapping[str, str], patch: int) -> int | None:
+    """How far positions are stretched; None where the host works it out from the size of the picture."""
     told = metadata.get("pe_interpolation")
     if told is None:
-        return None  # the host works it out from the size of the picture
-    if not (told.isascii() and told.isdigit() and int(told[:4]) > 0 and len(told) < 4):
+        positions = weights.get("pos_embed")
+        return None if positions is None else math.isqrt(positions.shape[1]) * patch // 64 or None
+    if not (told.isascii() and told.isdigit() and len(told) < 4 and int(told) > 0):
         raise CheckpointError(
             f"its metadata says pe_interpolation = {told[:20]!r}; a whole number from 1 to 999 is meant"
         )

@@ -241,7 +241,7 @@ def test_a_model_without_blocks_is_refused():
 
 @pytest.mark.parametrize("name", ["blocks.0.attn.q_norm.weight", "blocks.1.cross_attn.qkv.weight"])
 def test_a_block_with_more_in_it_is_another_architecture(name):
-    with pytest.raises(CheckpointError, match=f"{name} is nothing a DiT block has"):
+    with pytest.raises(CheckpointError, match=f"{name} is nothing such a block has"):
         read(original() | {name: torch.ones(8)}, heads=2)
 
 
