@@ -97,13 +97,16 @@ def fetch_host(version: str, pip: Path) -> Path:
 
 
 def environment(own_host: Path | None = None) -> tuple[Path, Path, Path]:
-    """(python, latest host, floor host) of a complete environment. A host of your own stands in for the latest."""
+    """(python, latest host, floor host) of a complete environment.
+
+    A host of your own stands in for the latest, with an environment apart for what it requires.
+    """
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         low, high = (".".join(map(str, p)) for p in PYTHONS)
         raise SystemExit(
             f"Python {low} to {high} is needed, this is {sys.version.split()[0]}: run it as python{low} tools/dev.py"
         )
-    tag = "py" + "".join(map(str, sys.version_info[:2]))
+    tag = "py" + "".join(map(str, sys.version_info[:2])) + ("-own" if own_host else "")
     scripts = HOME / f"env-{tag}" / "bin"
     python, pip = scripts / "python", scripts / "pip"
     with locked(f"env-{tag}"):
