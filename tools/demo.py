@@ -120,7 +120,9 @@ def measure(server: Server, base: Path, count: int) -> dict:
     report = {"steps": STEPS, "cfg": 1.5, "pictures": PICTURES, "seeds": seeds, "full_seconds": full_times, "runs": []}
     for interval in INTERVALS:
         row, cached = rows[interval], cached_times[interval]
-        speedup = statistics.median(full / own for full, own in zip(full_times, cached, strict=True))  # neighbours in time
+        speedup = statistics.median(
+            full / own for full, own in zip(full_times, cached, strict=True)
+        )  # neighbours in time
         report["runs"].append(
             {
                 "policy": row["trace"]["policy"],
