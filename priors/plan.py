@@ -80,6 +80,16 @@ def settings(policy: CachePolicy) -> dict:
     return {f.name: _plain(getattr(policy, f.name)) for f in fields(policy) if f.init and f.repr}
 
 
+def merged(sets: Iterable[Sequence[Plan]]) -> tuple[Plan, ...]:
+    """One plan per policy, steps and computed steps: the one judged on most pictures; fastest last."""
+    best: dict[tuple, Plan] = {}
+    for plan in (plan for plans in sets for plan in plans):
+        key = (plan.policy, plan.steps, plan.evaluations)
+        if key not in best or plan.pictures > best[key].pictures:
+            best[key] = plan
+    return tuple(sorted(best.values(), key=lambda p: p.speedup))
+
+
 def search_plans(
     search: Search,
     candidates: Callable[[int, CachePolicy | None], Sequence[CachePolicy]],

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from .plan import Plan, merged
+
 FORMAT = 1
 MAX_BYTES = 8 * 2**30
 MAX_HEADER = 16 * 2**20
@@ -56,6 +58,7 @@ class Prior:
     mean product of the k-diffusion derivatives; "mean/<site>" (T, N, C) mean positive output, half precision, optional;
     "trend/<site>" (K, N, C) its change since the evaluation before, at the K evaluations "trend_steps/<site>", optional;
     "router" (T, S) gates of L2C in [0, 1], nan where all is computed, optional. T counts evaluations, S sites.
+    plans: what a search found for these sampler settings, fastest last.
     """
 
     subject: Subject
@@ -64,6 +67,7 @@ class Prior:
     tables: dict[str, Tensor] = field(repr=False)
     shape: tuple[int, ...] = ()  # of one latent, without batch
     seeds: tuple[int, ...] = ()
+    plans: tuple[Plan, ...] = ()
 
     @property
     def evaluations(self) -> int:
@@ -116,6 +120,7 @@ class Prior:
             "samples": self.samples,
             "shape": self.shape,
             "seeds": self.seeds,
+            "plans": [plan.as_dict() for plan in self.plans],
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -185,7 +190,7 @@ class Prior:
 
         tables = {name: mean(name) for name in first.tables}
         seeds = tuple(s for p in priors for s in p.seeds)
-        return Prior(first.subject, first.sites, total, tables, first.shape, seeds)
+        return Prior(first.subject, first.sites, total, tables, first.shape, seeds, merged(p.plans for p in priors))
 
 
 def _load(path: Path) -> Prior:
@@ -224,6 +229,7 @@ def _load(path: Path) -> Prior:
         tables=tables,
         shape=tuple(_whole(n, "shape", 1) for n in about["shape"]),
         seeds=tuple(_whole(n, "seeds", 0) for n in about["seeds"]),
+        plans=tuple(Plan.parsed(plan) for plan in about.get("plans", [])),
     )
     _check_tables(prior)
     return prior

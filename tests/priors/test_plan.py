@@ -12,7 +12,8 @@ from priorcache.cache_core.policies import FORA, CachePolicy, Forecast, Full
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import MODEL, Action, Schedule
 from priorcache.priors.fit import cheapest, coherent_cost, gauss_newton, step_errors
-from priorcache.priors.plan import Plan, chosen, forecasts, resized, search_plans, settings
+from priorcache.priors.plan import Plan, chosen, forecasts, merged, resized, search_plans, settings
+from priorcache.priors.prior import Prior, PriorError, Subject
 from priorcache.priors.search import Outcome, Search, changes
 
 T = 16
@@ -210,6 +211,23 @@ class TestPlans:
     def test_nonsense_from_a_file_is_refused(self, plans, bad):
         with pytest.raises((ValueError, TypeError)):
             Plan.parsed(plans[0].as_dict() | bad).restored()
+
+    def test_a_prior_carries_them_and_an_old_one_has_none(self, plans, tmp_path):
+        subject = Subject("DiT", "0" * 16, "EPS", "euler", "karras", T, 1.0)
+        tables = {"sigmas": torch.tensor(SIGMAS[:-1]), "power": torch.ones(T, 0), "difference": torch.ones(1, T, 0)}
+        prior = Prior(subject, (), 6, tables)
+        assert Prior.load(prior.save(tmp_path / "a.safetensors")).plans == ()
+        prior = dataclasses.replace(prior, plans=tuple(plans))
+        again = Prior.load(prior.save(tmp_path / "b.safetensors"))
+        assert again.plans == prior.plans
+        assert [p.evaluations for p in Prior.merge([again, prior]).plans] == [8, 5]
+        broken = dataclasses.replace(prior, plans=(dataclasses.replace(plans[0], error=-1.0),))
+        with pytest.raises(PriorError, match=r"b\.safetensors"):
+            Prior.load(broken.save(tmp_path / "b.safetensors"))
+
+    def test_of_two_for_one_goal_the_better_judged_is_kept(self, plans):
+        more = dataclasses.replace(plans[0], pictures=60, error=1.0)
+        assert merged([plans, [more]]) == (more, plans[1])
 
     def test_settings_are_a_policys_own(self):
         assert FORA(**settings(FORA(3, "aligned"))) == FORA(3, "aligned")

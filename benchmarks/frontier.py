@@ -1,0 +1,272 @@
+"""Fidelity against evaluations and wall time: fewer steps, published caches, our forecast, our plan.
+
+    python tools/dev.py bench frontier --model dit --steps 20 --cfg 1.5 --pairs 12
+
+Every method samples the same prompts and seeds, which no plan was made with. Error: relative L2 distance of the final
+latent to that of all steps; PSNR against the range of that latent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..cache_core.adapters import adapter_for, unwrapped
+from ..cache_core.extrapolation import spread
+from ..cache_core.policies import CachePolicy, Forecast, Full, Taylor
+from ..cache_core.sites import Schedule
+from ..priors.plan import forecasts, search_plans
+from ..priors.search import Outcome, Search
+from .baselines import Given, Spectrum, growing, host_cache
+
+ROOT = Path(__file__).resolve().parent.parent
+THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.0)
+
+
+class Sampled(NamedTuple):
+    latents: Tensor
+    evaluations: float  # of the network, per picture
+    seconds: float
+
+
+@dataclass
+class Point:
+    """One method at one setting."""
+
+    method: str
+    evaluations: float
+    error: float
+    spread: float  # standard error of the mean over pairs
+    psnr: float  # dB
+    seconds: float
+
+
+@dataclass
+class Bench:
+    """One model, one setting, one set of prompt x seed pairs."""
+
+    model: object
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    batches: list[tuple]  # (positive, negative, latent, seed)
+
+    def sample(self, model, steps: int = 0, sampler: str = "") -> Sampled:
+        import comfy.sample
+
+        found, begin = [], time.perf_counter()
+        with counted(self.model) as calls:
+            for positive, negative, latent, seed in self.batches:
+                noise = comfy.sample.prepare_noise(latent, seed)
+                found.append(
+                    comfy.sample.sample(
+                        model, noise, steps or self.steps, self.cfg, sampler or self.sampler, self.scheduler, positive,
+                        negative, latent, disable_pbar=True, seed=seed,
+                    )
+                )  # fmt: skip
+        latents = torch.cat(found)
+        conds = 1 if math.isclose(self.cfg, 1.0) else 2
+        return Sampled(latents, sum(calls) / conds / len(latents), time.perf_counter() - begin)
+
+    def sigmas(self, steps: int) -> list[float]:
+        import comfy.samplers
+
+        return comfy.samplers.KSampler(self.model, steps, "cpu", self.sampler, self.scheduler).sigmas.tolist()
+
+    def settings_for(self, evaluations: int) -> int:
+        """What to ask the host for to get at most so many steps; some of its schedulers add one."""
+        return max(n for n in range(1, evaluations + 1) if len(self.sigmas(n)) - 1 <= evaluations)
+
+    def policy(self, policy: CachePolicy) -> Sampled:
+        from ..nodes.attach import attach
+
+        return self.sample(attach(self.model, policy))
+
+
+@contextmanager
+def counted(model) -> Iterator[list[int]]:
+    """The rows of every call that reaches the network's first block."""
+    network, calls = unwrapped(model.model.diffusion_model), []
+    first = adapter_for(network).blocks(network)[0].module
+    hook = first.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(len(args[0] if args else kwargs["img"])), with_kwargs=True
+    )
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+def measured(method: str, found: Sampled, exact: Tensor) -> Point:
+    gap = (found.latents - exact).double().flatten(1)
+    errors = gap.norm(dim=1) / exact.double().flatten(1).norm(dim=1)
+    flat = exact.double().flatten(1)
+    peak = flat.amax(1) - flat.amin(1)
+    psnr = 20 * torch.log10(peak / gap.square().mean(1).sqrt().clamp_min(1e-12))
+    doubt = errors.std().item() / math.sqrt(len(errors)) if len(errors) > 1 else 0.0
+    return Point(method, found.evaluations, errors.mean().item(), doubt, psnr.mean().item(), found.seconds)
+
+
+def settings(steps: int, count: int) -> dict[str, CachePolicy]:
+    """Every method that computes a given number of steps, without a prior."""
+    even = spread(steps, count)
+    nothing = ((0.0, 0.0),) * steps
+    return {
+        "reuse": Forecast(computed=even, gains=nothing),
+        "linear in sigma": Forecast(computed=even, order=1, coordinate="sigma"),
+        "Taylor 1": Taylor(Given(even), order=1),
+        "Taylor 2": Taylor(Given(even), order=2),
+        "Spectrum": Spectrum(growing(steps, count)),
+        "Spectrum, even steps": Spectrum(even),
+        "Forecast (ours)": Forecast(speedup=steps / count),
+    }
+
+
+def trials(steps: int, count: int) -> dict[str, CachePolicy]:
+    """Members of the family that are not the default: how the default was chosen."""
+    even, both = spread(steps, count), tuple(round(i * (steps - 1) / (count - 1)) for i in range(count))
+    front = tuple(sorted({round((steps - 1) * (i / (count - 1)) ** 1.3) for i in range(count)}))
+    return {
+        f"{name}, {coordinate}, order {order}": Forecast(computed=computed, coordinate=coordinate, order=order)
+        for name, computed in (("even", even), ("even with the last", both), ("front-loaded", front))
+        for coordinate in ("sigma", "log snr", "step")
+        for order in (1, 2)
+    }
+
+
+def planned(calibration: Bench, counts: list[int], samplings: float) -> tuple[list, Search]:
+    """Plans for these numbers of computed steps, made with the pairs of `calibration`."""
+    full = calibration.policy(Full())
+    sigmas, prediction = calibration.sigmas(calibration.steps), calibration.model.model.model_type.name
+    schedule = Schedule(len(sigmas) - 1, tuple(sigmas), calibration.sampler, prediction)
+
+    def simulate(policy: CachePolicy) -> Outcome:
+        found = calibration.policy(policy)
+        return Outcome(found.latents, found.evaluations / full.evaluations)
+
+    search = Search(simulate, full.latents, schedule.total)
+    return search_plans(search, forecasts(schedule), counts, samplings), search
+
+
+def run(
+    bench: Bench, calibration: Bench, counts: list[int], samplings: float, every: bool, log: Callable
+) -> list[Point]:
+    full, steps = bench.sample(bench.model), len(bench.sigmas(bench.steps)) - 1
+    points = [Point("all steps", full.evaluations, 0.0, 0.0, math.inf, full.seconds)]
+
+    def note(method: str, found: Sampled) -> None:
+        points.append(measured(method, found, full.latents))
+        p = points[-1]
+        log(f"{p.method:32} {p.evaluations:6.1f} {p.error:8.4f} +- {p.spread:.4f} {p.psnr:7.2f} dB {p.seconds:8.2f} s")
+
+    plans, search = planned(calibration, counts, samplings) if samplings else ([], None)
+    if search:
+        log(
+            f"search: {search.spent:.1f} samplings of {len(search.reference)} pictures, {len(search.tried)} settings tried"
+        )
+    for count in sorted(set(counts), reverse=True):
+        for sampler in dict.fromkeys((bench.sampler, "euler", "dpmpp_2m")):
+            note(f"fewer steps, {sampler}", bench.sample(bench.model, bench.settings_for(count), sampler))
+        for method, policy in (settings(steps, count) | (trials(steps, count) if every else {})).items():
+            note(method, bench.policy(policy))
+        for plan in plans:
+            if plan.evaluations == count:
+                note("Plan (ours)", bench.policy(plan.restored()))
+                log(f"   {plan.settings['computed']} in {plan.settings['coordinate']}, {plan.error:.4f} when judged")
+    for node in ("EasyCache", "LazyCache"):
+        for threshold in THRESHOLDS:
+            with host_cache(bench.model, node, threshold) as model:
+                found = bench.sample(model)
+            if found.evaluations >= full.evaluations:
+                continue  # nothing was skipped; EasyCache is inert where the host's model does not ask wrappers
+            note(f"{node} {threshold:g}", found)
+            if found.evaluations <= min(counts):
+                break
+    return points
+
+
+def at_equal_evaluations(points: list[Point], node: str, evaluations: float) -> float | None:
+    """Error of a method that has no count of its own, on the line between its neighbouring points, in log error."""
+    own = sorted((p for p in points if p.method.startswith(node)), key=lambda p: p.evaluations)
+    for a, b in pairwise(own):
+        if a.evaluations <= evaluations <= b.evaluations:
+            part = (evaluations - a.evaluations) / max(b.evaluations - a.evaluations, 1e-9)
+            return math.exp((1 - part) * math.log(a.error) + part * math.log(b.error))
+    return None
+
+
+def table(points: list[Point], counts: list[int]) -> str:
+    """Markdown: a row per method, a column per number of evaluations."""
+    counts = sorted(set(counts), reverse=True)
+    names = dict.fromkeys(p.method for p in points if any(abs(p.evaluations - c) < 0.01 for c in counts))
+    lines = ["| error of the final latent | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
+    for name in names:
+        own = {round(p.evaluations): p for p in points if p.method == name}
+        lines.append(f"| {name} | " + " | ".join(f"{own[c].error:.4f}" if c in own else "" for c in counts) + " |")
+    for node in ("EasyCache", "LazyCache"):
+        found = [at_equal_evaluations(points, node, c) for c in counts]
+        lines.append(
+            f"| {node}, between its thresholds | " + " | ".join("" if f is None else f"{f:.4f}" for f in found) + " |"
+        )
+    return "\n".join(lines)
+
+
+def pairs_of(drawer, count: int, batch: int, seed: int) -> list[tuple]:
+    """`count` prompt x seed pairs in batches, each of a seed of its own."""
+    batches = []
+    for first in range(0, count, batch):
+        labels = torch.arange(first, min(first + batch, count)) * 5 % 12
+        batches.append((*drawer.told(labels, seed + first), drawer.latent(len(labels)), seed + first))
+    return batches
+
+
+@torch.inference_mode()
+def main(argv: list[str]) -> None:
+    from judge import SAMPLERS, Drawer
+
+    parser = argparse.ArgumentParser(
+        prog="bench frontier", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", choices=SAMPLERS, default="dit")
+    parser.add_argument("--file", type=Path, help="other weights than the demo's")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cfg", type=float, default=1.5)
+    parser.add_argument("--sampler", help="as the host names it; by default the demo model's")
+    parser.add_argument("--scheduler")
+    parser.add_argument("--pairs", type=int, default=12, help="held-out prompt x seed pairs")
+    parser.add_argument("--calibration", type=int, default=8, help="pairs that plans are made with")
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.4, 0.3, 0.25])
+    parser.add_argument("--samplings", type=float, default=60, help="what the search may cost; 0: no plans")
+    parser.add_argument("--every", action="store_true", help="also the coordinates, orders and schedules not chosen")
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--out", type=Path, help="JSON file for all numbers")
+    args = parser.parse_args(argv)
+    drawer = Drawer(args.model, args.file or ROOT / "demo" / f"shapes-{args.model}.safetensors")
+    sampler, scheduler = (
+        given or usual for given, usual in zip((args.sampler, args.scheduler), SAMPLERS[args.model], strict=True)
+    )
+    counts = [round(args.steps * fraction) for fraction in args.fractions]
+    common = (drawer.model, args.steps, args.cfg, sampler, scheduler)
+    bench = Bench(*common, pairs_of(drawer, args.pairs, args.batch, 5000))
+    calibration = Bench(*common, pairs_of(drawer, args.calibration, args.batch, 100))
+    print(
+        f"{args.model}, {sampler}, {scheduler}, {args.steps} steps, cfg {args.cfg:g}, {args.pairs} held-out pairs",
+        flush=True,
+    )
+    points = run(bench, calibration, counts, args.samplings, args.every, lambda line: print(line, flush=True))
+    print("\n" + table(points, counts))
+    if args.out:
+        report = {"arguments": {k: str(v) for k, v in vars(args).items()}, "points": [asdict(p) for p in points]}
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
