@@ -161,6 +161,7 @@ class Forward:
     def __init__(self, run: CacheRun, streams: Streams):
         self.run, self.streams, self.step = run, streams, run.step
         self._actions: dict[str, Action] = {}
+        self._marks: dict[str, Tensor] = {}
 
     def close_to_compiler(self) -> None:
         """Keep torch.compile out of what decides and keeps; the model's own functions, which `branch` calls, compile."""
@@ -194,7 +195,7 @@ class Forward:
             return self.computed(site, fn(x))
         fresh = None if where is None else fn(x.gather(1, where[..., None].expand(-1, -1, x.shape[-1])))
         exact = fn(x) if self.run.measure == "truth" else None
-        return self.reused(site, action, out, where, fresh, exact)
+        return self.reused(site, out, where, fresh, exact)
 
     def approximate(self, site: Site, action: Action, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What the policy makes of the past, and which tokens of it (B, K) to compute.
@@ -207,7 +208,8 @@ class Forward:
             if not past:
                 return None, None
             out = run.policy.reuse(self.step, site, past)
-            return out, run.policy.select(self.step, site, x, past) if action is Action.PARTIAL else None
+            where = run.policy.select(self.step, site, x, past) if action is Action.PARTIAL else None
+            return out, where if where is not None and where.shape[1] else None
         except Decline as reason:
             run.decline(str(reason))
             return None, None
@@ -217,16 +219,17 @@ class Forward:
             return None, None
 
     def reused(
-        self, site: Site, action: Action, out: Tensor, where: Tensor | None, fresh: Tensor | None, exact: Tensor | None
+        self, site: Site, out: Tensor, where: Tensor | None, fresh: Tensor | None, exact: Tensor | None
     ) -> Tensor:
         """Take note of an output that was not computed, or only at the tokens `where`, which are `fresh`."""
         run = self.run
         if where is not None:
             out = out.scatter(1, where[..., None].expand(-1, -1, out.shape[-1]), fresh)
         error = None if exact is None else relative_error(out, exact)
+        action = Action.REUSE if where is None else Action.PARTIAL
         run.trace.rows.append(Row(self.step.index, site, action, error))
         if run.policy.keeps_reused or action is Action.PARTIAL:
-            self._keep(site, out, computed=False)
+            self._keep(site, out, computed=False, where=where)
         else:
             run.store.touch(site, self.streams, self.step)
         return out
@@ -249,7 +252,11 @@ class Forward:
                 run.decline(str(reason))
         return past[0].value
 
-    def _keep(self, site: Site, out: Tensor, computed: bool) -> Tensor | None:
+    def mark(self, site: Site, marks: Tensor) -> None:
+        """Note something (B, N) of the tokens of a site whose output is about to be computed."""
+        self._marks[site.name] = marks
+
+    def _keep(self, site: Site, out: Tensor, computed: bool, where: Tensor | None = None) -> Tensor | None:
         """Keep an output. Of one that was computed: the error that reuse would have had, and observers see it."""
         run, error = self.run, None
         watched = computed and (run.measure != "off" or run.observers)
@@ -263,7 +270,8 @@ class Forward:
                 else:
                     observer.branch(self.step, site, self.streams, out, past)
             if run.store.history:
-                run.store.put(site, self.streams, out, self.step, computed)
+                marks = self._marks.pop(site.name, None)
+                run.store.put(site, self.streams, out, self.step, computed, where, marks)
         except (RuntimeError, MemoryError) as problem:
             if not run.survives(problem):
                 raise

@@ -68,6 +68,8 @@ class Feature(NamedTuple):
     value: Tensor
     step: Step
     computed: bool  # False: the output of a reuse
+    age: Tensor | None = None  # (B, N) how often PARTIAL passed each token by since it was computed; None: never
+    marks: Tensor | None = None  # (B, N) what the policy asked to note of its tokens, when all were last computed
 
 
 class Lane(NamedTuple):

@@ -17,6 +17,8 @@ class Past(NamedTuple):
     kept: Kept
     step: Step
     computed: bool
+    age: Tensor | None = None
+    marks: Tensor | None = None
 
 
 @dataclass
@@ -46,12 +48,27 @@ class FeatureStore:
     def get(self, site: Site, streams: Streams) -> list[Feature]:
         """Past outputs, newest first; empty when any lane is unknown or the lanes were last seen at different steps."""
         group = self._find(site.name, streams)
-        return [Feature(self.codec.decode(p.kept), p.step, p.computed) for p in group.history] if group else []
+        return [Feature(self.codec.decode(p.kept), *p[1:]) for p in group.history] if group else []
 
-    def put(self, site: Site, streams: Streams, value: Tensor, step: Step, computed: bool) -> None:
-        """Push an output. The tensor belongs to the store from here on; nobody may write to it."""
-        past = Past(self.codec.encode(value), step, computed)
+    def put(
+        self,
+        site: Site,
+        streams: Streams,
+        value: Tensor,
+        step: Step,
+        computed: bool,
+        where: Tensor | None = None,
+        marks: Tensor | None = None,
+    ) -> None:
+        """Push an output. The tensor belongs to the store from here on; nobody may write to it.
+
+        where: indices (B, K) of the only tokens that are new; the others are one older than in the output before.
+        """
         group = self._find(site.name, streams)
+        past = Past(self.codec.encode(value), step, computed, None, marks)
+        if group and not computed:
+            age, marks = group.history[0].age, group.history[0].marks
+            past = past._replace(age=age if where is None else _aged(age, where, value.shape[1]), marks=marks)
         if group is None:
             for lane in streams:
                 self._forget(site.name, lane)
@@ -76,10 +93,8 @@ class FeatureStore:
     @property
     def nbytes(self) -> int:
         """What is held, in whatever memory; a storage that several features share counts once."""
-        parts = (
-            t for groups in self._groups.values() for g in groups.values() for p in g.history for t in p.kept.parts
-        )
-        storages = (t.untyped_storage() for t in parts)
+        pasts = (p for groups in self._groups.values() for g in groups.values() for p in g.history)
+        storages = (t.untyped_storage() for p in pasts for t in (*p.kept.parts, *_of_tokens(p)))
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
     def _find(self, site: str, streams: Streams) -> Group | None:
@@ -93,7 +108,15 @@ class FeatureStore:
         for owner in owners:
             self._split(site, owner)
         parts = [self._groups[(lane,)][site] for lane in streams]
-        if len({tuple((p.step.index, p.computed) for p in part.history) for part in parts}) > 1:
+        if (
+            len(
+                {
+                    tuple((p.step.index, p.computed, p.age is None, p.marks is None) for p in part.history)
+                    for part in parts
+                }
+            )
+            > 1
+        ):
             return None
         if len({p.kept.parts[0].shape for part in parts for p in part.history}) > 1:
             return None
@@ -135,13 +158,29 @@ class FeatureStore:
         return group
 
 
+def _aged(age: Tensor | None, where: Tensor, tokens: int) -> Tensor:
+    if age is None:
+        age = torch.zeros(len(where), tokens, dtype=torch.int16, device=where.device)
+    return (age + 1).scatter(1, where, 0)
+
+
+def _of_tokens(past: Past) -> list[Tensor]:
+    return [t for t in (past.age, past.marks) if t is not None]
+
+
 def _split(past: Past, count: int) -> list[Past]:
     each = zip(*(part.chunk(count) for part in past.kept.parts), strict=True)
-    return [past._replace(kept=past.kept._replace(parts=parts)) for parts in each]
+    ages, marks = ([None] * count if t is None else t.chunk(count) for t in (past.age, past.marks))
+    return [
+        past._replace(kept=past.kept._replace(parts=parts), age=age, marks=mark)
+        for parts, age, mark in zip(each, ages, marks, strict=True)
+    ]
 
 
 def _joined(moment: tuple[Past, ...]) -> Past:
     """The rows of several lanes at one step, in one tensor."""
     first = moment[0]
     parts = tuple(torch.cat(part) for part in zip(*(p.kept.parts for p in moment), strict=True))
-    return first._replace(kept=first.kept._replace(parts=parts))
+    age = None if first.age is None else torch.cat([p.age for p in moment])
+    marks = None if first.marks is None else torch.cat([p.marks for p in moment])
+    return first._replace(kept=first.kept._replace(parts=parts), age=age, marks=marks)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .marks import values
 
 
 class AuraFlowAdapter(Adapter):
@@ -31,7 +32,16 @@ class AuraFlowAdapter(Adapter):
             "img_mlp": lambda b: b.mlpX,
         }
         single = {"attn": lambda b: b.attn, "mlp": lambda b: b.mlp}
-        return numbered(network, ("double_layers", double_block, double), ("single_layers", single_block, single))
+        of_double = {
+            "txt_mlp": lambda b: values(b.attn.w1v, b.attn.n_heads),
+            "img_mlp": lambda b: values(b.attn.w2v, b.attn.n_heads),
+        }
+        of_single = {"mlp": lambda b: values(b.attn.w1v, b.attn.n_heads)}
+        return numbered(
+            network,
+            ("double_layers", double_block, double, {"values": of_double}),
+            ("single_layers", single_block, single, {"values": of_single}),
+        )
 
 
 @returns("c", "x")

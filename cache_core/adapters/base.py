@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from ..sites import STACK, Site
+from .marks import Mark, Marks
 
 
 class Branch(Protocol):
@@ -42,12 +43,14 @@ class Block(NamedTuple):
     `equation(module, branch, *args, **kwargs)` is the block's forward with each residual branch handed to `branch`;
     `returns` says what it hands to the next block.
     Where several submodules make one branch's pre-gate output, theirs are joined along the tokens, in this order.
+    `marks` is what can be noted of the tokens of a branch: (what, branch) -> how.
     """
 
     module: nn.Module
     equation: Callable
     sites: dict[str, Site]
     captures: dict[str, tuple[nn.Module, ...]]
+    marks: dict[tuple[str, str], Mark] = {}  # noqa: RUF012 - nobody writes to it
 
     @property
     def kind(self) -> tuple:
@@ -125,11 +128,11 @@ Branches = dict[str, Callable[[nn.Module], nn.Module | tuple[nn.Module, ...] | N
 """Branch name -> how to find, in a block, what makes its pre-gate output; None: this block has no such branch."""
 
 
-def numbered(network: nn.Module, *lists: tuple[str, Callable, Branches]) -> list[Block]:
-    """The blocks of a network's lists, each (its name, its blocks' equation, their branches), numbered through."""
+def numbered(network: nn.Module, *lists: tuple[str, Callable, Branches] | tuple[str, Callable, Branches, Marks]):
+    """The blocks of a network's lists, each (name, equation of its blocks, their branches, marks), numbered through."""
     depth = sum(len(getattr(network, name)) for name, *_ in lists)
     found: list[Block] = []
-    for name, equation, branches in lists:
+    for name, equation, branches, *noted in lists:
         for i, module in enumerate(getattr(network, name)):
             parts = {branch: p for branch, find in branches.items() if (p := find(module)) is not None}
             found.append(
@@ -138,6 +141,13 @@ def numbered(network: nn.Module, *lists: tuple[str, Callable, Branches]) -> list
                     equation,
                     {branch: Site(f"{name}.{i}.{branch}", len(found), depth) for branch in parts},
                     {branch: p if isinstance(p, tuple) else (p,) for branch, p in parts.items()},
+                    {
+                        (what, branch): mark
+                        for marks in noted
+                        for what, finds in marks.items()
+                        for branch, find in finds.items()
+                        if branch in parts and (mark := find(module)) is not None
+                    },
                 )
             )
     return found

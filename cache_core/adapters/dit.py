@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ...models.dit import modulate
 from .base import Adapter, Block, Branch, numbered, returns
+from .marks import received, values
 
 
 class DiTAdapter(Adapter):
@@ -15,7 +16,11 @@ class DiTAdapter(Adapter):
         return type(network).__name__ == "DiT" and hasattr(network, "y_embedder") and hasattr(network, "blocks")
 
     def blocks(self, network: nn.Module) -> list[Block]:
-        return numbered(network, ("blocks", block, {"attn": lambda b: b.attn, "mlp": lambda b: b.mlp}))
+        marks = {
+            "values": {"mlp": lambda b: values(b.attn.qkv, b.attn.num_heads, 3)},
+            "received": {"mlp": lambda b: received(b.attn.qkv, b.attn.num_heads)},
+        }
+        return numbered(network, ("blocks", block, {"attn": lambda b: b.attn, "mlp": lambda b: b.mlp}, marks))
 
 
 @returns("x")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .marks import values
 
 
 class FluxAdapter(Adapter):
@@ -24,8 +25,16 @@ class FluxAdapter(Adapter):
             "img_mlp": lambda b: b.img_mlp,
             "txt_mlp": lambda b: b.txt_mlp,
         }
+        marks = {
+            "img_mlp": lambda b: values(b.img_attn.qkv, b.num_heads, 3),
+            "txt_mlp": lambda b: values(b.txt_attn.qkv, b.num_heads, 3),
+        }
         single = {"single": lambda b: b.linear2}
-        return numbered(network, ("double_blocks", double_block, double), ("single_blocks", single_block, single))
+        return numbered(
+            network,
+            ("double_blocks", double_block, double, {"values": marks}),
+            ("single_blocks", single_block, single),
+        )
 
     def tokens(self, block: Block, name: str, image: int, text: int) -> int:
         return image + text if name == "single" else super().tokens(block, name, image, text)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .marks import values
 
 
 class LTXVAdapter(Adapter):
@@ -16,7 +17,8 @@ class LTXVAdapter(Adapter):
 
     def blocks(self, network: nn.Module) -> list[Block]:
         branches = {"attn": lambda b: b.attn1, "cross_attn": lambda b: b.attn2, "mlp": lambda b: b.ff}
-        return numbered(network, ("transformer_blocks", transformer_block, branches))
+        marks = {name: lambda b: values(b.attn1.to_v, b.attn1.heads) for name in ("cross_attn", "mlp")}
+        return numbered(network, ("transformer_blocks", transformer_block, branches, {"values": marks}))
 
 
 @returns("x")

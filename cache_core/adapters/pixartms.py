@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .marks import Mark, entropy, values
 
 
 class PixArtMSAdapter(Adapter):
@@ -15,7 +16,15 @@ class PixArtMSAdapter(Adapter):
 
     def blocks(self, network: nn.Module) -> list[Block]:
         branches = {"attn": lambda b: b.attn, "cross_attn": lambda b: b.cross_attn, "mlp": lambda b: b.mlp}
-        return numbered(network, ("blocks", block, branches))
+        marks = {
+            "values": {name: lambda b: values(b.attn.qkv, b.attn.num_heads, 3) for name in ("cross_attn", "mlp")},
+            "entropy": {name: lambda b: spread(b.cross_attn) for name in ("cross_attn", "mlp")},
+        }
+        return numbered(network, ("blocks", block, branches, marks))
+
+
+def spread(cross: nn.Module) -> Mark:
+    return entropy(cross.q_linear, cross.kv_linear, cross.num_heads)
 
 
 @returns("x")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .marks import values
 
 
 class QwenImageAdapter(Adapter):
@@ -20,7 +21,11 @@ class QwenImageAdapter(Adapter):
             "img_mlp": lambda b: b.img_mlp,
             "txt_mlp": lambda b: b.txt_mlp,
         }
-        return numbered(network, ("transformer_blocks", transformer_block, branches))
+        marks = {
+            "img_mlp": lambda b: values(b.attn.to_v, b.attn.heads),
+            "txt_mlp": lambda b: values(b.attn.add_v_proj, b.attn.heads),
+        }
+        return numbered(network, ("transformer_blocks", transformer_block, branches, {"values": marks}))
 
 
 @returns("encoder_hidden_states", "hidden_states")

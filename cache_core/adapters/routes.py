@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..run import CacheRun, Forward, relative_error
 from ..sites import STACK, Action, Site
 from .base import Adapter, Block, computing
+from .marks import Mark
 from .stack import Stack
 
 ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch")
@@ -95,7 +97,7 @@ class Routes:
     """
 
     def __init__(self, adapter: Adapter, network: nn.Module, run: CacheRun):
-        self.adapter, self.wants = adapter, run.wants
+        self.adapter, self.wants, self.marks = adapter, run.wants, run.policy.marks
         self.compiled = run.compiled or compiled(network)
         self.cache: Forward | None = None  # of the forward that is under way
         self.originals: dict[nn.Module, Callable] = {}
@@ -105,6 +107,11 @@ class Routes:
         with uncompiled(network):
             self.blocks = adapter.blocks(network)
         self.declined = self._eager(self._declined)
+        if self.marks and not any(what == self.marks for block in self.blocks for what, _ in block.marks):
+            run.trace.notes.append(
+                f"{run.policy.describe()} asks for {self.marks!r} of tokens, which is not known of "
+                f"{adapter.architecture}: it does without."
+            )
         self.noting = [self._noting(block) for block in self.blocks]
         self.reusing = [(block.module, self._opaque(self._reusing(block))) for block in self.blocks]
         self.checking = [(block.module, self._opaque(self._checking(block))) for block in self.blocks]
@@ -169,40 +176,52 @@ class Routes:
 
     def _noting(self, block: Block) -> list[tuple[nn.Module, Callable]]:
         """The modules that make the outputs of a block's branches, each with a forward that notes its output down."""
-        note = self._eager(self._note)
+        found = []
+        sources: dict[tuple[nn.Module, ...], list[tuple[Site, Mark]]] = {}  # several branches may share them
+        for (what, name), mark in block.marks.items():
+            if what == self.marks and self.wants(block.sites[name]):
+                sources.setdefault(mark.modules, []).append((block.sites[name], mark))
+        for modules, marks in sources.items():
+            found += self._gathering(modules, partial(self._mark, marks))
+        for name, modules in block.captures.items():
+            if self.wants(block.sites[name]):
+                found += self._gathering(modules, partial(self._note, block.sites[name]))
+        return found
 
-        def noting(site: Site, module: nn.Module, parts: list[Tensor | None], place: int) -> Callable:
+    def _gathering(self, modules: tuple[nn.Module, ...], use: Callable) -> list[tuple[nn.Module, Callable]]:
+        """Forwards of modules after the last of which use(their outputs) is called."""
+        parts: list[Tensor | None] = [None] * len(modules)
+        self.parts.append(parts)
+
+        @self._eager
+        def gather(place: int, out: Tensor) -> None:
+            try:
+                parts[place] = out.clone() if self.copied else out
+                if all(part is not None for part in parts):
+                    use(parts)
+                    parts[:] = [None] * len(parts)
+            except (RuntimeError, MemoryError) as error:
+                if not self.cache.run.survives(error):
+                    raise
+
+        def noting(module: nn.Module, place: int) -> Callable:
             def noted(*args, **kwargs):
                 out = self.originals[module](*args, **kwargs)
                 if self.cache is not None:
-                    note(site, parts, place, out)
+                    gather(place, out)
                 return out
 
             return self._opaque(noted)
 
-        found = []
-        for name, modules in block.captures.items():
-            if not self.wants(block.sites[name]):
-                continue
-            parts: list[Tensor | None] = [None] * len(modules)
-            self.parts += [parts] if len(parts) > 1 else []
-            found += [(m, noting(block.sites[name], m, parts, place)) for place, m in enumerate(modules)]
-        return found
+        return [(module, noting(module, place)) for place, module in enumerate(modules)]
 
-    def _note(self, site: Site, parts: list[Tensor | None], place: int, out: Tensor) -> None:
-        try:
-            whole = out.clone() if self.copied else out
-            if len(parts) > 1:
-                parts[place] = whole
-                if any(part is None for part in parts):
-                    return
-                whole = torch.cat(parts, dim=1)
-                parts[:] = [None] * len(parts)
-        except (RuntimeError, MemoryError) as error:
-            if not self.cache.run.survives(error):
-                raise
-            return
-        self.cache.computed(site, whole)
+    def _note(self, site: Site, outs: list[Tensor]) -> None:
+        self.cache.computed(site, torch.cat(outs, dim=1) if len(outs) > 1 else outs[0])
+
+    def _mark(self, marks: list[tuple[Site, Mark]], outs: list[Tensor]) -> None:
+        noted = marks[0][1].note(*outs)  # of the same modules, the same is noted
+        for site, _ in marks:
+            self.cache.mark(site, noted)
 
     def _hosting(self, block: Block) -> Callable:
         """The host's own forward, after asking whether it will write to what is noted."""

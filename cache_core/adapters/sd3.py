@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .marks import values
 
 
 class SD3Adapter(Adapter):
@@ -21,7 +22,11 @@ class SD3Adapter(Adapter):
             "txt_mlp": lambda b: None if b.context_block.pre_only else b.context_block.mlp,
             "img_mlp": lambda b: b.x_block.mlp,
         }
-        return numbered(network, ("joint_blocks", joint_block, branches))
+        marks = {
+            "img_mlp": lambda b: values(b.x_block.attn.qkv, b.x_block.attn.num_heads, 3),
+            "txt_mlp": lambda b: values(b.context_block.attn.qkv, b.context_block.attn.num_heads, 3),
+        }
+        return numbered(network, ("joint_blocks", joint_block, branches, {"values": marks}))
 
 
 @returns("context", "x")

@@ -81,7 +81,7 @@ class Stack:
     def replace(self, exact: Tensor | tuple | None) -> Tensor:
         cache = self.routes.cache
         exact = None if exact is None else self._picture(exact)
-        out = cache.reused(STACK, Action.REUSE, self.output, None, None, exact)
+        out = cache.reused(STACK, self.output, None, None, exact)
         cache.run.trace.rows += [
             Row(cache.step.index, site, Action.REUSE, None) for site in self.sites if cache.run.wants(site)
         ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .marks import values
 
 
 class WanAdapter(Adapter):
@@ -23,7 +24,10 @@ class WanAdapter(Adapter):
             "audio_attn": lambda b: getattr(getattr(b, "audio_cross_attn_wrapper", None), "audio_cross_attn", None),
             "mlp": lambda b: b.ffn,
         }
-        return numbered(network, ("blocks", attention_block, branches))
+        marks = {
+            name: lambda b: values(b.self_attn.v, b.self_attn.num_heads) for name in ("cross_attn", "audio_attn", "mlp")
+        }
+        return numbered(network, ("blocks", attention_block, branches, {"values": marks}))
 
 
 @returns("x")

@@ -23,12 +23,14 @@ class CachePolicy(ABC):
     `history` is how many past outputs `reuse` needs, `keeps_reused` whether its own results count among them; both may
     be properties of an instance. `level` says what the policy is asked about: "branch" for the residual branches of
     every block, "stack" for all blocks at once (STACK), "model" for the output of the whole network. `stack` asks it
-    about STACK before the branches, too: where that is reused, no branch is asked about.
+    about STACK before the branches, too: where that is reused, no branch is asked about. `marks` names what is to be
+    noted of the tokens while they are computed, for `select` to find in past[0].marks; None where it is not known.
     """
 
     history: ClassVar[int] = 1
     keeps_reused: ClassVar[bool] = False
     stack: ClassVar[bool] = False
+    marks: ClassVar[str] = ""
     level: str = field(default="branch", kw_only=True)
 
     def serves(self, site: Site) -> bool:

@@ -42,6 +42,10 @@ class Correction(CachePolicy):
     def stack(self) -> bool:
         return self.base.stack
 
+    @property
+    def marks(self) -> str:
+        return self.base.marks
+
     def decide(self, step: Step, site: Site) -> Action:
         return self.base.decide(step, site)
 

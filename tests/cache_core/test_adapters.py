@@ -401,3 +401,28 @@ def test_recomputing_every_token_equals_the_stock_network(case):
     for a, b in zip(ours, plain(network, inputs), strict=True):
         assert_close(a, b)
     assert {r.site.name for r in run.trace.rows if r.action is Action.PARTIAL} == tokenwise(network, inputs, adapter)
+
+
+@pytest.mark.parametrize("what", ["values", "received", "entropy"])
+def test_what_is_noted_of_tokens_is_theirs_and_changes_nothing(case, what):
+    network, inputs, adapter = case
+    known = {block.sites[name] for block in adapter.blocks(network) for w, name in block.marks if w == what}
+
+    class Noting(FORA):
+        marks = what
+
+    run = CacheRun(Noting(2, "aligned"), 4)
+    conds = ((0, "a"), (1, "b"))
+    ours = sample(network, inputs, adapter, run, steps=1, conds=conds)
+    assert torch.equal(ours[0], network(**inputs(0)))
+    with run.evaluation(0.5, 0.9):
+        streams = run.next_forward(conds).streams
+    for site in [site for block in adapter.blocks(network) for site in block.sites.values()]:
+        feature = run.store.get(site, streams)[0]
+        assert (feature.marks is not None) == (site in known)
+        if site in known:
+            assert feature.marks.shape == feature.value.shape[:2]
+            assert feature.marks.dtype == torch.float32
+            assert torch.isfinite(feature.marks).all()
+    assert bool(known) == (not run.trace.notes)
+    assert left_over(network) == []

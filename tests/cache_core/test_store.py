@@ -133,3 +133,20 @@ def test_any_sequence_of_groupings_agrees_with_one_plain_list_per_lane(codec, ev
                 kept = plain[lane] if all(k == known[0] for k in known) else []
                 plain[lane] = [(index, row), *kept][:2]
             store.put(SITE, streams, torch.tensor(rows)[:, None], step(index), True)
+
+
+def test_what_is_known_of_tokens_goes_with_the_rows():
+    store = FeatureStore(1)
+    store.put(SITE, (A, B), torch.zeros(2, 3, 4), step(0), True, marks=torch.arange(6.0).view(2, 3))
+    assert store.get(SITE, (A, B))[0].age is None
+    for i, where in enumerate([[[0], [2]], [[0], [1]]], start=1):
+        store.put(SITE, (A, B), torch.zeros(2, 3, 4), step(i), False, torch.tensor(where))
+    assert store.get(SITE, (A, B))[0].age.tolist() == [[0, 2, 2], [2, 0, 1]]
+    (b,) = store.get(SITE, (B,))
+    assert (b.age.tolist(), b.marks.tolist()) == ([[2, 0, 1]], [[3, 4, 5]])
+    (swapped,) = store.get(SITE, (B, A))
+    assert (swapped.age.tolist(), swapped.marks.tolist()) == ([[2, 0, 1], [0, 2, 2]], [[3, 4, 5], [0, 1, 2]])
+    store.put(SITE, (B, A), torch.zeros(2, 3, 4), step(3), False)  # a reuse that is kept makes nothing younger
+    assert store.get(SITE, (B, A))[0].age.tolist() == [[2, 0, 1], [0, 2, 2]]
+    store.put(SITE, (B, A), torch.zeros(2, 3, 4), step(4), True)
+    assert store.get(SITE, (B, A))[0][3:] == (None, None)
