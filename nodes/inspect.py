@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..priors.router import TABLE
 from .types import CATEGORY, PriorTable, TraceHandle
 
 NOTHING = "No cache is attached: Apply Cache is bypassed, or no trace and no prior is connected to Inspect."
@@ -40,6 +41,7 @@ class PriorCacheInspect(io.ComfyNode):
     @classmethod
     def execute(cls, trace=None, latent=None, prior=None) -> io.NodeOutput:
         from ..plots import prior as prior_plot
+        from ..plots import router as router_plot
         from ..plots import trace as trace_plot
         from ..plots.style import pixels
 
@@ -53,8 +55,13 @@ class PriorCacheInspect(io.ComfyNode):
             pictures.append(pixels(trace_plot.draw([], NOTHING)))
             sentences.append(NOTHING)
         if prior is not None:
-            pictures.append(pixels(prior_plot.draw(prior)))
-            sentences.append(prior_plot.summary(prior))
+            learned = TABLE in prior.tables
+            if not learned or prior.tables["power"].isfinite().any():  # a published router was never calibrated
+                pictures.append(pixels(prior_plot.draw(prior)))
+                sentences.append(prior_plot.summary(prior))
+            if learned:
+                pictures.append(pixels(router_plot.draw(prior)))
+                sentences.append(router_plot.summary(prior))
         image, text = _batch(pictures), "\n\n".join(sentences)
         return io.NodeOutput(
             image, text, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": (text,), "priorcache": tables}

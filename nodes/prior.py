@@ -13,13 +13,18 @@ from ..priors.prior import Prior, PriorError
 from .types import CATEGORY, PriorTable
 
 FOLDER = "priorcache"
+ROUTERS = "priorcache_routers"
 
 
 def register_folder() -> None:
-    """Make models/priorcache a model folder of the host, for .safetensors only; extra_model_paths may add others."""
+    """Make models/priorcache a model folder of the host; extra_model_paths may add others.
+
+    Priors are .safetensors only. Published routers lie beside them, listed apart.
+    """
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
     paths, _ = folder_paths.folder_names_and_paths[FOLDER]
     folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+    folder_paths.folder_names_and_paths[ROUTERS] = (paths, {".pt", ".pth"})
 
 
 class PriorCacheSavePrior(io.ComfyNode):

@@ -1,0 +1,56 @@
+"""Pictures of routers: trained, published, with and without a curve."""
+
+import numpy as np
+import pytest
+import torch
+from priorcache.plots import router
+from priorcache.plots.router import Point
+from priorcache.plots.style import COLOURS, pixels
+from priorcache.priors.prior import Prior, Subject
+
+NAN = float("nan")
+
+
+def prior(gates: list[list[float]]) -> Prior:
+    table = torch.tensor(gates, dtype=torch.float64)
+    unknown = torch.full((1, *table.shape), NAN, dtype=torch.float64)
+    tables = {
+        "sigmas": torch.arange(len(table), 0, -1).double(),
+        "power": unknown[0],
+        "difference": unknown,
+        "router": table,
+    }
+    sites = tuple(f"blocks.{i}.mlp" for i in range(table.shape[1]))
+    return Prior(Subject("DiT", "", "EPS", "ddim", "normal", len(table), 1.5), sites, 1, tables)
+
+
+GATES = [[NAN, NAN], [0.05, 0.9], [NAN, NAN], [0.2, 0.0]]
+
+
+def has(image: np.ndarray, colour: str) -> bool:
+    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.float32) / 255
+    return bool((np.abs(image - wanted) < 1e-3).all(2).any())
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("points", [[], [Point("1e-6", 0.1, 0.01), Point("1e-5", 0.3, 0.04)]])
+def test_draws_with_and_without_training(threshold, points):
+    losses = [(1, 0.5 / i) for i in range(1, 60)] if points else []
+    image = pixels(router.draw(prior(GATES), threshold, losses, points, [Point("FORA", 0.5, 0.1)] if points else []))
+    assert image.shape[2] == 3
+    assert (image.std((0, 1)) > 0.01).all()
+    assert has(image, COLOURS["reuse"])
+
+
+@pytest.mark.parametrize("gates", [[[NAN, NAN]] * 4, [[NAN], [1.0]], [[NAN] * 60, [0.0] * 60] * 25])
+@pytest.mark.parametrize("losses", [[], [(1, 0.0)], [(1, 0.3)] * 2])
+def test_draws_what_is_empty_small_or_large(gates, losses):
+    assert np.isfinite(pixels(router.draw(prior(gates), 0.1, losses))).all()
+
+
+def test_counts_gates_up_to_the_threshold():
+    said = router.summary(prior(GATES), 0.1, [Point("1e-06", 0.25, 0.0123)], [Point("FORA N=2", 0.5, 0.1)])
+    assert "2 of 8 branches reused (25.0%) at threshold 0.1; 4 have a gate." in said
+    assert "Penalty 1e-06 removes 25.0% at a relative error of 0.012." in said
+    assert "FORA N=2 removes 50.0% at 0.100." in said
+    assert "3 of 8" in router.summary(prior(GATES), 0.2)
