@@ -7,6 +7,7 @@ from .calibrate import PriorCacheCalibrate
 from .demo import PriorCacheDemoPrompt, PriorCacheDemoVAE
 from .dit import PriorCacheDiTLabel, PriorCacheLoadDiT
 from .inspect import PriorCacheInspect
+from .l2c import PriorCacheL2C, PriorCacheLoadRouter, PriorCacheTrainRouter
 from .pixart import PriorCacheLoadPixArt
 from .policies import PriorCacheFORA
 from .prior import PriorCacheLoadPrior, PriorCacheSavePrior, register_folder
@@ -23,6 +24,9 @@ NODES: list[type[io.ComfyNode]] = [
     PriorCacheDemoPrompt,
     PriorCacheDemoVAE,
     PriorCacheLoadPixArt,
+    PriorCacheL2C,
+    PriorCacheLoadRouter,
+    PriorCacheTrainRouter,
 ]
 
 

@@ -55,7 +55,7 @@ class TestSchemas:
                 assert entry.tooltip, f"{name}.{entry.id} has no tooltip"
             for entry in schema.inputs:
                 widget = entry.io_type in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-                listed = entry.io_type == "COMBO" and entry.id in ("model_name", "prior_name")  # the user's own files
+                listed = entry.io_type == "COMBO" and entry.id in ("model_name", "prior_name", "router_name")  # the user's own files
                 assert not widget or listed or entry.default is not None, f"{name}.{entry.id} has no default"
                 if entry.io_type in ("INT", "FLOAT"):
                     assert entry.min <= entry.default <= entry.max
@@ -92,6 +92,12 @@ class TestSchemas:
             "PriorCacheDemoPrompt": ["prompt"],
             "PriorCacheDemoVAE": [],
             "PriorCacheLoadPixArt": ["model_name", "heads", "weight_dtype", "prediction"],
+            "PriorCacheL2C": ["prior", "threshold"],
+            "PriorCacheLoadRouter": ["router_name", "rule", "model"],
+            "PriorCacheTrainRouter": [
+                "model", "positive", "negative", "latent_image", "seed", "runs", "steps", "cfg", "sampler_name", "scheduler",
+                "denoise", "iterations", "penalty", "learning_rate", "threshold", "save_memory", "prior",
+            ],
         }  # fmt: skip
         later = {("PriorCacheLoadDiT", "prediction"), ("PriorCacheApply", "store")}
         for name, inputs in promised.items():

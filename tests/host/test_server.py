@@ -19,6 +19,7 @@ NODES = {
     "PriorCacheLoadDiT", "PriorCacheDiTLabel", "PriorCacheFORA", "PriorCacheApply", "PriorCacheCalibrate",
     "PriorCacheSavePrior", "PriorCacheLoadPrior", "PriorCacheInspect", "PriorCacheDemoPrompt", "PriorCacheDemoVAE",
     "PriorCacheLoadPixArt",
+    "PriorCacheL2C", "PriorCacheLoadRouter", "PriorCacheTrainRouter",
 }  # fmt: skip
 
 
