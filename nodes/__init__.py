@@ -4,8 +4,11 @@ from comfy_api.latest import ComfyExtension, io
 
 from .apply import PriorCacheApply
 from .calibrate import PriorCacheCalibrate
+from .compare import PriorCacheCompare
+from .corrections import PriorCacheEOC, PriorCacheGOC, PriorCacheTaylor
 from .demo import PriorCacheDemoPrompt, PriorCacheDemoVAE
 from .dit import PriorCacheDiTLabel, PriorCacheLoadDiT
+from .forecast import PriorCacheForecast, PriorCachePlan, PriorCacheSearch
 from .inspect import PriorCacheInspect
 from .l2c import PriorCacheL2C, PriorCacheLoadRouter, PriorCacheTrainRouter
 from .pixart import PriorCacheLoadPixArt
@@ -24,9 +27,16 @@ NODES: list[type[io.ComfyNode]] = [
     PriorCacheDemoPrompt,
     PriorCacheDemoVAE,
     PriorCacheLoadPixArt,
+    PriorCacheCompare,
+    PriorCacheEOC,
+    PriorCacheGOC,
+    PriorCacheTaylor,
     PriorCacheL2C,
     PriorCacheLoadRouter,
     PriorCacheTrainRouter,
+    PriorCacheForecast,
+    PriorCachePlan,
+    PriorCacheSearch,
 ]
 
 

@@ -1,8 +1,10 @@
 """The nodes themselves, called as the host calls them."""
 
+import itertools
+
 import pytest
 import torch
-from priorcache.cache_core.policies import FORA, Full
+from priorcache.cache_core.policies import FORA, GOC, Full, Taylor
 from priorcache.cache_core.trace import Trace
 from priorcache.models.checkpoint import CheckpointError
 from priorcache.priors.prior import Prior, PriorError
@@ -91,6 +93,10 @@ class TestSchemas:
             "PriorCacheInspect": ["trace", "latent", "prior"],
             "PriorCacheDemoPrompt": ["prompt"],
             "PriorCacheDemoVAE": [],
+            "PriorCacheEOC": ["policy", "prior", "theta", "least_error"],
+            "PriorCacheGOC": ["policy", "eta", "queue", "inflections", "whole_blocks", "prior"],
+            "PriorCacheTaylor": ["policy", "order", "exact"],
+            "PriorCacheCompare": ["images_a", "images_b", "latent_a", "latent_b"],
             "PriorCacheLoadPixArt": ["model_name", "heads", "weight_dtype", "prediction"],
             "PriorCacheL2C": ["prior", "threshold"],
             "PriorCacheLoadRouter": ["router_name", "rule", "model"],
@@ -99,7 +105,7 @@ class TestSchemas:
                 "denoise", "iterations", "penalty", "learning_rate", "threshold", "save_memory", "prior",
             ],
         }  # fmt: skip
-        later = {("PriorCacheLoadDiT", "prediction"), ("PriorCacheApply", "store")}
+        later = {("PriorCacheLoadDiT", "prediction"), ("PriorCacheApply", "store"), ("PriorCacheFORA", "preset")}
         for name, inputs in promised.items():
             found = nodes[name].GET_SCHEMA().inputs
             assert [i.id for i in found][: len(inputs)] == inputs
@@ -218,9 +224,131 @@ class TestPolicyNodes:
         made = nodes["PriorCacheFORA"].execute(3, "aligned", 0.1, 0.9, "whole network").args[0]
         assert made == FORA(3, "aligned", 0.1, 0.9, level="model")
 
+    @pytest.mark.parametrize(
+        ("preset", "expected"),
+        [
+            ("custom", FORA(5, "published", 0.2, 0.9)),
+            ("published", FORA(3)),
+            ("25 %", FORA(2, "aligned", end=0.5)),
+            ("50 %", FORA(2, "aligned")),
+            ("75 %", FORA(4, "aligned")),
+            ("first half", FORA(5, "published", 0.0, 0.5)),
+        ],
+    )
+    def test_presets_of_fora_take_the_place_of_the_widgets(self, nodes, preset, expected):
+        assert nodes["PriorCacheFORA"].execute(5, "published", 0.2, 0.9, "branches", preset).args[0] == expected
+
+    def test_corrections_make_the_policies_of_their_widgets(self, nodes):
+        base = FORA(2, "aligned")
+        goc, taylor = nodes["PriorCacheGOC"].execute, nodes["PriorCacheTaylor"].execute
+        assert goc(base, 1.2, "recomputed", "none", False).args[0] == GOC(base, 1.2, "recomputed", joint=False)
+        assert goc(base, 1.2, "used", "published", True).args[0] == GOC(base, 1.2, inflections=(17,), steps=20)
+        assert taylor(base, 2, True).args[0] == Taylor(base, 2, True)
+        with pytest.raises(ValueError, match="connect Calibrate or Load Prior"):
+            goc(base, 0.8, "used", "from prior", True)
+        with pytest.raises(ValueError, match="Taylor already replaces it"):
+            goc(taylor(base, 1, False).args[0], 0.8, "used", "none", True)
+
     def test_defaults_work(self, nodes):
         schema = nodes["PriorCacheFORA"].GET_SCHEMA()
         assert nodes["PriorCacheFORA"].execute(**{i.id: i.default for i in schema.inputs}).args[0] == FORA()
+
+
+class TestCorrections:
+    """GOC, EOC and Taylor in real sampling runs, nine euler steps, cfg 2: 1, 3, 5, 7 are reused."""
+
+    BASE = FORA(2, "aligned")
+    RUN = {"seed": 5, "steps": 9, "cfg": 2.0}  # noqa: RUF012
+
+    def sample(self, host, model, policy):
+        trace = Trace()
+        out = host.sample(host.attach(model, policy, trace, "errors"), **self.RUN)
+        return out, trace.runs[0]
+
+    @pytest.fixture(scope="class")
+    def prior(self, host):
+        from priorcache.nodes.calibrate import PriorCacheCalibrate
+
+        node = {"PriorCacheCalibrate": PriorCacheCalibrate}
+        return calibrate(host, node, host.model(), steps=9, runs=1, mean_features=True).args[0]
+
+    def test_each_changes_the_picture_and_computes_no_more_than_its_base(self, host, nodes, model, prior):
+        plain, run = self.sample(host, model, self.BASE)
+        found = [
+            nodes["PriorCacheGOC"].execute(self.BASE, 0.8, "used", "none", True),
+            nodes["PriorCacheGOC"].execute(self.BASE, 0.8, "recomputed", "none", True),
+            nodes["PriorCacheEOC"].execute(self.BASE, prior, 0.5, 0.0),
+            nodes["PriorCacheTaylor"].execute(self.BASE, 2, False),
+            nodes["PriorCacheTaylor"].execute(self.BASE, 2, True),
+        ]
+        pictures = [plain]
+        for node in found:
+            out, own = self.sample(host, model, node.args[0])
+            assert own.notes == []
+            assert own.computed_fraction == run.computed_fraction == 5 / 9
+            assert torch.isfinite(out).all()
+            pictures.append(out)
+        pairs = itertools.combinations(pictures, 2)
+        assert not any(torch.equal(a, b) for a, b in pairs)
+
+    def test_with_nothing_to_correct_each_is_its_base_bit_for_bit(self, host, nodes, model, prior):
+        plain, _ = self.sample(host, model, self.BASE)
+        for policy in (
+            GOC(self.BASE, 0.0),
+            GOC(self.BASE, 0.0, "recomputed"),
+            GOC(self.BASE, 0.8, inflections=tuple(range(9))),
+            nodes["PriorCacheEOC"].execute(self.BASE, prior, 0.0, 0.0).args[0],
+            nodes["PriorCacheEOC"].execute(self.BASE, prior, 0.5, 10.0).args[0],
+        ):
+            assert torch.equal(self.sample(host, model, policy)[0], plain)
+
+    def test_a_prior_of_the_reused_steps_alone_serves_eoc_as_the_whole_one_does(self, host, nodes, model, prior):
+        some = calibrate(host, nodes, model, steps=9, runs=1, mean_features=True, policy=self.BASE).args[0]
+        assert some.tables["trend_steps/blocks.0.attn"].tolist() == [1, 3, 5, 7]
+        assert some.nbytes < 0.5 * prior.nbytes
+        a, b = (
+            self.sample(host, model, nodes["PriorCacheEOC"].execute(self.BASE, p, 0.5, 0.0).args[0])[0]
+            for p in (some, prior)
+        )
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+    @pytest.mark.parametrize(
+        ("changed", "said"),
+        [({"steps": 12}, "calibrate with the settings"), ({"size": (24, 16)}, "calibrate at the size")],
+        ids=["steps", "size"],
+    )
+    def test_eoc_computes_everything_where_its_prior_does_not_fit(self, host, nodes, model, prior, changed, said):
+        policy = nodes["PriorCacheEOC"].execute(self.BASE, prior, 0.5, 0.0).args[0]
+        trace = Trace()
+        out = host.sample(host.attach(model, policy, trace), **self.RUN | changed)
+        assert torch.equal(out, host.sample(model, **self.RUN | changed))
+        assert len(trace.runs[0].notes) == 1
+        assert said in trace.runs[0].notes[0]
+
+    def test_eoc_needs_mean_features(self, host, nodes, model):
+        with pytest.raises(PriorError, match="mean_features switched on"):
+            nodes["PriorCacheEOC"].execute(self.BASE, calibrate(host, nodes, model, runs=1).args[0], 0.01, 0.0)
+
+    def test_goc_leaves_out_the_inflections_of_a_prior(self, nodes, prior):
+        from priorcache.priors.inflections import inflections
+
+        policy = nodes["PriorCacheGOC"].execute(self.BASE, 0.8, "used", "from prior", True, prior).args[0]
+        assert (policy.inflections, policy.steps) == (inflections(prior), 9)
+
+    @pytest.mark.parametrize("order", [1, 2])
+    def test_taylor_serves_the_whole_network(self, host, model, order):
+        base = FORA(2, "aligned", level="model")
+        plain, _ = self.sample(host, model, base)
+        out, run = self.sample(host, model, Taylor(base, order))
+        assert run.notes == []
+        assert not torch.equal(out, plain)
+
+    def test_on_a_sampler_that_calls_the_model_twice_per_step(self, host, model):
+        for policy in (GOC(self.BASE), Taylor(self.BASE, 2)):
+            trace = Trace()
+            out = host.sample(host.attach(model, policy, trace), **self.RUN, sampler="heun")
+            assert torch.isfinite(out).all()
+            assert trace.runs[0].notes == []
 
 
 class TestCalibrate:

@@ -18,7 +18,7 @@ import workflows
 NODES = {
     "PriorCacheLoadDiT", "PriorCacheDiTLabel", "PriorCacheFORA", "PriorCacheApply", "PriorCacheCalibrate",
     "PriorCacheSavePrior", "PriorCacheLoadPrior", "PriorCacheInspect", "PriorCacheDemoPrompt", "PriorCacheDemoVAE",
-    "PriorCacheLoadPixArt",
+    "PriorCacheLoadPixArt", "PriorCacheCompare",
     "PriorCacheL2C", "PriorCacheLoadRouter", "PriorCacheTrainRouter",
 }  # fmt: skip
 

@@ -1,0 +1,97 @@
+"""How far two batches are apart: figures per picture, and a picture of where."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import NamedTuple
+
+import kornia
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .style import RC, new_figure
+
+MOST_PICTURES = 8
+WINDOW = 11
+"""Side of the window over which SSIM is taken, as in its paper (10.1109/TIP.2003.819861)."""
+
+
+class Distance(NamedTuple):
+    """Of one picture to its reference; PSNR and SSIM are None for latents and where a picture is too small for them."""
+
+    relative: float  # |a - b| / |b|
+    psnr: float | None = None  # dB, of floats in [0, 1]; infinite where both are equal
+    ssim: float | None = None
+
+
+def relative(a: Tensor, b: Tensor) -> list[float]:
+    """|a - b| / |b| of every entry of two batches (B, ...)."""
+    a, b = a.float().flatten(1), b.float().flatten(1)
+    return ((a - b).norm(dim=1) / b.norm(dim=1).clamp_min(1e-12)).tolist()
+
+
+def of_pictures(a: Tensor, b: Tensor) -> list[Distance]:
+    """Distances of pictures (B, H, W, C) in [0, 1] to their references."""
+    a, b = (x.float().movedim(-1, 1) for x in (a, b))
+    errors = (a - b).square().flatten(1).mean(1).tolist()
+    psnr = [-10 * math.log10(e) if e else math.inf for e in errors]
+    similar: list[float | None] = [None] * len(a)
+    if min(a.shape[2:]) >= WINDOW:
+        similar = kornia.metrics.ssim(a, b, WINDOW).flatten(1).mean(1).tolist()
+    return [Distance(*row) for row in zip(relative(a, b), psnr, similar, strict=True)]
+
+
+def of_latents(a: Tensor, b: Tensor) -> list[Distance]:
+    """Distances of latents (B, C, ...) to their references."""
+    return [Distance(r) for r in relative(a, b)]
+
+
+def table(found: list[Distance]) -> str:
+    """One line per picture and their mean, as text."""
+    lines = [f"{'picture':>8} {'relative L2':>12} {'PSNR':>9} {'SSIM':>7}"]
+    lines += [_line(str(i), d) for i, d in enumerate(found)]
+    if len(found) > 1:
+        known = [[v for v in column if v is not None] for column in zip(*found, strict=True)]
+        lines.append(_line("mean", Distance(*(statistics.fmean(c) if c else None for c in known))))
+    return "\n".join(lines)
+
+
+def _line(name: str, d: Distance) -> str:
+    psnr = "-" if d.psnr is None else "equal" if math.isinf(d.psnr) else f"{d.psnr:.2f} dB"
+    return f"{name:>8} {d.relative:12.4f} {psnr:>9} {'-' if d.ssim is None else f'{d.ssim:.3f}':>7}"
+
+
+def draw(a: Tensor, b: Tensor, found: list[Distance]) -> Figure:
+    """Both batches (B, H, W, C) and, below them, how far each pixel is off; the first MOST_PICTURES of them."""
+    shown = min(len(a), MOST_PICTURES)
+    off = (a - b).float().abs().mean(-1).numpy()
+    figure = new_figure(max(1.7 * shown + 1.4, 6), 6.2)
+    more = f" (the first {shown} of {len(a)} pictures)" if shown < len(a) else ""
+    figure.suptitle(f"Pictures, reference, and how far they are apart{more}", fontsize=RC["title"], x=0.02, ha="left")
+    axes = figure.subplots(3, shown, squeeze=False)
+    peak = max(float(off[:shown].max()), 1e-6)
+    for i in range(shown):
+        for row, batch in enumerate((a, b)):
+            axes[row, i].imshow(np.clip(batch[i, ..., :3].float().numpy(), 0, 1), interpolation="nearest")
+        heat = axes[2, i].imshow(off[i], cmap="magma", vmin=0, vmax=peak, interpolation="nearest")
+        psnr = found[i].psnr
+        label = "equal" if psnr is None or math.isinf(psnr) else f"{psnr:.1f} dB"
+        axes[2, i].set_xlabel(f"{label}\nL2 {found[i].relative:.3f}", fontsize=9)
+    for row, name in enumerate(("a", "b (reference)", "|a - b|")):
+        axes[row, 0].set_ylabel(name, fontsize=RC["font"])
+    for one in axes.flat:
+        one.set_xticks([])
+        one.set_yticks([])
+    figure.colorbar(heat, ax=axes[2, :], shrink=0.9, label="mean over channels")
+    return figure
+
+
+def checked(a: Tensor, b: Tensor, what: str) -> tuple[Tensor, Tensor]:
+    """Both on the CPU. Raises ValueError unless they have one shape."""
+    if a.shape != b.shape:
+        there, here = (" x ".join(map(str, x.shape)) for x in (a, b))
+        raise ValueError(f"Compare: {what}_a is {there} and {what}_b is {here}; compare batches of one size and number")
+    return a.detach().to(torch.device("cpu")), b.detach().to(torch.device("cpu"))
