@@ -13,7 +13,7 @@ from ..cache_core import policies
 from ..cache_core.extrapolation import spread
 from ..cache_core.policies import CachePolicy, Forecast
 from ..cache_core.sites import Schedule
-from .fit import cheapest, coherent_cost
+from .fit import cheapest, coherent_cost, step_errors
 from .search import Search
 
 SHAPES = {
@@ -128,6 +128,16 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
         return list(dict.fromkeys([first, *others]))
 
     return at
+
+
+def step_errors_of(plan: Plan, gram: Tensor, prediction: str) -> list[float]:
+    """Predicted error (T,) of each step of a Forecast's plan, where the Gram matrix is of as many steps."""
+    policy = plan.restored()
+    if not isinstance(policy, Forecast) or len(gram) != plan.steps:
+        return []
+    ready = policy.prepared(Schedule(plan.steps, policy.sigmas, "", prediction))
+    gains = [ready.gains_at(step) for step in range(plan.steps)]
+    return step_errors(gram, ready.places, ready.computed, gains)
 
 
 def resized(computed: Sequence[int], total: int, count: int, steps: int) -> tuple[int, ...]:

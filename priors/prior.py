@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -108,6 +108,10 @@ class Prior:
                 f"the prior does not fit this model ({'; '.join(differences)}). "
                 "Calibrate this model with the Calibrate node, or load the prior that was made with it"
             )
+
+    def planned(self, plans: Sequence[Plan]) -> Prior:
+        """This prior with other plans."""
+        return replace(self, plans=tuple(plans))
 
     def save(self, path: str | Path) -> Path:
         """Write the file in one step: a crash leaves the old one, never half of a new one."""

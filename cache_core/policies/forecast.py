@@ -95,7 +95,7 @@ class Forecast(CachePolicy):
     def reuse(self, step: Step, site: Site, past: list[Feature]) -> Tensor:
         """Summed in float32."""
         nodes = [self._place(feature.step) for feature in past]
-        weights = coefficients(self._place(step), nodes, self._gains(step.index))
+        weights = coefficients(self._place(step), nodes, self.gains_at(step.index))
         out = past[0].value.float() * weights[0]
         for weight, feature in zip(weights[1:], past[1:], strict=True):
             if weight:
@@ -105,7 +105,7 @@ class Forecast(CachePolicy):
     def _place(self, step: Step) -> float:
         return self.places[step.index] if step.index < len(self.places) else float(step.index)
 
-    def _gains(self, index: int) -> tuple[float, float]:
+    def gains_at(self, index: int) -> tuple[float, float]:
         if index < len(self.gains):
             return self.gains[index]
         return QUADRATIC if self.order == 2 else LINEAR

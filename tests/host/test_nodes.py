@@ -97,6 +97,11 @@ class TestSchemas:
             "PriorCacheGOC": ["policy", "eta", "queue", "inflections", "whole_blocks", "prior"],
             "PriorCacheTaylor": ["policy", "order", "exact"],
             "PriorCacheCompare": ["images_a", "images_b", "latent_a", "latent_b"],
+            "PriorCacheForecast": ["speedup", "coordinate", "order"],
+            "PriorCachePlan": ["prior", "goal", "value", "model"],
+            "PriorCacheSearch": [
+                "prior", "model", "positive", "negative", "latent_image", "seed", "samplings", "speedups",
+            ],
             "PriorCacheLoadPixArt": ["model_name", "heads", "weight_dtype", "prediction"],
             "PriorCacheL2C": ["prior", "threshold"],
             "PriorCacheLoadRouter": ["router_name", "rule", "model"],

@@ -1,0 +1,276 @@
+"""Forecast whole evaluations: by a goal alone, or as a search found it best for one model."""
+
+from __future__ import annotations
+
+import hashlib
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy_api.latest import io, ui
+
+from ..cache_core.policies import CachePolicy, Forecast, Full
+from ..cache_core.sites import Schedule
+from ..cache_core.trace import Trace
+from ..priors.plan import Plan, chosen, forecasts, merged, search_plans, step_errors_of
+from ..priors.prior import Prior, PriorError
+from ..priors.search import Outcome, Search
+from .attach import attach
+from .calibrate import subject
+from .types import CATEGORY, Policy, PriorTable
+
+ORDERS = {"auto": 0, "linear": 1, "quadratic": 2}
+GOALS = {"speed-up": "speedup", "computed steps": "evaluations", "error": "error"}
+
+
+class PriorCacheForecast(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorCacheForecast",
+            display_name="Forecast Policy",
+            category=CATEGORY,
+            description="Computes some steps and extrapolates the model's output in between. Works with every model, and needs no prior.",
+            search_aliases=["taylorseer", "spectrum", "extrapolate", "easycache", "speed up"],
+            inputs=[
+                io.Float.Input(
+                    "speedup",
+                    default=2.0,
+                    min=1.0,
+                    max=20.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="The goal: steps over computed steps. 2 computes half of them, 1 all. Time comes close to it where the model is large.",
+                ),
+                io.Combo.Input(
+                    "coordinate",
+                    options=["auto", "sigma", "log snr", "step"],
+                    default="auto",
+                    advanced=True,
+                    tooltip="Along what to extrapolate. auto: sigma for flow models (Flux, SD3, Wan), the step for models that predict noise or velocity.",
+                ),
+                io.Combo.Input(
+                    "order",
+                    options=list(ORDERS),
+                    default="auto",
+                    advanced=True,
+                    tooltip="linear: the line through the last two computed steps. quadratic: the parabola through three. auto: linear for flow models, quadratic for the others.",
+                ),
+            ],
+            outputs=[Policy.Output(display_name="policy", tooltip="For Apply Cache.")],
+        )
+
+    @classmethod
+    def execute(cls, speedup: float, coordinate: str = "auto", order: str = "auto") -> io.NodeOutput:
+        return io.NodeOutput(Forecast(speedup, coordinate=coordinate, order=ORDERS[order]))
+
+
+class PriorCachePlan(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorCachePlan",
+            display_name="Plan Policy",
+            category=CATEGORY,
+            description="Takes the best plan for a goal out of a prior that was searched: which steps to compute, and how to forecast the others.",
+            search_aliases=["budget", "schedule", "target speed", "quality goal"],
+            is_output_node=True,
+            inputs=[
+                PriorTable.Input("prior", tooltip="From Search Plans, or Load Prior."),
+                io.Combo.Input(
+                    "goal",
+                    options=list(GOALS),
+                    default="speed-up",
+                    tooltip="What value means. speed-up: steps over computed steps, at least. computed steps: at most so many. error: of the final latent, at most.",
+                ),
+                io.Float.Input(
+                    "value",
+                    default=2.0,
+                    min=0.001,
+                    max=1000.0,
+                    step=0.1,
+                    round=0.0001,
+                    tooltip="The goal: 2 for twice as fast, 8 for 8 computed steps, 0.05 for an error of 5 %.",
+                ),
+                io.Model.Input(
+                    "model", optional=True, tooltip="Optional: refuse a prior that belongs to another model."
+                ),
+            ],
+            outputs=[
+                Policy.Output(display_name="policy", tooltip="For Apply Cache."),
+                io.Image.Output(
+                    display_name="picture", tooltip="Error against speed-up, computed steps, predicted errors."
+                ),
+                io.String.Output(display_name="summary", tooltip="The same in sentences."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, prior: Prior, goal: str, value: float, model=None) -> io.NodeOutput:
+        if model is not None:
+            prior.matches(subject(model))
+        if not prior.plans:
+            raise PriorError("this prior holds no plans: put Search Plans behind Calibrate or Load Prior")
+        wanted = round(value) if goal == "computed steps" else value
+        plan = chosen(prior.plans, **{GOALS[goal]: wanted})
+        image, text = pictured(prior, plan)
+        return io.NodeOutput(
+            plan.restored(), image, text, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": (text,)}
+        )
+
+
+class PriorCacheSearch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorCacheSearch",
+            display_name="Search Plans",
+            category=CATEGORY,
+            description="Searches, by sampling, which steps of a model to compute for several speed-ups at once. Uses the sampler settings that the prior was calibrated with.",
+            search_aliases=["plan", "optimise schedule", "calibrate schedule"],
+            is_output_node=True,
+            inputs=[
+                PriorTable.Input(
+                    "prior", tooltip="From Calibrate or Load Prior: says which sampler, steps and cfg to plan for."
+                ),
+                io.Model.Input("model", tooltip="The model that the prior was made with, without Apply Cache."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="Typical prompts or class labels. The more they vary, the better a plan carries over.",
+                ),
+                io.Conditioning.Input("negative", tooltip="The negative prompt or null class."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="The empty latent: its batch is how many pictures are judged at once. 4 to 8 are enough; a smaller size than you generate saves time.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=1000,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="Seed of the judged pictures; not one you generate with.",
+                ),
+                io.Float.Input(
+                    "samplings",
+                    default=40.0,
+                    min=1.0,
+                    max=10000.0,
+                    step=1.0,
+                    tooltip="What the search may cost, in samplings of these pictures in full. 15 help already, 40 to 100 find most. A search that was stopped goes on where it was.",
+                ),
+                io.String.Input(
+                    "speedups", default="2, 2.5, 3.3, 4", tooltip="The speed-ups to plan for, with commas."
+                ),
+            ],
+            outputs=[
+                PriorTable.Output(display_name="prior", tooltip="With plans: for Plan Policy and Save Prior."),
+                io.Image.Output(
+                    display_name="picture", tooltip="Error against speed-up, and the computed steps of every plan."
+                ),
+                io.String.Output(display_name="summary", tooltip="The same in sentences."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, prior: Prior, model, positive, negative, latent_image, seed, samplings, speedups) -> io.NodeOutput:
+        prior.matches(subject(model))
+        counts = evaluations(speedups, prior.evaluations)
+        latent = comfy.sample.fix_empty_latent_channels(
+            model, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
+        )
+        sample = Sampler(prior, model, positive, negative, latent, seed)
+        progress = comfy.utils.ProgressBar(1000)
+        tried, fitted = _remembered(sample, prior)
+        reference = sample(Full()).latents
+
+        def simulate(policy: CachePolicy) -> Outcome:
+            progress.update_absolute(min(999, int(1000 * search.spent / samplings)))
+            return sample(policy)
+
+        search = Search(simulate, reference, prior.evaluations, tried, fitted)
+        gram = prior.tables.get("gram/positive")
+        plans = search_plans(search, forecasts(sample.schedule, gram), counts, samplings)
+        prior = prior.planned(merged([plans, prior.plans]))
+        image, text = pictured(prior)
+        text += f" The search cost {search.spent:.0f} samplings and tried {len(search.tried)} settings."
+        return io.NodeOutput(prior, image, text, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": (text,)})
+
+
+class Sampler:
+    """Samples one set of pictures with the settings of a prior, under any policy."""
+
+    def __init__(self, prior: Prior, model, positive, negative, latent: torch.Tensor, seed: int):
+        about = prior.subject
+        self.model, self.latent, self.seed, self.about = model, latent, seed, about
+        self.conds = (positive, negative)
+        sigmas = comfy.samplers.KSampler(
+            model, about.steps, "cpu", about.sampler, about.scheduler, about.denoise
+        ).sigmas
+        if len(sigmas) - 1 != prior.evaluations:
+            raise PriorError(
+                f"the sampler {about.sampler} evaluates the model {prior.evaluations} times in {len(sigmas) - 1} steps; "
+                "plans are for samplers of one evaluation per step. Calibrate with one such as euler or dpmpp_2m"
+            )
+        self.schedule = Schedule(prior.evaluations, tuple(sigmas.tolist()), about.sampler, about.prediction)
+        if objection := Forecast().prepared(self.schedule).objection(self.schedule):
+            raise PriorError(f"nothing to plan: {objection}")
+
+    def __call__(self, policy: CachePolicy) -> Outcome:
+        trace, about = Trace(), self.about
+        latents = comfy.sample.sample(
+            attach(self.model, policy, trace), comfy.sample.prepare_noise(self.latent, self.seed), about.steps, about.cfg,
+            about.sampler, about.scheduler, *self.conds, self.latent, denoise=about.denoise, disable_pbar=True, seed=self.seed,
+        )  # fmt: skip
+        return Outcome(latents, trace.runs[-1].computed_fraction)
+
+
+_SEARCHES: dict[str, tuple[dict, dict]] = {}
+"""What searches of this session sampled so far: one that was stopped, or is to go further, goes on from there."""
+
+
+def _remembered(sample: Sampler, prior: Prior) -> tuple[dict, dict]:
+    """Only the same model, conds, size and seed give the same outcomes."""
+    model = (id(sample.model.model), str(sample.model.patches_uuid))
+    key = _digest((model, str(prior.subject), sample.seed, tuple(sample.latent.shape), sample.conds))
+    if key not in _SEARCHES:
+        while len(_SEARCHES) >= 8:
+            del _SEARCHES[next(iter(_SEARCHES))]
+        _SEARCHES[key] = ({}, {})
+    return _SEARCHES[key]
+
+
+def _digest(value) -> str:
+    """Of nested lists and dicts of tensors and plain values."""
+    if isinstance(value, torch.Tensor):
+        told = f"{tuple(value.shape)}".encode() + value.detach().float().cpu().numpy().tobytes()
+    elif isinstance(value, (list, tuple)):
+        told = "".join(map(_digest, value)).encode()
+    elif isinstance(value, dict):
+        told = "".join(f"{name}{_digest(value[name])}" for name in sorted(value, key=str)).encode()
+    else:
+        told = repr(value).encode()
+    return hashlib.sha256(told).hexdigest()
+
+
+def evaluations(speedups: str, steps: int) -> list[int]:
+    """ "2, 2.5" of 20 steps -> [10, 8]. Raises ValueError on what is no speed-up."""
+    try:
+        values = [float(part) for part in speedups.replace(";", ",").split(",") if part.strip()]
+    except ValueError:
+        values = []
+    if not values or not all(1 < v <= steps / 2 for v in values):
+        raise ValueError(
+            f"Search Plans: speedups is {speedups[:40]!r}; give numbers above 1 and up to {steps / 2:g}, which computes two "
+            "steps, such as '2, 3, 4'"
+        )
+    return sorted({max(2, int(steps / v + 1e-6)) for v in values}, reverse=True)
+
+
+def pictured(prior: Prior, plan: Plan | None = None) -> tuple[torch.Tensor, str]:
+    from ..plots import plan as plot
+    from ..plots.style import pixels
+
+    gram = prior.tables.get("gram/positive")
+    errors = step_errors_of(plan, gram, prior.subject.prediction) if plan and gram is not None else ()
+    return torch.from_numpy(pixels(plot.draw(prior.plans, plan, errors)))[None], plot.summary(prior.plans, plan)

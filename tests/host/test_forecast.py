@@ -1,0 +1,165 @@
+"""Forecast, search and plan in the host, on a tiny DiT and through the nodes."""
+
+import pytest
+import torch
+from priorcache.cache_core.policies import Forecast
+from priorcache.cache_core.sites import Action
+from priorcache.cache_core.trace import Trace
+from priorcache.priors.prior import Prior, PriorError
+
+SETTINGS = {"steps": 10, "sampler": "euler", "scheduler": "karras"}
+
+
+def sampled(host, model, policy, **changes):
+    """(latents, the run's trace)."""
+    trace = Trace()
+    return host.sample(host.attach(model, policy, trace), **SETTINGS | changes), trace.runs[0]
+
+
+def computed(run) -> list[int]:
+    return sorted({row.step for row in run.rows if row.action is Action.COMPUTE})
+
+
+def test_computes_what_it_was_told_and_skips_the_rest(host, model):
+    out, run = sampled(host, model, Forecast(2.0))
+    assert computed(run) == [0, 2, 4, 6, 8]
+    assert run.evaluations == 10
+    exact = host.sample(model, **SETTINGS)
+    assert 0 < (out - exact).norm() / exact.norm() < 1
+
+
+def test_computing_everything_is_stock(host, model):
+    out, run = sampled(host, model, Forecast(1.0))
+    assert torch.equal(out, host.sample(model, **SETTINGS))
+    assert computed(run) == list(range(10))
+
+
+@pytest.mark.parametrize("sampler", [
+    "euler", "dpmpp_2m", "ddim", "lms", "ipndm", "ipndm_v", "deis", "res_multistep", "gradient_estimation", "euler_cfg_pp",
+    "dpmpp_2m_cfg_pp", "uni_pc", "uni_pc_bh2",
+])  # fmt: skip
+def test_serves_samplers_of_one_call_per_step(host, model, sampler):
+    out, run = sampled(host, model, Forecast(2.0), sampler=sampler)
+    assert run.notes == []
+    assert len(computed(run)) <= 6 < run.evaluations
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", [
+    "heun", "heunpp2", "dpm_2", "dpm_fast", "dpm_adaptive", "exp_heun_2_x0", "euler_ancestral", "dpm_2_ancestral",
+    "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "ddpm", "lcm", "er_sde", "seeds_2", "seeds_3",
+    "sa_solver", "sa_solver_pece", "res_multistep_ancestral",
+])  # fmt: skip
+def test_declines_the_others_and_leaves_them_stock(host, model, sampler):
+    out, run = sampled(host, model, Forecast(2.0), sampler=sampler)
+    assert len(run.notes) == 1
+    assert not run.rows
+    assert torch.equal(out, host.sample(model, **SETTINGS | {"sampler": sampler}))
+
+
+def test_every_sampler_of_the_host_is_of_one_kind_or_the_other():
+    """Where a new one appears in the host, it shows here: try it, and enter it in one of the two lists above."""
+    import comfy.samplers
+
+    ours = {mark for test in (test_serves_samplers_of_one_call_per_step, test_declines_the_others_and_leaves_them_stock)
+            for mark in test.pytestmark[0].args[1]}  # fmt: skip
+    known = ours | {n for n in comfy.samplers.KSampler.SAMPLERS if any(p in n for p in ("ancestral", "sde", "_cfg_pp"))}
+    assert set(comfy.samplers.KSampler.SAMPLERS) <= known
+
+
+def test_a_plan_for_other_noise_declines_with_a_sentence(host, model):
+    plan = Forecast(computed=(0, 4), sigmas=(80.0, 40.0, 20.0, 10.0, 5.0, 1.0, 0.0))
+    _, run = sampled(host, model, plan)
+    assert "its plan is for noise from 80 to 1" in run.notes[0]
+
+
+@pytest.fixture
+def nodes(host):
+    import priorcache.nodes as pack
+
+    pack.register_folder()
+    return {n.GET_SCHEMA().node_id: n for n in pack.NODES}
+
+
+@pytest.fixture
+def conds(host):
+    return host.dit.conditioning(torch.tensor([1, 2])), host.dit.conditioning(torch.tensor([-1, -1]))
+
+
+@pytest.fixture
+def prior(nodes, model, conds):
+    with torch.inference_mode():
+        return nodes["PriorCacheCalibrate"].execute(
+            model, *conds, {"samples": torch.zeros(2, 3, 16, 16)}, seed=1, runs=1, steps=10, cfg=1.5, sampler_name="euler",
+            scheduler="karras", denoise=1.0, longest_gap=1, mean_features=False,
+        ).args[0]  # fmt: skip
+
+
+def search(nodes, prior, model, conds, **changes):
+    settings = {"seed": 40, "samplings": 12.0, "speedups": "2, 2.5"} | changes
+    with torch.inference_mode():
+        return (
+            nodes["PriorCacheSearch"]
+            .execute(prior, model, *conds, {"samples": torch.zeros(2, 3, 16, 16)}, **settings)
+            .args
+        )
+
+
+class TestNodes:
+    def test_from_prior_to_plan_to_picture(self, host, nodes, model, conds, prior, tmp_path):
+        planned, image, text = search(nodes, prior, model, conds)
+        assert [p.evaluations for p in planned.plans] == [5, 4]
+        assert all(p.error <= p.unplanned for p in planned.plans)
+        assert image.ndim == 4
+        assert "5 of 10 steps (2.00x)" in text
+        planned = Prior.load(planned.save(tmp_path / "p.safetensors"))
+        policy, image, text = nodes["PriorCachePlan"].execute(planned, "speed-up", 2.0, model).args
+        assert image.ndim == 4
+        assert "5 of 10 steps computed, 2.00x" in text
+        out, run = sampled(host, model, policy, seed=40)
+        assert len(computed(run)) == 5
+        exact = host.sample(model, **SETTINGS, seed=40)
+        error = ((out - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).mean().item()
+        assert error == pytest.approx(planned.plans[0].error, rel=0.02)
+
+    def test_a_plan_serves_another_number_of_steps(self, host, nodes, model, conds, prior):
+        planned, *_ = search(nodes, prior, model, conds, samplings=1.0)
+        policy = nodes["PriorCachePlan"].execute(planned, "computed steps", 5.0).args[0]
+        _, run = sampled(host, model, policy, steps=20)
+        assert run.notes == []
+        assert len(computed(run)) == 10
+
+    def test_a_search_goes_on_where_it_was_stopped(self, host, nodes, model, conds, prior, monkeypatch):
+        from priorcache.nodes import forecast
+
+        calls = []
+        original = forecast.Sampler.__call__
+
+        def counting(self, policy):
+            calls.append(policy)
+            if len(calls) == 6:
+                raise KeyboardInterrupt
+            return original(self, policy)
+
+        monkeypatch.setattr(forecast.Sampler, "__call__", counting)
+        with pytest.raises(KeyboardInterrupt):
+            search(nodes, prior, model, conds, seed=41)
+        stopped_at = len(calls)
+        first, *_ = search(nodes, prior, model, conds, seed=41)
+        sampled_later = len(calls) - stopped_at
+        forecast._SEARCHES.clear()
+        calls[:] = [None] * 100
+        second, *_ = search(nodes, prior, model, conds, seed=41)
+        assert first.plans == second.plans
+        assert sampled_later < len(calls) - 100
+
+    def test_what_cannot_be_planned_is_said(self, nodes, model, conds, prior):
+        with pytest.raises(PriorError, match="holds no plans"):
+            nodes["PriorCachePlan"].execute(prior, "speed-up", 2.0)
+        for bad in ("fast", "1", "0.5, 2", "9", ""):
+            with pytest.raises(ValueError, match="speedups is"):
+                search(nodes, prior, model, conds, speedups=bad)
+
+    def test_forecast_node(self, nodes):
+        assert nodes["PriorCacheForecast"].execute(3.0).args[0] == Forecast(3.0)
+        assert nodes["PriorCacheForecast"].execute(2.0, "sigma", "linear").args[0].order == 1
