@@ -15,7 +15,7 @@ from ..cache_core.policies import Full
 from ..priors.prior import Subject
 from ..priors.statistics import Statistics
 from .attach import attach
-from .types import CATEGORY, PriorTable
+from .types import CATEGORY, Policy, PriorTable
 
 
 class PriorCacheCalibrate(io.ComfyNode):
@@ -91,6 +91,11 @@ class PriorCacheCalibrate(io.ComfyNode):
                     advanced=True,
                     tooltip="Also keep the mean output of every branch at every step. Needed by corrections that work from a mean; large.",
                 ),
+                Policy.Input(
+                    "policy",
+                    optional=True,  # workflows saved before it existed do not carry it
+                    tooltip="Optional, for mean_features: keep only what this policy reuses, a half or a quarter of the size. Connect the policy that EOC corrects.",
+                ),
             ],
             outputs=[
                 PriorTable.Output(display_name="prior", tooltip="For Save Prior and Inspect."),
@@ -102,12 +107,12 @@ class PriorCacheCalibrate(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, positive, negative, latent_image, seed, runs, steps, cfg, sampler_name, scheduler, denoise,
-        longest_gap, mean_features,
+        longest_gap, mean_features, policy=None,
     ) -> io.NodeOutput:  # fmt: skip
         from ..plots import prior as plot
         from ..plots.style import pixels
 
-        statistics = Statistics(longest_gap, mean_features)
+        statistics = Statistics(longest_gap, mean_features, policy if mean_features else None)
         watched = attach(model, Full(), observers=(statistics,))
         latent = comfy.sample.fix_empty_latent_channels(
             model, latent_image["samples"], latent_image.get("downscale_ratio_spacial")

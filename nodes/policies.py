@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..cache_core.policies import FORA
-from ..cache_core.policies.fora import PHASES
+from ..cache_core.policies.fora import PHASES, PRESETS
 from .types import CATEGORY, Policy
 
 SCOPES = {"branches": "branch", "whole network": "model"}
@@ -56,12 +56,22 @@ class PriorCacheFORA(io.ComfyNode):
                     default="branches",
                     tooltip="branches: each attention and MLP output, as the paper does (needs an adapter for the model). whole network: the model's output at once, faster, rougher, and for every model.",
                 ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default="custom",
+                    optional=True,  # workflows saved before it existed do not carry it
+                    tooltip="Settings by name, which take the place of the widgets above. published: the authors' command, N = 3. 25 %, 50 %, 65 %, 75 %: the shares of reused steps that later papers (EOC, GOC) report. first half: your interval and phase, reusing only in the first half. custom: the widgets.",
+                ),
             ],
             outputs=[Policy.Output(display_name="policy", tooltip="For Apply Cache.")],
         )
 
     @classmethod
-    def execute(cls, interval: int, phase: str, start: float, end: float, scope: str) -> io.NodeOutput:
-        if start > end:
+    def execute(
+        cls, interval: int, phase: str, start: float, end: float, scope: str, preset: str = "custom"
+    ) -> io.NodeOutput:
+        settings = {"interval": interval, "phase": phase, "start": start, "end": end} | PRESETS[preset]
+        if settings["start"] > settings["end"]:
             raise ValueError(f"FORA Policy: start ({start:g}) is after end ({end:g}); swap them.")
-        return io.NodeOutput(FORA(level=SCOPES[scope], interval=interval, phase=phase, start=start, end=end))
+        return io.NodeOutput(FORA(level=SCOPES[scope], **settings))

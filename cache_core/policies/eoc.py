@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..sites import Feature, Schedule, Site, Step
+from ..sites import STACK, Action, Feature, Schedule, Site, Step
 from .base import Decline
 from .correction import Correction
 
@@ -45,10 +45,12 @@ class EOC(Correction):
 
     def reuse(self, step: Step, site: Site, past: list[Feature]) -> Tensor:
         value = past[0].value
-        if not self.trends.knows(site.name) or (self.judged is not None and step.index not in self.judged):
+        if site == STACK or (self.judged is not None and step.index not in self.judged):
             return value
         trend = self.trends.at(step.index, site.name)
         if trend is None:
+            if self.base.decide(step, site) is Action.COMPUTE:  # only asked what reuse would have given
+                return value
             raise Decline(
                 f"its prior holds no trend of {site.name} at evaluation {step.index}; calibrate with the policy that EOC "
                 "corrects, or without one"
@@ -64,10 +66,8 @@ class EOC(Correction):
     def objection(self, schedule: Schedule) -> str | None:
         if self.level != "branch":
             return "a prior holds mean outputs of branches only; set the scope of the policy before it to branches"
-        if unknown := [site.name for site in schedule.sites if not self.trends.knows(site.name)]:
-            return (
-                f"its prior knows no trend of {unknown[0]} and {len(unknown) - 1} other branches; calibrate this model"
-            )
+        if schedule.sites and not any(self.trends.knows(site.name) for site in schedule.sites):
+            return "its prior knows none of the branches of this model; calibrate this model"
         if schedule.sigmas and not self._fits(schedule):
             return (
                 f"its prior was measured at {self.trends.steps} steps from noise {self.trends.sigmas[0]:.3g} and this run "

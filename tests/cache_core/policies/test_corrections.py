@@ -233,6 +233,13 @@ class TestEOC:
         found, plain = (sample(p, linear) for p in (EOC(HALF, Trends(2.0), judged=(3, 9)), HALF))
         assert [t for t in range(20) if found[t] != plain[t]] == [3, 9]
 
+    @pytest.mark.parametrize("measure", ["errors", "truth"])
+    def test_measuring_needs_no_trend_of_computed_steps(self, measure):
+        trends = Trends(1.0)
+        trends.at = lambda step, site: torch.ones(1) if step % 2 else None
+        found, expected = (sample(EOC(HALF, trends), linear, measure=m) for m in (measure, "off"))
+        assert found == expected
+
     def test_works_in_the_precision_of_the_features(self):
         past = [Feature(torch.full((2, 3, 4), 2.0, dtype=torch.bfloat16), Step(2, 20, 0.1, 9.0), True)]
         policy = EOC(HALF, Trends(50.0, shape=(3, 4)))
@@ -253,10 +260,11 @@ class TestEOC:
     def test_declines_runs_that_the_prior_does_not_fit(self, policy, run, said):
         assert re.search(said, policy.objection(run))
 
-    def test_a_branch_that_the_prior_does_not_know_is_named(self):
+    def test_a_prior_of_other_branches_is_declined(self):
         trends = Trends(1.0)
-        trends.knows = lambda site: site != "blocks.3.mlp"
-        assert "blocks.3.mlp" in EOC(HALF, trends).objection(schedule(sites=DIT_XL))
+        trends.knows = lambda site: site == "blocks.3.mlp"
+        assert EOC(HALF, trends).objection(schedule(sites=DIT_XL)) is None
+        assert "none of the branches" in EOC(HALF, trends).objection(schedule(sites=DIT_XL[:4]))
 
     @pytest.mark.parametrize(
         ("trend", "said"), [(torch.ones(4, 1), r"4 x 1.*and this run has 1;"), (None, "no trend of")]
