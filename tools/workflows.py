@@ -149,9 +149,17 @@ def _source(batch: int) -> list[Node]:
     ]  # fmt: skip
 
 
-def _fora(**changes) -> Node:
+def _fora(key: str = "policy", at: tuple[int, int] = (380, 390), **changes) -> Node:
     settings = {"interval": 2, "phase": "published", "start": 0.0, "end": 1.0, "scope": "branches"} | changes
-    return Node("policy", "PriorCacheFORA", (380, 390), (320, 180), settings, colour="#233")
+    return Node(key, "PriorCacheFORA", at, (320, 210 if "preset" in changes else 180), settings, colour="#233")
+
+
+def _corrected(name: str, preset: str, correction: Node, note: str, *others: Node) -> Workflow:
+    """FORA by name and what corrects it, 20 steps, beside the uncached pictures."""
+    base = _fora("base", (0, 880), preset=preset)
+    workflow = _side_by_side(name, _source(12), [base, *others, correction], note, steps=20)
+    workflow.groups.append(("What is corrected", (-20, 800, 360, 330)))
+    return workflow
 
 
 def _side_by_side(name: str, source: list[Node], policy: list[Node], note: str, **settings) -> Workflow:
@@ -225,6 +233,81 @@ purple cross on green
 pink heart on blue
 green arrow on purple"""
 
+L2C_NOTE = """## Learning-to-Cache
+
+Press **Run**. **Train Router** samples once in full and learns, in a minute or two, which branches can be reused at
+every second step. Then the same twelve pictures are drawn in full and with what was learned.
+
+Then try: *penalty* 1e-5, 1e-4, 1e-3 in **Train Router** for the curve of what is removed and what it costs, with more
+*iterations*; *threshold* in **L2C Policy**.
+
+The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+"""
+
+EOC_NOTE = """## EOC: corrected by the mean
+
+Press **Run**. **Calibrate** samples once in full and keeps how the mean of every branch moves at the steps that **FORA
+Policy** reuses; **EOC Policy** adds a hundredth of that, multiplied by the feature, wherever it is reused.
+
+Then try: *theta* 0.1; *theta* 0 for FORA alone; another *preset* in **FORA Policy** (Calibrate follows). Keep the prior
+with **Save Prior** to calibrate only once.
+
+The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+"""
+
+GOC_NOTE = """## GOC: corrected by the last movement
+
+Press **Run**. Every second step is reused (**FORA Policy**, 50 %), and **GOC Policy** moves each reused feature on in the
+direction in which it last moved.
+
+Then try: *eta* 0 for FORA alone, 0.5 and 1.2; *queue* = recomputed; *measure* = truth in **Apply Cache** for the true
+error of reused steps.
+
+The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+"""
+
+DUCA_NOTE = """## DuCa: skip all blocks, then mend some tokens
+
+Press **Run**. About every third step is computed in full; between two of them, steps that skip all blocks take turns with
+steps that compute the MLP of a few random tokens anew. In the lower half of **Inspect**, the row *stack* is all blocks.
+
+Then try: **ToCa Policy** in its place, which never skips all blocks; *ratio* 0.2; *selection* = small values or attention;
+*interval* 4.
+
+The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+"""
+
+TAYLOR_NOTE = """## Taylor: continued along a line
+
+Press **Run**. Every second step is skipped (**FORA Policy**, 50 %), and **Taylor Policy** continues each feature along the
+line through its last two computed values: the baseline for every other correction.
+
+Then try: *order* 2, with and without *exact*; *preset* 75 % or *scope* = whole network in **FORA Policy**.
+
+The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+"""
+
+FORECAST_NOTE = """## Forecast: skip whole steps
+
+Press **Run**. Eight of twenty steps are computed; in between, **Forecast Policy** continues the model's output along a
+parabola. These two nodes, **Forecast Policy** and **Apply Cache**, serve every model that ComfyUI samples.
+
+Then try: *speedup* 2 and 4; *measure* = truth in **Apply Cache** for the true error of every forecast.
+
+The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+"""
+
+PLAN_NOTE = """## Plan: calibrate, search, choose
+
+Press **Run**; it takes a few minutes. **Calibrate** measures the model, **Search Plans** tries which steps to compute for
+four speed-ups at once, and **Plan Policy** takes the plan for the goal: twice as fast. **Inspect** shows what came of it.
+
+Then try: another *value* in **Plan Policy**, which takes no time; *goal* = error with *value* 0.05; more *samplings* in
+**Search Plans**, which goes on where it was. Keep the prior with **Save Prior**.
+
+The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+"""
+
 CALIBRATE_NOTE = """## Calibrate a model
 
 **Calibrate** samples a few pictures in full and measures how far every branch moves from one step to the next: that is
@@ -280,7 +363,68 @@ def workflows() -> list[Workflow]:
         CALIBRATE_NOTE,
         (0, 520, 320, 280),
     )  # fmt: skip
-    return [first, calibrate, pixart, flux]
+    learned = _side_by_side(
+        "04_l2c",
+        _source(12),
+        [
+            Node("train", "PriorCacheTrainRouter", (0, 880), (680, 960), {**links, **DDIM, "seed": 100, "runs": 1, "steps": 20, "denoise": 1.0, "iterations": 200, "penalty": "1e-4", "learning_rate": 0.1, "threshold": 0.1, "save_memory": False}, colour="#233"),
+            Node("policy", "PriorCacheL2C", (380, 390), (320, 90), {"prior": ("train", 0), "threshold": 0.1}, colour="#233"),
+        ],
+        L2C_NOTE,
+        steps=20,
+    )  # fmt: skip
+    learned.groups.append(("Learn what to reuse", (-20, 800, 720, 1080)))
+    eoc = _corrected(
+        "05_eoc",
+        "50 %",
+        Node("policy", "PriorCacheEOC", (380, 390), (320, 130), {"policy": ("base", 0), "prior": ("calibrate", 0), "theta": 0.01, "least_error": 0.0}, colour="#233"),
+        EOC_NOTE,
+        Node("calibrate", "PriorCacheCalibrate", (380, 880), (620, 900), {**links, **settings, "policy": ("base", 0), "runs": 1, "steps": 20, "mean_features": True}, colour="#233"),
+        Node("said", "PreviewAny", (1060, 880), (420, 200), {"source": ("calibrate", 2)}, "What the prior says"),
+    )  # fmt: skip
+    eoc.groups.append(("How the mean moves", (360, 800, 1140, 1000)))
+    goc = _corrected(
+        "06_goc",
+        "50 %",
+        Node("policy", "PriorCacheGOC", (380, 390), (320, 180), {"policy": ("base", 0), "eta": 0.8, "queue": "used", "inflections": "none", "whole_blocks": True}, colour="#233"),
+        GOC_NOTE,
+    )  # fmt: skip
+    duca = _side_by_side(
+        "07_duca",
+        _source(12),
+        [Node("policy", "PriorCacheDuCa", (380, 390), (320, 180), {"preset": "dit", "interval": 0, "ratio": -1.0, "selection": "random", "mode": "corrected"}, colour="#233")],
+        DUCA_NOTE,
+    )  # fmt: skip
+    taylor = _corrected(
+        "08_taylor",
+        "50 %",
+        Node("policy", "PriorCacheTaylor", (380, 390), (320, 110), {"policy": ("base", 0), "order": 1, "exact": False}, colour="#233"),
+        TAYLOR_NOTE,
+    )  # fmt: skip
+    forecast = _side_by_side(
+        "09_forecast",
+        _source(12),
+        [Node("policy", "PriorCacheForecast", (380, 390), (320, 130), {"speedup": 2.5, "coordinate": "auto", "order": "auto"}, colour="#233")],
+        FORECAST_NOTE,
+        steps=20,
+    )  # fmt: skip
+    few = [Node("few", "PriorCacheDiTLabel", (0, 880), (320, 80), {"labels": "0, 3, 5, 7, 9, 11"}), Node("small", "EmptyLatentImage", (0, 1020), (320, 110), {"width": 32, "height": 32, "batch_size": 6})]  # fmt: skip
+    judged = {"model": ("model", 0), "positive": ("few", 0), "negative": ("few", 1), "latent_image": ("small", 0)}
+    plan = _side_by_side(
+        "10_plan",
+        _source(12),
+        [
+            *few,
+            Node("calibrate", "PriorCacheCalibrate", (380, 880), (420, 620), {**judged, **settings, "seed": 100, "runs": 1, "steps": 20}, colour="#233"),
+            Node("search", "PriorCacheSearch", (860, 880), (420, 620), {"prior": ("calibrate", 0), **judged, "seed": 1000, "samplings": 40.0, "speedups": "2, 2.5, 3.3, 4"}, colour="#233"),
+            Node("policy", "PriorCachePlan", (1340, 880), (420, 620), {"prior": ("search", 0), "model": ("model", 0), "goal": "speed-up", "value": 2.0}, colour="#233"),
+            Node("said", "PreviewAny", (1800, 1040), (760, 170), {"source": ("policy", 2)}, "What is planned"),
+        ],
+        PLAN_NOTE,
+        steps=20,
+    )  # fmt: skip
+    plan.groups.append(("Calibrate, search, choose", (-20, 800, 1800, 730)))
+    return [first, calibrate, pixart, flux, learned, eoc, goc, taylor, forecast, plan]
 
 
 def text(data: dict) -> str:
