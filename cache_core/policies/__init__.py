@@ -1,6 +1,7 @@
 """One paper, one file."""
 
 from .base import CachePolicy, Decline
+from .duca import DuCa
 from .eoc import EOC
 from .fora import FORA
 from .forecast import Forecast
@@ -8,5 +9,6 @@ from .full import Full
 from .goc import GOC
 from .l2c import L2C
 from .taylor import Taylor
+from .toca import ToCa
 
-__all__ = ["EOC", "FORA", "GOC", "L2C", "CachePolicy", "Decline", "Forecast", "Full", "Taylor"]
+__all__ = ["EOC", "FORA", "GOC", "L2C", "CachePolicy", "Decline", "DuCa", "Forecast", "Full", "Taylor", "ToCa"]

@@ -2,8 +2,8 @@
 
 import pytest
 from priorcache.benchmarks import flops
-from priorcache.cache_core.policies import FORA, Full
-from priorcache.cache_core.sites import Action, Site, Step
+from priorcache.cache_core.policies import FORA, DuCa, Full, ToCa
+from priorcache.cache_core.sites import Action, Schedule, Site, Step
 from priorcache.models.dit import DiTConfig
 
 XL = DiTConfig(1152, 28, 16, 2, 4, 1000, True, 16)
@@ -37,3 +37,63 @@ def test_fora_on_dit_xl_2_costs_what_is_published(interval, published):
 def test_the_later_papers_levels_save_their_share_of_branches(policy, reused):
     branches, rest = flops.expected(XL, 32)
     assert by_schedule(policy, 20) == 20 * rest + round(20 * (1 - reused)) * branches
+
+
+def test_the_engine_executes_what_toca_and_duca_say():
+    """Partial steps compute the MLP of some tokens; skipped ones what comes before and after the blocks."""
+    branches, rest = flops.expected(XL, 32)
+    width, tokens, rows = XL.hidden_size, 256, 2
+    modulation, token = rows * XL.depth * 12 * width**2, rows * 16 * width**2
+    policy = DuCa(steps=("F", "c", "a", "F0+c"))
+    layers = [Site(f"blocks.{i}.mlp", i, XL.depth) for i in range(XL.depth)]
+    kept = [[int(policy.share(Step(s, 4, s / 4, 1.0), site) * tokens) for site in layers] for s in range(4)]
+    by_hand = branches + sum(kept[1]) * token - modulation + branches // XL.depth + sum(kept[3][1:]) * token + 4 * rest
+    assert flops.sampling(policy, XL, 4, 32) == by_hand
+
+
+def published(policy: ToCa, total: int) -> float:
+    """TFLOPs by the authors' own count for DiT-XL/2 with guidance: softmax, norms and GELU too, adaLN at half."""
+    b, n, c, heads, depth = 2, 256, XL.hidden_size, 16, XL.depth
+    attention = 8 * b * n * c**2 + b * n * c + 4 * b * n**2 * c + 5 * b * heads * n**2
+    every = 2 * b * n * c + b * c + 6 * b * c**2
+    token = 16 * b * c**2 + 24 * b * c
+    count = 0
+    for i, kind in enumerate(policy.prepared(Schedule(total)).steps):
+        for layer in range(depth):
+            if kind == "F" or (kind.startswith("F0") and layer == 0):
+                count += attention + every + n * token
+            elif kind.endswith("c"):
+                share = policy.share(Step(i, total, i / total, 1.0), Site(f"blocks.{layer}.mlp", layer, depth))
+                count += every + int(share * n) * token
+    return count / 1e12
+
+
+LONG = "dit, 250 steps"
+
+
+@pytest.mark.parametrize(
+    ("policy", "total", "expected"),
+    [
+        (ToCa(ratio=0, interval=1), 50, 23.735),
+        (ToCa(faithful=True), 50, 10.233),
+        (ToCa(), 50, 11.125),
+        (ToCa(LONG, faithful=True), 250, 43.4206),
+        (ToCa(LONG), 250, 44.260),
+        (ToCa(LONG, 1, faithful=True), 250, 103.5496),
+        (ToCa(LONG, 1), 250, 103.953),
+        (DuCa(faithful=True), 50, 9.575),
+        (DuCa(), 50, 10.490),
+        (DuCa(interval=4, faithful=True), 50, 7.66),
+        (DuCa(interval=5, faithful=True), 50, 6.32),
+        (DuCa(interval=6, faithful=True), 50, 5.86),
+        (DuCa(interval=6, ratio=0.07, faithful=True), 50, 6.29),
+        (ToCa(interval=2, ratio=0), 50, 12.354),
+        (ToCa(interval=3, ratio=0), 50, 8.560),
+        (ToCa(interval=5, ratio=0), 50, 5.240),
+    ],
+    ids=lambda value: value.describe() if isinstance(value, ToCa) else "",
+)
+def test_toca_and_duca_on_dit_xl_2_cost_what_is_published_as_executed_and_what_one_decision_per_step_costs(
+    policy, total, expected
+):
+    assert published(policy, total) == pytest.approx(expected, rel=1e-3)

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from priorcache.cache_core.policies import FORA, GOC, L2C, CachePolicy, Forecast, Full, Taylor
+from priorcache.cache_core.policies import FORA, GOC, L2C, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
 from priorcache.cache_core.sites import Action, Schedule, Site, Step
 
 POLICIES = [
@@ -22,6 +22,11 @@ POLICIES = [
     GOC(L2C(((1.0,), (0.0,)) * 10, ("blocks.2.mlp",), 20)),
     Taylor(FORA(4, "aligned")),
     Taylor(FORA(2, level="model"), 2, exact=True),
+    ToCa(),
+    ToCa("pixart", selection="entropy", faithful=True),
+    DuCa(),
+    DuCa("flux", 4, 0.2, "small values"),
+    GOC(DuCa("hunyuan video")),
 ]
 SITE = Site("blocks.2.mlp", 2, 4)
 

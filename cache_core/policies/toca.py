@@ -1,0 +1,234 @@
+"""ToCa: Accelerating Diffusion Transformers with Token-wise Feature Caching (arXiv 2410.05317)."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..sites import Action, Feature, Schedule, Site, Step
+from .base import CachePolicy
+
+SELECTIONS = {
+    "random": "",
+    "small values": "values",
+    "large values": "values",
+    "attention": "received",
+    "entropy": "entropy",
+}
+"""How tokens are chosen -> what is noted of them for it."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What the authors chose for one model. A pair (a, b) means a + b * u.
+
+    Of steps, u is the step's index over their number, the index counted as `counts` says; of layers, the position of
+    the block, 0 to 1.
+    """
+
+    interval: int
+    ratio: float  # of tokens to compute, before the factors below
+    counts: str  # "down" to 0, or "up" from 0, which the type of a step depends on; "since" the last full step
+    drift: tuple[float, float] = (1.0, 0.0)  # the interval is divided by this
+    window: tuple[float, float] = (0.0, 0.0)  # of u, where the interval is 2
+    warmup: int = 1  # full steps at the beginning
+    steps: tuple[float, float] = (1.0, 0.0)
+    layers: tuple[float, float] = (1.0, 0.0)
+    branches: tuple[tuple[str, float], ...] = ()  # end of a branch's name, and the factor of its ratio
+    staleness: float = 0.25
+    cell: int = 1  # the best token of each cell x cell
+    bonus: float = 0.0  # has its score raised by this share
+    odd: str = "c"  # type of a step whose count is odd; that of the even ones is the other
+
+    def index(self, step: int, total: int) -> int:
+        return total - 1 - step if self.counts == "down" else step
+
+
+def at(line: tuple[float, float], u: float) -> float:
+    return line[0] + line[1] * u
+
+
+DIT = Preset(
+    interval=3, ratio=0.07, counts="down", drift=(1.4, -0.8), window=(0.2, 0.4), steps=(3.0, -4.0), layers=(0.8, 0.4),
+    branches=(("mlp", 2.5),), cell=2, bonus=0.6,
+)  # fmt: skip
+PIXART = Preset(
+    interval=3, ratio=0.3, counts="up", drift=(0.8, 0.4), steps=(1.9, -1.8), layers=(1.6, -1.2),
+    branches=(("cross_attn", 0.6), ("mlp", 1.6)), cell=4, bonus=0.4,
+)  # fmt: skip
+FLUX = Preset(
+    interval=4,
+    ratio=0.1,
+    counts="since",
+    warmup=3,
+    layers=(1.5, -56 / 27),
+    branches=(("img_mlp", 0.4), ("txt_mlp", 0.4)),
+)
+PRESETS = {
+    "dit": DIT,
+    "dit, 250 steps": replace(DIT, interval=4, steps=(1.4, -0.8), layers=(1.8, -1.6)),
+    "pixart": PIXART,
+    "flux": FLUX,
+}
+"""From the authors' commands and code. The single-stream blocks of Flux, whose one branch holds attention, are reused."""
+
+
+@lru_cache(maxsize=64)
+def plan(preset: Preset, total: int, aggressive: bool = False, faithful: bool = False) -> tuple[str, ...]:
+    """The type of every step: F full, c conservative (some tokens computed), a aggressive (all blocks skipped).
+
+    The interval is set anew at every full step, and a step is full where its index is a multiple of it. faithful: as
+    the published DiT code runs, where the first block of a full step sets the interval by which the other blocks then
+    judge: "F0+c" and "F0+a" are steps that only the first block takes for full.
+    """
+    plain = preset.ratio == 0 and not aggressive  # then the authors' code is FORA
+    found: list[str] = []
+    interval, last = preset.interval, 0
+    for step in range(total):
+        index = preset.index(step, total)
+        count = step - last if preset.counts == "since" else index
+        warm = step < (1 if plain else preset.warmup)
+        if not (warm or count % interval == 0):
+            found.append(_cached(preset, count % interval, aggressive))
+            continue
+        last = step
+        if preset.counts != "since" and not plain:
+            low, high = (int(share * total) for share in preset.window)
+            drifted = round(preset.interval / at(preset.drift, index / total))
+            interval = 2 if low <= index < high else max(drifted, 1)
+        hiccup = faithful and not warm and count % interval
+        found.append(f"F0+{_cached(preset, count % interval, aggressive)}" if hiccup else "F")
+    return tuple(found)
+
+
+def _cached(preset: Preset, count: int, aggressive: bool) -> str:
+    if not aggressive:
+        return "c"
+    return preset.odd if count % 2 else {"a": "c", "c": "a"}[preset.odd]
+
+
+@dataclass(frozen=True)
+class ToCa(CachePolicy):
+    """Between full steps, reuse attention, and compute the MLP (PixArt: and cross-attention) of some tokens anew.
+
+    interval and ratio replace the preset's. selection says which tokens: "random" draws the same for all rows of a
+    branch at a step; "small values" and "large values" go by the norm of the value vectors, "attention" by the
+    attention received (both ToCa's s1 and these as they were at the last full step), "entropy" by that of the attention
+    to the text (s2). Each row then chooses for itself. Tokens passed by become likelier (s3), the best of each cell of
+    a square picture too (s4). What an architecture does not tell is replaced by random. Attention is never computed
+    for some tokens alone.
+
+    faithful: the step types as the published DiT code executes them, and the sign of its small values, under which the
+    bonus is a penalty. steps: the types, one per step, in place of the preset's schedule.
+    """
+
+    preset: str = "dit"
+    interval: int = 0
+    ratio: float = -1.0
+    selection: str = "random"
+    faithful: bool = False
+    steps: tuple[str, ...] = field(default=(), kw_only=True)
+
+    presets: ClassVar[dict[str, Preset]] = PRESETS
+    aggressive: ClassVar[bool] = False
+
+    def __post_init__(self):
+        name = type(self).__name__
+        if self.preset not in self.presets:
+            raise ValueError(f"{name}: preset is {self.preset!r}; choose one of {', '.join(self.presets)}")
+        if self.selection not in SELECTIONS:
+            raise ValueError(f"{name}: selection is {self.selection!r}; choose one of {', '.join(SELECTIONS)}")
+        if self.interval < 0:
+            raise ValueError(f"{name}: interval is {self.interval}; use 1 (no caching) or more, or 0 for the preset's")
+        if self.ratio > 1:
+            raise ValueError(f"{name}: ratio is {self.ratio}; it is a share from 0 to 1, or negative for the preset's")
+        if wrong := [s for s in self.steps if s not in ("F", "c", "a", "F0+c", "F0+a")]:
+            raise ValueError(f"{name}: a step is {wrong[0]!r}; there are F, c, a, F0+c and F0+a")
+
+    @property
+    def marks(self) -> str:
+        return SELECTIONS[self.selection]
+
+    @property
+    def settings(self) -> Preset:
+        """The preset with what this policy replaces in it."""
+        preset = self.presets[self.preset]
+        interval = self.interval or preset.interval
+        return replace(preset, interval=interval, ratio=preset.ratio if self.ratio < 0 else self.ratio)
+
+    def prepared(self, schedule: Schedule) -> ToCa:
+        return self if self.steps else replace(self, steps=self.planned(schedule.total))
+
+    def planned(self, total: int) -> tuple[str, ...]:
+        return plan(self.settings, total, self.aggressive, self.faithful)
+
+    def kind(self, step: Step) -> str:
+        """The type of this step."""
+        steps = self.steps or self.planned(step.total)
+        return "F" if step.index == 0 else steps[min(step.position, len(steps) - 1)]
+
+    def decide(self, step: Step, site: Site) -> Action:
+        kind = self.kind(step)
+        if kind == "F" or (kind.startswith("F0") and site.block == 0):
+            return Action.COMPUTE
+        some = kind.endswith("c") and self.share(step, site) > 0
+        return Action.PARTIAL if some else Action.REUSE
+
+    def share(self, step: Step, site: Site) -> float:
+        """The share of tokens of a branch that a conservative step computes."""
+        s = self.settings
+        factor = next((f for end, f in s.branches if site.branch.endswith(end)), 0.0)
+        u = s.index(step.position, step.total) / step.total
+        layer = site.block / max(site.depth - 1, 1)
+        return min(max(s.ratio * at(s.steps, u), 0.0) * max(at(s.layers, layer), 0.0) * factor, 1.0)
+
+    def select(self, step: Step, site: Site, x: Tensor, past: list[Feature]) -> Tensor:
+        """(B, K) indices of the tokens with the highest scores."""
+        rows, tokens = x.shape[:2]
+        count = int(self.share(step, site) * tokens)
+        score = self._score(step, site, x, past[0].marks)
+        if past[0].age is not None:
+            score = score + self.settings.staleness / self.settings.interval * past[0].age
+        if not site.branch.startswith("txt_"):
+            score = spread(score, self.settings.cell, self.settings.bonus)
+        return score.topk(count).indices.expand(rows, -1)
+
+    def _score(self, step: Step, site: Site, x: Tensor, marks: Tensor | None) -> Tensor:
+        """(B, N), or (1, N) where all rows share it."""
+        if marks is None:
+            seed = zlib.crc32(f"{site.name} at {step.index}".encode())
+            return torch.rand(1, x.shape[1], generator=torch.Generator().manual_seed(seed)).to(x.device)
+        if self.selection == "small values":
+            marks = 1 - marks if self.faithful else marks.amax(1, keepdim=True) - marks
+        if self.selection == "entropy":
+            marks = 1 + marks
+        return marks / marks.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+    def objection(self, schedule: Schedule) -> str | None:
+        total = schedule.total
+        if total < 3 and self.settings.interval > 1:
+            return f"a run of {total} step{'s'[: total > 1]} leaves nothing to reuse"
+        if self.steps and len(self.steps) != total:
+            return f"its {len(self.steps)} step types are for as many steps, and the sampler makes {total}"
+        return None
+
+    def describe(self) -> str:
+        s, faithful = self.settings, ", faithful" if self.faithful else ""
+        return f"{type(self).__name__} N={s.interval} r={s.ratio:g} ({self.preset}, {self.selection}{faithful})"
+
+
+def spread(score: Tensor, cell: int, bonus: float) -> Tensor:
+    """Scores (B, N) of a square of tokens, the highest in every cell x cell raised; others stay as they are."""
+    side = math.isqrt(score.shape[1])
+    if bonus == 0 or side**2 != score.shape[1] or side % cell:
+        return score
+    grid = (side // cell, cell, side // cell, cell)
+    cells = score.unflatten(1, grid).transpose(2, 3)  # B h w cell cell
+    best = cells == cells.amax((-2, -1), keepdim=True)
+    return torch.where(best, cells * (1 + bonus), cells).transpose(2, 3).flatten(1)
