@@ -8,6 +8,7 @@ from .compare import PriorCacheCompare
 from .corrections import PriorCacheEOC, PriorCacheGOC, PriorCacheTaylor
 from .demo import PriorCacheDemoPrompt, PriorCacheDemoVAE
 from .dit import PriorCacheDiTLabel, PriorCacheLoadDiT
+from .duca import PriorCacheDuCa, PriorCacheToCa
 from .forecast import PriorCacheForecast, PriorCachePlan, PriorCacheSearch
 from .inspect import PriorCacheInspect
 from .l2c import PriorCacheL2C, PriorCacheLoadRouter, PriorCacheTrainRouter
@@ -37,6 +38,8 @@ NODES: list[type[io.ComfyNode]] = [
     PriorCacheForecast,
     PriorCachePlan,
     PriorCacheSearch,
+    PriorCacheDuCa,
+    PriorCacheToCa,
 ]
 
 

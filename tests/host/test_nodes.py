@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from priorcache.cache_core.policies import FORA, GOC, Full, Taylor
+from priorcache.cache_core.policies import FORA, GOC, DuCa, Full, Taylor, ToCa
+from priorcache.cache_core.sites import Schedule
 from priorcache.cache_core.trace import Trace
 from priorcache.models.checkpoint import CheckpointError
 from priorcache.priors.prior import Prior, PriorError
@@ -57,7 +58,11 @@ class TestSchemas:
                 assert entry.tooltip, f"{name}.{entry.id} has no tooltip"
             for entry in schema.inputs:
                 widget = entry.io_type in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-                listed = entry.io_type == "COMBO" and entry.id in ("model_name", "prior_name", "router_name")  # the user's own files
+                listed = entry.io_type == "COMBO" and entry.id in (
+                    "model_name",
+                    "prior_name",
+                    "router_name",
+                )  # the user's own files
                 assert not widget or listed or entry.default is not None, f"{name}.{entry.id} has no default"
                 if entry.io_type in ("INT", "FLOAT"):
                     assert entry.min <= entry.default <= entry.max
@@ -83,6 +88,8 @@ class TestSchemas:
             "PriorCacheLoadDiT": ["model_name", "heads", "timestep_embedding", "weight_dtype", "prediction"],
             "PriorCacheDiTLabel": ["labels"],
             "PriorCacheFORA": ["interval", "phase", "start", "end", "scope"],
+            "PriorCacheDuCa": ["preset", "interval", "ratio", "selection", "mode"],
+            "PriorCacheToCa": ["preset", "interval", "ratio", "selection", "mode"],
             "PriorCacheApply": ["model", "policy", "measure"],
             "PriorCacheCalibrate": [
                 "model", "positive", "negative", "latent_image", "seed", "runs", "steps", "cfg", "sampler_name", "scheduler",
@@ -257,6 +264,23 @@ class TestPolicyNodes:
     def test_defaults_work(self, nodes):
         schema = nodes["PriorCacheFORA"].GET_SCHEMA()
         assert nodes["PriorCacheFORA"].execute(**{i.id: i.default for i in schema.inputs}).args[0] == FORA()
+
+
+class TestTokenPolicies:
+    @pytest.mark.parametrize(("name", "kind"), [("PriorCacheDuCa", DuCa), ("PriorCacheToCa", ToCa)])
+    def test_the_widgets_are_the_policys_settings(self, nodes, name, kind):
+        node = nodes[name]
+        assert node.execute(**{i.id: i.default for i in node.GET_SCHEMA().inputs}).args[0] == kind()
+        made = node.execute("pixart", 4, 0.5, "small values", "as published").args[0]
+        assert made == kind("pixart", 4, 0.5, "small values", faithful=True)
+
+    @pytest.mark.parametrize("name", ["PriorCacheDuCa", "PriorCacheToCa"])
+    def test_every_preset_and_selection_is_offered_and_works(self, nodes, name):
+        preset, _, _, selection, _ = nodes[name].GET_SCHEMA().inputs
+        for choice in preset.options:
+            for kind in selection.options:
+                policy = nodes[name].execute(choice, 0, -1.0, kind, "corrected").args[0]
+                assert policy.prepared(Schedule(20)).steps[0] == "F"
 
 
 class TestCorrections:
