@@ -41,7 +41,7 @@ class PriorCacheGOC(io.ComfyNode):
                     "queue",
                     options=list(QUEUES),
                     default="used",
-                    tooltip="What the last movement is taken from. used: what each block used, corrected outputs too, as the authors' code does. recomputed: computed outputs only, steadier at long intervals; there eta = 1 / interval is a straight line.",
+                    tooltip="What the last movement is taken from. used: what each block used, corrected outputs too, as the authors' code does. recomputed: computed outputs only, steadier; with every second step reused, eta = 0.5 is a straight line.",
                 ),
                 io.Combo.Input(
                     "inflections",
