@@ -15,8 +15,25 @@ from pack import load_host, load_pack  # noqa: E402
 
 load_pack()
 
+from recording import Recorder  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption("--scenarios", help="write what the tests marked as scenarios have shown to this file")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "scenario(name, shown): fills a cell of docs/scenarios.md when it passes")
+    config.pluginmanager.register(Recorder(), "recorder")
+
 
 @pytest.fixture(scope="session")
 def comfy():
     """The host's `comfy` package, on the CPU."""
     return load_host()
+
+
+@pytest.fixture
+def recorded(request):
+    """What the tests of this session have shown so far; tests that ask for it run last."""
+    return request.config.pluginmanager.get_plugin("recorder").cells

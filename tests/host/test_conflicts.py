@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from matrix import levels
 from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
@@ -34,13 +35,15 @@ def passing(apply_model, args):
 
 
 class TestTheHostsCaches:
-    @LEVELS
+    @pytest.mark.scenario("EasyCache, LazyCache", "refused with the remedy")
+    @levels()
     @pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
     def test_attached_after_them_is_refused_at_once(self, host, model, policy, name):
         with pytest.raises(host.node.CacheError, match=rf"^{name} and PriorCache.*remove one"):
             host.attach(hosts_cache(name, model), policy)
 
-    @LEVELS
+    @pytest.mark.scenario("EasyCache, LazyCache", "refused with the remedy")
+    @levels()
     @pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
     def test_attached_before_them_is_refused_when_sampling(self, host, model, policy, name):
         both = hosts_cache(name, host.attach(model, policy))

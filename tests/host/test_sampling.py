@@ -77,46 +77,6 @@ class TestNothingStays:
         gc.collect()
         assert [o for o in gc.get_objects() if isinstance(o, CacheRun)] == []
 
-    @LEVELS
-    @pytest.mark.parametrize("error", ["interrupt", "exception"])
-    def test_after_it_was_stopped_in_mid_run(self, host, model, policy, error):
-        kind = host.comfy.model_management.InterruptProcessingException if error == "interrupt" else ZeroDivisionError
-
-        def stop(step, *_):
-            if step == 3:
-                raise kind
-
-        trace = Trace()
-        patched = host.attach(model, policy, trace)
-        expected = host.sample(host.attach(model, policy))
-        with pytest.raises(kind):
-            host.sample(patched, callback=stop)
-        assert left_over(model) == []
-        assert not trace.runs[0].complete
-        assert torch.equal(host.sample(patched), expected)
-
-
-class TestRunsDoNotMix:
-    @LEVELS
-    def test_two_samplers_with_one_model(self, host, model, policy):
-        trace = Trace()
-        patched = host.attach(model, policy, trace)
-        first, second = host.sample(patched, seed=1), host.sample(patched, seed=2)
-        assert torch.equal(second, host.sample(host.attach(model, policy), seed=2))
-        assert torch.equal(first, host.sample(host.attach(model, policy), seed=1))
-        assert len(trace.runs) == 2
-
-    @LEVELS
-    @pytest.mark.parametrize(
-        "changed",
-        [{"size": (24, 8)}, {"batch": 5, "labels": range(5)}, {"steps": 9}, {"cfg": 1.0}, {"sampler": "heun"}],
-        ids=str,
-    )
-    def test_another_size_batch_step_count_or_sampler_after_a_run(self, host, model, policy, changed):
-        patched = host.attach(model, policy)
-        host.sample(patched)
-        assert torch.equal(host.sample(patched, **changed), host.sample(host.attach(model, policy), **changed))
-
     def test_an_attached_model_that_is_attached_again_is_replaced(self, host, model, caplog):
         twice = host.attach(host.attach(model, ALIGNED), FORA(3, "aligned"))
         assert torch.equal(host.sample(twice), host.sample(host.attach(model, FORA(3, "aligned"))))
@@ -124,17 +84,6 @@ class TestRunsDoNotMix:
 
 
 class TestConds:
-    @LEVELS
-    @pytest.mark.parametrize("cfg", [1.5, 4.0])
-    def test_in_one_call_or_in_two(self, host, model, policy, cfg, monkeypatch):
-        together = Trace()
-        one = host.sample(host.attach(model, policy, together), cfg=cfg)
-        monkeypatch.setattr(model.model, "memory_required", lambda *a, **k: 1e30)
-        apart = Trace()
-        two = host.sample(host.attach(model, policy, apart), cfg=cfg)
-        assert close(two, one) < 1e-5
-        assert apart.runs[0].computed_fraction == together.runs[0].computed_fraction == 0.5
-
     def test_that_change_from_one_call_to_two_in_mid_run(self, host, model, monkeypatch):
         expected = host.sample(host.attach(model, ALIGNED))
         fits = model.model.memory_required
@@ -250,14 +199,3 @@ def test_whole_network_reuse_holds_the_derivative(host, model):
     torch.testing.assert_close(derivatives[1], derivatives[0], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(derivatives[2], derivatives[0], rtol=1e-3, atol=1e-3)
     assert close(derivatives[3], derivatives[0]) > 1e-2
-
-
-def test_low_vram_mode_changes_nothing(host, model):
-    """Weights that the host keeps off the device are cast layer by layer; our blocks must still call the modules."""
-    stock, cached = host.sample(model), host.sample(host.attach(model, ALIGNED))
-    low = host.attach(model, ALIGNED)
-    with torch.inference_mode():
-        low.patch_model(device_to=low.load_device, lowvram_model_memory=20_000)
-        assert any(getattr(m, "comfy_cast_weights", False) for m in model.model.modules())
-    assert torch.equal(host.sample(low), cached)
-    assert torch.equal(host.sample(model), stock)

@@ -1,0 +1,29 @@
+"""What Apply tells of memory beforehand, on every architecture."""
+
+from __future__ import annotations
+
+import pytest
+from matrix import LEVELS, levels
+from priorcache.cache_core.trace import Trace
+
+
+@levels()
+@pytest.mark.parametrize(
+    "store",
+    [
+        pytest.param("device", marks=pytest.mark.scenario("memory told beforehand", "within 5 % of what is measured")),
+        pytest.param("8 bit", marks=pytest.mark.scenario("memory in 8 bits", "within 5 % of what is measured")),
+    ],
+)
+def test_is_within_five_percent(host, subject, policy, store):
+    for settings in ({}, {"cfg": 1.0}, {"positive": subject.prompt(1, 40), "batch": 2}):
+        trace = Trace()
+        subject.sample(host.attach(subject.model, policy, trace, store=store), **settings)
+        assert trace.runs[0].expected_bytes == pytest.approx(trace.runs[0].peak_bytes, rel=0.05)
+
+
+def test_counts_reference_latents(host, flux):
+    trace = Trace()
+    positive = flux.prompt(1, reference_latents=[flux.noise(7, 1, (16, 12))])
+    flux.sample(host.attach(flux.model, LEVELS["FORA"], trace), positive=positive)
+    assert trace.runs[0].expected_bytes == trace.runs[0].peak_bytes

@@ -1,0 +1,190 @@
+"""Tiny random models of the host's own classes, and one way to sample each.
+
+Host code is imported inside the functions: `comfy` is importable only once the fixture of that name has run.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import torch
+from architectures import generator, opened
+from safetensors.torch import save_file
+
+WORDS, POOLED = 64, 64
+"""Widths of a prompt's embedding and of its pooled one."""
+
+CPU = torch.device("cpu")
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Relative L2 distance of a to b."""
+    return ((a - b).norm() / b.norm()).item()
+
+
+def left_over(model) -> list[str]:
+    """Modules whose forward something replaced and did not put back."""
+    return [name for name, module in model.model.named_modules() if "forward" in module.__dict__]
+
+
+def loaded(path: str, **options):
+    import comfy.sd
+
+    with torch.inference_mode():
+        return comfy.sd.load_diffusion_model(path, model_options=options)
+
+
+class Subject:
+    """A tiny model, and one way to sample it."""
+
+    def __init__(self, model, size: tuple[int, int], path: str = ""):
+        self.model, self.size, self.path = model, size, path
+        self.channels = model.model.latent_format.latent_channels
+
+    def prompt(self, seed: int, words: int = 5, **extra) -> list:
+        """Conditioning as a text encoder would make it."""
+        rng = generator(seed)
+        context = torch.randn(1, words, WORDS, generator=rng)
+        return [[context, {"pooled_output": torch.randn(1, POOLED, generator=rng)} | extra]]
+
+    def noise(self, seed: int, batch: int, size: tuple[int, int]) -> torch.Tensor:
+        return torch.randn(batch, self.channels, *size, generator=generator(seed))
+
+    def sample(
+        self, model=None, *, steps=4, cfg=2.0, sampler="euler", seed=0, batch=1, size=None, positive=None, negative=None,
+        latent=None, **settings,
+    ) -> torch.Tensor:  # fmt: skip
+        import comfy.sample
+
+        if latent is None:
+            latent = torch.zeros(batch, self.channels, *(size or self.size))
+        with torch.inference_mode():
+            return comfy.sample.sample(
+                model or self.model, self.noise(seed, len(latent), latent.shape[2:]), steps, cfg, sampler, "simple",
+                positive or self.prompt(1), negative or self.prompt(2), latent, disable_pbar=True, seed=seed, **settings,
+            )  # fmt: skip
+
+    def guided(self, guider, steps: int = 4) -> torch.Tensor:
+        """As above, by a guider of the host's."""
+        import comfy.samplers
+
+        model = guider.model_patcher
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+        sampler = comfy.samplers.sampler_object("euler")
+        with torch.inference_mode():
+            latent = torch.zeros(1, self.channels, *self.size)
+            return guider.sample(self.noise(0, 1, self.size), latent, sampler, sigmas, disable_pbar=True, seed=0)
+
+    def calls(self, model) -> tuple:
+        """A clone, and the list of batch sizes that its network will have been called with."""
+        seen = []
+
+        def counted(apply_model, args):
+            seen.append(len(args["input"]))
+            return apply_model(args["input"], args["timestep"], **args["c"])
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(counted)
+        return model, seen
+
+
+class Labelled(Subject):
+    """A model that takes class numbers in place of a prompt."""
+
+    def prompt(self, seed: int, words: int = 5, **extra) -> list:
+        return [[torch.zeros(1, 1, 1), {"class_labels": torch.tensor([seed % 10])} | extra]]
+
+
+def dit() -> Subject:
+    from priorcache.models import host
+    from priorcache.models.dit import DiT, DiTConfig
+
+    config = DiTConfig(64, 3, 4, 2, 3, 10, learn_sigma=False, grid_size=8)
+    with torch.inference_mode():
+        return Labelled(host.from_weights(config, opened(DiT(config)).state_dict()), (16, 16))
+
+
+def flux(folder) -> Subject:
+    """One head of 128, two blocks of either kind, under the names of the original checkpoints."""
+    import comfy.ops
+    from comfy.ldm.flux.model import Flux
+
+    network = opened(
+        Flux(
+            in_channels=16,
+            out_channels=16,
+            vec_in_dim=POOLED,
+            context_in_dim=WORDS,
+            hidden_size=128,
+            mlp_ratio=4.0,
+            num_heads=1,
+            depth=2,
+            depth_single_blocks=2,
+            axes_dim=[16, 56, 56],
+            theta=10000,
+            patch_size=2,
+            qkv_bias=True,
+            guidance_embed=True,
+            txt_ids_dims=[],
+            operations=comfy.ops.disable_weight_init,
+        )
+    )
+    path = folder / "flux.safetensors"
+    save_file({k.replace("_norm.weight", "_norm.scale"): v for k, v in network.state_dict().items()}, path)
+    return Subject(loaded(str(path)), (12, 12), str(path))
+
+
+def sd3(folder) -> Subject:
+    """Two heads of 64 in two blocks, the least that the host's loader knows."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+
+    context = {"target": "torch.nn.Linear", "params": {"in_features": WORDS, "out_features": 128}}
+    network = opened(
+        OpenAISignatureMMDITWrapper(
+            depth=2,
+            input_size=None,
+            in_channels=16,
+            adm_in_channels=POOLED,
+            pos_embed_max_size=16,
+            num_patches=256,
+            qk_norm="rms",
+            context_embedder_config=context,
+            operations=comfy.ops.disable_weight_init,
+        )
+    )
+    path = folder / "sd3.safetensors"
+    save_file(network.state_dict(), path)
+    return Subject(loaded(str(path)), (12, 12), str(path))
+
+
+def pixart() -> Subject:
+    """Built by code, since the loader knows one size only; large patches, since latents must be larger than 32."""
+    settings = {
+        "hidden_size": 64, "num_heads": 4, "depth": 3, "patch_size": 8, "caption_channels": WORDS, "input_size": 40,
+        "pe_interpolation": 1, "micro_condition": False,
+    }  # fmt: skip
+    return Subject(built("PixArtSigma", image_model="pixart_sigma", **settings), (48, 40))
+
+
+def flux2() -> Subject:
+    """Shared modulation, latents of 128 channels: what can modulate reference latents as if they were free of noise."""
+    settings = {
+        "in_channels": 128, "out_channels": 128, "context_in_dim": WORDS, "hidden_size": 64, "num_heads": 4,
+        "mlp_ratio": 2.0, "depth": 1, "depth_single_blocks": 2, "axes_dim": [4] * 4, "theta": 2000, "patch_size": 1,
+        "qkv_bias": False, "guidance_embed": False, "txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True,
+        "ops_bias": False, "vec_in_dim": None, "default_ref_method": "index", "ref_index_scale": 10.0,
+    }  # fmt: skip
+    return Subject(built("Flux2", image_model="flux2", **settings), (6, 6))
+
+
+def built(name: str, **settings):
+    """A ModelPatcher of an architecture that the host's loader would not recognise in this size."""
+    import comfy.model_patcher
+
+    config = getattr(import_module("comfy.supported_models"), name)(settings)
+    config.set_inference_dtype(torch.float32, None)
+    with torch.inference_mode():
+        base = config.get_model({}, "")
+        opened(base.diffusion_model)
+    return comfy.model_patcher.CoreModelPatcher(base, load_device=CPU, offload_device=CPU)
