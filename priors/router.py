@@ -85,7 +85,7 @@ class Recorder:
             options = kwargs.get("transformer_options") or {}
             streams = (tuple(options.get("cond_or_uncond", ())), tuple(out.shape))
             with torch.inference_mode(False):
-                self._calls.append(Call(streams, given[0], self._with_attention(given[1]), out.clone()))
+                self._calls.append(Call(streams, given[0], self._with_attention(given[1]), out.detach().clone()))
             return out
 
         with overridden([(self.network, recorded)]):
@@ -110,7 +110,7 @@ def owned(value, before=None):
     """A copy with tensors of its own, or that of `before` where it holds the same numbers."""
     if isinstance(value, Tensor):
         same = isinstance(before, Tensor) and value.dtype == before.dtype and value.device == before.device
-        return before if same and torch.equal(value, before) else value.clone()
+        return before if same and torch.equal(value, before) else value.detach().clone()
     if type(value) is dict:
         before = before if isinstance(before, dict) else {}
         return {key: owned(v, before.get(key)) for key, v in value.items()}
