@@ -11,9 +11,11 @@ from priorcache.cache_core.policies import Full
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import Action, Site, Step
 from priorcache.cache_core.trace import Moment, Row, RunTrace, Trace, human_bytes
+from priorcache.plots import plan as plan_plot
 from priorcache.plots import prior as prior_plot
 from priorcache.plots import trace as trace_plot
 from priorcache.plots.style import log_norm, pixels, statistics_over_sites
+from priorcache.priors.plan import Plan
 from priorcache.priors.prior import Prior, PriorError, Subject
 
 SITES = [Site(f"blocks.{i}.{branch}", i, 3) for i in range(3) for branch in ("attn", "mlp")]
@@ -297,3 +299,24 @@ def test_the_colour_scale_spans_the_positive_values_and_four_decades_at_most():
 )
 def test_sizes_are_said_in_the_larger_unit(count, text):
     assert human_bytes(count) == text
+
+
+class TestPlans:
+    plans = tuple(
+        Plan("Forecast", {"computed": list(range(0, 12, 12 // n))}, 12, n, 0.02 * 6 / n, 0.03 * 6 / n, 8)
+        for n in (6, 4, 3)
+    )
+
+    def test_the_curve_the_strips_and_the_chosen_plan_are_drawn(self):
+        alone = pixels(plan_plot.draw(self.plans))
+        chosen = pixels(plan_plot.draw(self.plans, self.plans[1], [0.0, 0.02, 0.03] * 4))
+        assert alone.std() > 0.05
+        assert chosen.shape[0] > alone.shape[0]
+
+    def test_one_plan_without_error_is_drawn(self):
+        perfect = Plan("Forecast", {}, 12, 12, 0.0, 0.0, 1)
+        assert pixels(plan_plot.draw([perfect], perfect)).std() > 0.02
+
+    def test_sentences(self):
+        assert "6 of 12 steps (2.00x): 0.020, evenly spread 0.030" in plan_plot.summary(self.plans)
+        assert plan_plot.summary(self.plans, self.plans[2]).endswith("Computed: 0, 4, 8.")
