@@ -7,7 +7,9 @@
     python tools/dev.py workflows   write the files in workflows/ anew
     python tools/dev.py train dit   train a demo model again: dit or flux
     python tools/dev.py judge       let a classifier name what the demo model draws
+    python tools/dev.py scenarios   write docs/scenarios.* and the table in README.md from what the tests show
     python tools/dev.py bench NAME  measurements: one of benchmarks/
+    python tools/dev.py canvas      every workflow run in ComfyUI's frontend, where Chromium is installed
     python tools/dev.py serve       a ComfyUI with this pack and the demo model, on http://127.0.0.1:8188
 
 Environments and hosts are kept in ~/.cache/comfyui-priorcache (PRIORCACHE_HOME moves it). A ComfyUI of your own is
@@ -39,7 +41,14 @@ HOSTS = {"0.30.0": "2.6.0", "0.18.2": "2.0.0"}
 LATEST, FLOOR = "0.30.0", "0.18.2"
 
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # these three must match each other
-TOOLS = ("pytest==9.2.0", "hypothesis>=6.100", "ruff==0.17.5", "diffusers>=0.35", "comfy-cli==1.23.0")
+TOOLS = (
+    "pytest==9.2.0",
+    "hypothesis>=6.100",
+    "ruff==0.17.5",
+    "diffusers>=0.35",
+    "comfy-cli==1.23.0",
+    "playwright>=1.49",
+)
 PYTHONS = ((3, 10), (3, 12))
 
 
@@ -129,7 +138,10 @@ def environment(own_host: Path | None = None) -> tuple[Path, Path, Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("demo", "test", "format", "workflows", "train", "judge", "bench", "serve"))
+    parser.add_argument(
+        "command",
+        choices=("demo", "test", "format", "workflows", "train", "judge", "scenarios", "bench", "canvas", "serve"),
+    )
     parser.add_argument(
         "--host", type=Path, default=os.environ.get("COMFYUI_PATH"), help="a ComfyUI folder of your own"
     )

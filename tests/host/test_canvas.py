@@ -1,0 +1,43 @@
+"""The shipped workflows in ComfyUI's own frontend, where a Chromium is installed."""
+
+import json
+import os
+from pathlib import Path
+
+import canvas as frontend
+import pytest
+from host_server import Server, base_directory
+from pack import ROOT
+
+pytestmark = pytest.mark.skipif(frontend.browser() is None, reason="no Chromium is installed")
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def canvas(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("canvas")
+    server = Server(Path(os.environ["COMFYUI_PATH"]), base_directory(folder), folder / "server.log")
+    with server, frontend.Canvas(server) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_a_dropped_workflow_is_complete(canvas, file):
+    described = json.loads(file.read_text())["nodes"]
+    assert sorted(canvas.drop(file.name, file.read_bytes())) == sorted(node["type"] for node in described)
+    assert canvas.missing() == []
+
+
+def test_run_is_pressed_and_the_inspectors_picture_appears(canvas):
+    file = ROOT / "workflows" / "01_first_run.json"
+    workflow = json.loads(file.read_text())
+    for node in workflow["nodes"]:
+        if node["type"] == "EmptyLatentImage":
+            node["widgets_values"][-1] = 2
+        if node["type"] == "KSampler":
+            node["widgets_values"] = [6 if value == 50 else value for value in node["widgets_values"]]
+    canvas.drop(file.name, json.dumps(workflow).encode())
+    canvas.run()
+    assert canvas.pictures("PreviewImage") == 2
+    assert canvas.pictures("PriorCacheInspect") == 1
+    assert canvas.our_errors == []

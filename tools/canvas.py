@@ -1,0 +1,129 @@
+"""ComfyUI's own frontend in a headless Chromium: workflows are dropped on the canvas and run as a person would.
+
+python tools/dev.py canvas       # a screenshot of every shipped workflow, run, -> demo/out/canvas/
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from host_server import ROOT, Server, base_directory
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+OUT = ROOT / "demo" / "out" / "canvas"
+WITHOUT_CLASS = ("MarkdownNote", "Note")
+"""Nodes that the frontend has itself."""
+
+DROP = """([name, data]) => {
+  const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+  const dropped = new DataTransfer();
+  dropped.items.add(new File([bytes], name, { type: "application/json" }));
+  const canvas = document.getElementById("graph-canvas");
+  const { x, y } = canvas.getBoundingClientRect();
+  for (const kind of ["dragenter", "dragover", "drop"])
+    canvas.dispatchEvent(new DragEvent(kind, {
+      bubbles: true, cancelable: true, dataTransfer: dropped, clientX: x + 300, clientY: y + 300 }));
+}"""
+
+
+def browser() -> str | None:
+    """Path of an installed Chromium."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+class Canvas:
+    """The frontend of a running server; use as a context manager."""
+
+    def __init__(self, server: Server, width: int = 1900, height: int = 1000):
+        self.server, self.size = server, {"width": width, "height": height}
+        self.errors: list[str] = []
+
+    def __enter__(self) -> Canvas:
+        from playwright.sync_api import sync_playwright
+
+        self._playwright = sync_playwright().start()
+        self._browser = self._playwright.chromium.launch(
+            executable_path=browser(), args=["--no-sandbox", "--disable-gpu"]
+        )
+        self.page = self._browser.new_page(viewport=self.size)
+        self.page.set_default_timeout(300_000)
+        self.page.on("console", lambda m: self._heard(f"{m.text} {m.location}") if m.type == "error" else None)
+        self.page.on("pageerror", lambda error: self._heard(str(error)))
+        self.page.goto(self.server.url)
+        self.page.wait_for_function("window.LiteGraph?.registered_node_types?.PriorCacheApply")
+        self.page.wait_for_timeout(3000)  # the app finishes what comes after the nodes
+        self.page.keyboard.press("Escape")  # the template browser that greets a new user
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._browser.close()
+        self._playwright.stop()
+
+    def _heard(self, text: str) -> None:
+        self.errors.append(text)
+
+    @property
+    def our_errors(self) -> list[str]:
+        return [e for e in self.errors if "priorcache" in e.lower()]
+
+    def drop(self, name: str, content: bytes) -> list[str]:
+        """Drop a workflow file on the canvas; the types of its nodes, in order."""
+        self.page.evaluate("window.app.graph.clear()")
+        self.page.evaluate(DROP, [name, base64.b64encode(content).decode()])
+        self.page.wait_for_function("window.app.graph._nodes.length > 0")
+        return self.page.evaluate("window.app.graph._nodes.map(node => node.type)")
+
+    def missing(self) -> list[str]:
+        """Types on the canvas that the server does not have."""
+        found = self.page.evaluate(
+            "window.app.graph._nodes.map(n => n.type).filter(t => !window.LiteGraph.registered_node_types[t])"
+        )
+        return [name for name in found if name not in WITHOUT_CLASS]
+
+    def run(self, limit: float = 900) -> None:
+        """Queue what is on the canvas and wait until the server is idle. Raises TimeoutError."""
+        done = len(self.server.get("/history"))
+        self.page.evaluate("window.app.queuePrompt(0, 1)")
+        until = time.monotonic() + limit
+        while len(self.server.get("/history")) == done:
+            if time.monotonic() > until:
+                raise TimeoutError(f"the workflow was not done after {limit:.0f} s")
+            self.page.wait_for_timeout(300)
+
+    def pictures(self, kind: str) -> int:
+        """How many pictures the first node of a type shows; waits until there are some."""
+        node = f"window.app.graph._nodes.find(node => node.type === '{kind}')"
+        self.page.wait_for_function(f"{node}?.imgs?.length > 0")
+        return self.page.evaluate(f"{node}.imgs.length")
+
+    def screenshot(self, path: Path) -> None:
+        """The whole graph, fitted to the window."""
+        self.page.keyboard.press(".")
+        self.page.wait_for_timeout(1500)
+        self.page.screenshot(path=path)
+
+
+def main() -> None:
+    if browser() is None:
+        raise SystemExit(f"no Chromium is installed (looked for {', '.join(NAMES)}); on Debian: apt install chromium")
+    OUT.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        base = base_directory(Path(folder))
+        with Server(Path(os.environ["COMFYUI_PATH"]), base, OUT / "server.log") as server, Canvas(server) as canvas:
+            for file in sorted((ROOT / "workflows").glob("*.json")):
+                canvas.drop(file.name, file.read_bytes())
+                canvas.run()
+                canvas.screenshot(OUT / f"{file.stem}.png")
+                print(f"{file.stem}: missing {canvas.missing() or 'none'}")
+            print("console errors of ours:", *canvas.our_errors or ["none"], sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()
