@@ -57,14 +57,13 @@ def test_declines_the_others_and_leaves_them_stock(host, model, sampler):
     assert torch.equal(out, host.sample(model, **SETTINGS | {"sampler": sampler}))
 
 
-def test_every_sampler_of_the_host_is_of_one_kind_or_the_other():
+def test_every_sampler_of_the_host_is_of_one_kind_or_the_other(host):
     """Where a new one appears in the host, it shows here: try it, and enter it in one of the two lists above."""
-    import comfy.samplers
-
+    samplers = host.comfy.samplers.KSampler.SAMPLERS
     ours = {mark for test in (test_serves_samplers_of_one_call_per_step, test_declines_the_others_and_leaves_them_stock)
             for mark in test.pytestmark[0].args[1]}  # fmt: skip
-    known = ours | {n for n in comfy.samplers.KSampler.SAMPLERS if any(p in n for p in ("ancestral", "sde", "_cfg_pp"))}
-    assert set(comfy.samplers.KSampler.SAMPLERS) <= known
+    known = ours | {n for n in samplers if any(p in n for p in ("ancestral", "sde", "_cfg_pp"))}
+    assert set(samplers) <= known
 
 
 def test_a_plan_for_other_noise_declines_with_a_sentence(host, model):
