@@ -4,7 +4,7 @@ import pytest
 import subjects
 import torch
 from priorcache.cache_core.policies import L2C
-from priorcache.cache_core.sites import Action
+from priorcache.cache_core.sites import Action, Schedule
 from priorcache.cache_core.trace import Trace
 from priorcache.priors.prior import Prior, PriorError
 from priorcache.priors.router import RouterError, policy
@@ -90,7 +90,9 @@ class TestEveryArchitecture:
 def test_gates_for_nothing_reused_are_bit_equal_to_stock(nodes, models, host):
     subject = models["dit"]
     prior = train(nodes, subject)[0]
-    open_gates = L2C(tuple((1.0,) * len(prior.sites) for _ in range(STEPS)), prior.sites, STEPS)
+    count = len(prior.sites)
+    open_gates = L2C(((0.0,) * count, *[(1.0,) * count] * (STEPS - 1)), prior.sites, STEPS)
+    assert open_gates.objection(Schedule(STEPS)) is None
     assert torch.equal(subject.sample(host.attach(subject.model, open_gates), steps=STEPS), subject.sample(steps=STEPS))
 
 
