@@ -269,7 +269,7 @@ The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy i
 DUCA_NOTE = """## DuCa: skip all blocks, then mend some tokens
 
 Press **Run**. About every third step is computed in full; between two of them, steps that skip all blocks take turns with
-steps that compute the MLP of a few random tokens anew. In the lower half of **Inspect**, the row *stack* is all blocks.
+steps that compute the MLP of a few random tokens anew. In the map of **Inspect**, the row *stack* is all blocks.
 
 Then try: **ToCa Policy** in its place, which never skips all blocks; *ratio* 0.2; *selection* = small values or attention;
 *interval* 4.
@@ -424,7 +424,7 @@ def workflows() -> list[Workflow]:
         steps=20,
     )  # fmt: skip
     plan.groups.append(("Calibrate, search, choose", (-20, 800, 1800, 730)))
-    return [first, calibrate, pixart, flux, learned, eoc, goc, taylor, forecast, plan]
+    return [first, calibrate, pixart, flux, learned, eoc, goc, duca, taylor, forecast, plan]
 
 
 def text(data: dict) -> str:
