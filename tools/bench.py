@@ -1,4 +1,4 @@
-"""Runs one of `benchmarks/` in a real ComfyUI: python tools/dev.py bench NAME [options]."""
+"""Runs one of `benchmarks/` in a real ComfyUI: python tools/dev.py bench NAME [--gpu] [options]."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def main() -> None:
     name, *rest = sys.argv[1:] or [""]
     if name not in names():
         raise SystemExit(f"no benchmark {name!r}; there are: {', '.join(names())}")
-    load_host()
+    load_host(cpu="--gpu" not in rest)
     load_pack()
-    importlib.import_module(f"priorcache.benchmarks.{name}").main(rest)
+    importlib.import_module(f"priorcache.benchmarks.{name}").main([option for option in rest if option != "--gpu"])
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ def load_pack():
     return sys.modules["priorcache"]
 
 
-def load_host(path: str | Path | None = None):
-    """The `comfy` package of a ComfyUI folder (by default the one that dev.py chose), on the CPU, in this process."""
+def load_host(path: str | Path | None = None, cpu: bool = True):
+    """The `comfy` package of a ComfyUI folder (by default the one that dev.py chose), in this process; else than on the
+    CPU on whatever device the host prefers.
+    """
     path = path or os.environ.get("COMFYUI_PATH")
     if path is None:
         raise RuntimeError("COMFYUI_PATH is not set: start this by 'python tools/dev.py'")
@@ -33,7 +35,7 @@ def load_host(path: str | Path | None = None):
         sys.path.insert(0, str(path))
     arguments, sys.argv = sys.argv, sys.argv[:1]
     try:
-        importlib.import_module("comfy.cli_args").args.cpu = True
+        importlib.import_module("comfy.cli_args").args.cpu = cpu
         for name in ("comfy.sd", "comfy.sample", "comfy.samplers", "comfy.model_management"):
             importlib.import_module(name)
     finally:

@@ -1,0 +1,411 @@
+"""The tables of the papers in miniature: what each cache does to the pictures of a DiT, and what it saves.
+
+    python tools/dev.py bench papers                                  # everything: DDIM 20 and 50, 5,000 images a row, hours
+    python tools/dev.py bench papers --rows 'fora-*' --minutes 60     # these rows, for an hour; call it again to go on
+    python tools/dev.py bench papers --table --write                  # what there is so far, into docs/papers.md
+
+Results are kept batch by batch under --out, so a run may be stopped anywhere and is continued by the same command. Priors
+and the router are made by the command itself, of other seeds than those reported. Another checkpoint is given by --model
+(and --vae, where it works on latents), with --gpu where there is one. Its Frechet distance, precision and recall need
+features that we do not ship: --export writes every row's pictures as the samples.npz that the ADM evaluator reads; or
+put your extractor's features.npz (`features`, N x D, in the order of the pictures) beside it and give the reference's
+with --reference (`features`, or `mu` and `sigma`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import platform
+import statistics
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cache_core.policies import EOC, FORA, GOC, CachePolicy, DuCa, Full, Taylor, ToCa
+from ..cache_core.policies.fora import PRESETS
+from ..cache_core.policies.goc import QUEUES
+from ..cache_core.trace import Trace
+from ..priors.inflections import inflections
+from ..priors.trend import Trend
+from . import flops
+from .cells import Cell, replace
+from .judges import Judge, demo_judge, file_judge
+from .metrics import frechet, moments, precision_recall, psnr, relative_l2, ssim
+from .sampled import SAMPLER, Aids, Bench, say
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO, OUT, DOC = ROOT / "demo" / "shapes-dit.safetensors", ROOT / "demo" / "out" / "papers", ROOT / "docs" / "papers.md"
+SEED, TIMED_SEED = 1_000_000, 3_000_000
+ETAS = (0.25, 0.5, 0.8, 1.0, 1.2)
+UNCACHED = "none"
+REMARKS = "<!-- What follows is written by hand and stays. -->"
+
+CLAIMS = (
+    ("EOC on FORA 25 %", "fora-25", "fora-25+eoc", -4.6),
+    ("EOC on FORA 50 %", "fora-50", "fora-50+eoc", -15.1),
+    ("EOC on FORA 75 %", "fora-75", "fora-75+eoc", -28.8),
+    ("EOC on L2C", "l2c", "l2c+eoc", -2.5),
+    ("GOC, eta 1.2, on FORA 25 %", "fora-25", "fora-25+goc-used-1.2", -8.9),
+    ("GOC, eta 1.2, on FORA 50 %", "fora-50", "fora-50+goc-used-1.2", -43.0),
+)
+"""What the papers say of the Frechet distance, in percent: DiT-XL/2, ImageNet 256 x 256, DDIM 20, 50,000 images."""
+
+
+class Row(NamedTuple):
+    """What is sampled: the policy, made when it is needed; None is the model as it is. steps: the sampler's, 0 the usual."""
+
+    policy: Callable[[], CachePolicy | None]
+    steps: int = 0
+
+
+def rows(steps: int, aids: Aids) -> dict[str, Row]:
+    """Every row of the table, by name."""
+    found: dict[str, Callable] = {}
+    bases: dict[str, Callable[[], CachePolicy]] = {
+        f"fora-{n}": partial(FORA, **PRESETS[f"{n} %"]) for n in (25, 50, 75)
+    }
+    bases["l2c"] = aids.l2c
+    for name, base in bases.items():
+        found[name] = base
+        found[f"{name}+eoc"] = lambda base=base: EOC(base(), Trend(aids.prior))
+        for queue in QUEUES:
+            for eta in ETAS:
+                found[f"{name}+goc-{queue}-{eta:g}"] = lambda base=base, queue=queue, eta=eta: GOC(
+                    base(), eta, queue, inflections(aids.prior), steps
+                )
+        for order in (1, 2):
+            found[f"{name}+taylor-{order}"] = lambda base=base, order=order: Taylor(base(), order)
+    for selection in ("random", "small values", "attention"):
+        found[f"toca-{selection.replace(' ', '-')}"] = partial(ToCa, selection=selection)
+    for selection in ("random", "small values", "large values"):
+        found[f"duca-{selection.replace(' ', '-')}"] = partial(DuCa, selection=selection)
+    fewer = {f"steps-{n}": Row(lambda: None, n) for n in (int(steps * share) for share in (0.75, 0.5, 0.25))}
+    return {UNCACHED: Row(lambda: None)} | fewer | {name: Row(make) for name, make in found.items()}
+
+
+@dataclass
+class Tables:
+    """All rows of one setting. Everything that was measured is in `folder`."""
+
+    bench: Bench
+    judge: Judge
+    aids: Aids
+    folder: Path
+    images: int
+    batch: int
+    export: bool = False
+    deadline: float = math.inf  # of time.monotonic
+
+    def __post_init__(self):
+        self.rows = rows(self.bench.steps, self.aids)
+
+    def cell(self, name: str) -> Cell:
+        return Cell(self.folder / name)
+
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def run(self, name: str, rounds: int = 0, timed: int = 12) -> None:
+        """Everything that is missing of one row. Raises RuntimeError when its policy declined to serve."""
+        from ..nodes.attach import attach
+
+        row, cell, model, trace = self.rows[name], self.cell(name), self.bench.model, Trace()
+        steps = row.steps or self.bench.steps
+        self.aids.used.clear()
+        policy = row.policy()
+        cell.claim(policy=policy.describe() if policy else "", steps=steps, aids=sorted(self.aids.used))
+        if policy:
+            model = attach(model, policy, trace)
+        if "flops" not in cell.notes:
+            cell.note(flops=self.flops(policy, steps))
+        kept = ("latents",) if self.export or name == UNCACHED else ()
+        for batch in range(math.ceil(self.images / self.batch)):
+            if cell.has(batch, "error", *kept):
+                continue
+            if self.late():
+                return
+            begin = time.perf_counter()
+            labels = self.bench.labels(batch * self.batch, self.batch)
+            found = self.bench.sample(model, labels, SEED + batch, steps).half().cpu()  # as kept: equal stays equal
+            if trace.runs and trace.runs[-1].notes:
+                raise RuntimeError(f"{name}: {' '.join(trace.runs[-1].notes)}")
+            exact = found if name == UNCACHED else self.cell(UNCACHED).get(batch)["latents"]
+            tables = self.judged(found, exact, labels) | ({"latents": found} if kept else {})
+            cell.put(batch, tables, machine())
+            say(f"{self.folder.name} {name}: batch {batch + 1}, {time.perf_counter() - begin:.1f} s")
+        if name != UNCACHED:
+            self.time(cell, model, steps, rounds, timed)
+
+    def judged(self, found: Tensor, exact: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """One row per picture: what the table is made of."""
+        out = {"error": relative_l2(found, exact)}
+        pictures = self.bench.pictures(found)
+        if pictures is not None:
+            truth = pictures if found is exact else self.bench.pictures(exact)
+            out |= {"psnr": psnr(pictures, truth), "ssim": ssim(pictures, truth)}
+        if self.judge.features:
+            out |= {"features": self.judge.features(pictures), "right": self.judge.named(pictures) == labels}
+        return out
+
+    def flops(self, policy: CachePolicy | None, steps: int) -> float:
+        """Ratio to uncached sampling, as the engine executes it."""
+        full = flops.sampling(Full(), self.bench.config, self.bench.steps, self.bench.size)
+        return flops.sampling(policy or Full(), self.bench.config, steps, self.bench.size) / full
+
+    def time(self, cell: Cell, model, steps: int, rounds: int, count: int) -> None:
+        """Uncached and cached sampling in turn, so that whatever else the machine does falls on both."""
+        labels = self.bench.labels(0, count)
+
+        def seconds(sampled, steps: int = 0) -> float:
+            begin = time.perf_counter()
+            self.bench.sample(sampled, labels, TIMED_SEED, steps)
+            return time.perf_counter() - begin
+
+        kept = cell.notes.get("timed", {})
+        pairs = kept["seconds"] if kept.get("machine") == machine() else []
+        if len(pairs) < rounds and not self.late():
+            seconds(self.bench.model)  # loads and warms
+        while len(pairs) < rounds and not self.late():
+            pairs.append([seconds(self.bench.model), seconds(model, steps)])
+            cell.note(timed={"machine": machine(), "seconds": pairs})
+
+    def features(self, name: str) -> Tensor | None:
+        """Of the pictures so far: those of the judge, or those of somebody's own extractor."""
+        file = self.folder / name / "features.npz"
+        if self.judge.features or not file.exists():
+            return self.cell(name).table("features", self.images)
+        with np.load(file, allow_pickle=False) as opened:
+            return torch.from_numpy(opened["features"][: self.images])
+
+    def result(self, name: str) -> dict | None:
+        """The figures of one row so far; None where there are none, infinite ones and those unknown are None."""
+        cell = self.cell(name)
+        error = cell.table("error", self.images)
+        if error is None:
+            return None
+        features, notes = self.features(name), cell.notes
+        out = {"images": len(error), "relative_l2": error.mean().item(), "flops": notes.get("flops")}
+        for key, table in (("psnr", "psnr"), ("ssim", "ssim"), ("named_right", "right")):
+            values = cell.table(table, self.images)
+            out[key] = None if values is None else values.double().mean().item()
+        if features is not None and self.judge.moments is not None:
+            out["frechet"] = frechet(moments(features), self.judge.moments)
+            if self.judge.real is not None:
+                real = self.judge.real[: len(features)]
+                out["precision"], out["recall"] = precision_recall(features, real)
+        if pairs := notes.get("timed", {}).get("seconds"):
+            out["time"] = statistics.median(own / full for full, own in pairs)
+            out["rounds"] = len(pairs)
+        elif name == UNCACHED:
+            out["time"] = 1.0
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in out.items()}
+
+    def claims(self) -> list[dict]:
+        """Each published change of the Frechet distance beside ours, with its standard deviation in a paired bootstrap."""
+        found = []
+        for claim, before, after, published in CLAIMS:
+            pair = (self.features(before), self.features(after))
+            if self.judge.moments is None or any(f is None for f in pair) or len(pair[0]) != len(pair[1]):
+                continue
+            rng = torch.Generator().manual_seed(0)
+            drawn = [torch.randint(len(pair[0]), (len(pair[0]),), generator=rng) for _ in range(30)]
+            here, *again = (self._change(*(f if rows is None else f[rows] for f in pair)) for rows in (None, *drawn))
+            found.append({"claim": claim, "published": published, "here": here, "deviation": statistics.stdev(again)})
+        return found
+
+    def _change(self, before: Tensor, after: Tensor) -> float:
+        """Of the Frechet distance, in percent."""
+        old, new = (frechet(moments(f), self.judge.moments) for f in (before, after))
+        return 100 * (new / old - 1)
+
+    def write_samples(self, name: str) -> None:
+        """samples.npz with arr_0 (N, H, W, 3) in uint8, as the ADM evaluator reads it; pictures come batch by batch."""
+        cell = self.cell(name)
+        count = len(cell.table("error", self.images))
+        side = self.bench.pictures(cell.get(0)["latents"][:1]).shape[-1]
+
+        def write(part: Path) -> None:
+            with zipfile.ZipFile(part, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
+                about = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
+                np.lib.format.write_array_header_1_0(file, about)
+                for latents in cell.parts("latents", self.images):
+                    pictures = self.bench.pictures(latents).movedim(1, -1).mul(255).round().byte()
+                    file.write(pictures.contiguous().numpy().tobytes())
+
+        replace(cell.folder / "samples.npz", write)
+
+    def report(self) -> dict:
+        """Everything measured so far, also written as results.json."""
+        results = {name: result for name in self.rows if (result := self.result(name))}
+        made = sorted(set().union(*(self.cell(name).made() for name in results)))
+        report = {**Cell(self.folder).notes["identity"], "made": made, "rows": results, "claims": self.claims()}
+        replace(self.folder / "results.json", lambda part: part.write_text(json.dumps(report, indent=1) + "\n"))
+        return report
+
+
+COLUMNS = (
+    ("images", "images", "{}"), ("Frechet", "frechet", "{:.3f}"), ("precision", "precision", "{:.3f}"),
+    ("recall", "recall", "{:.3f}"), ("named right", "named_right", "{:.1%}"), ("relative L2", "relative_l2", "{:.4f}"),
+    ("PSNR", "psnr", "{:.2f}"), ("SSIM", "ssim", "{:.4f}"), ("FLOPs", "flops", "{:.3f}"), ("wall time", "time", "{:.3f}"),
+)  # fmt: skip
+
+
+def markdown(report: dict) -> str:
+    """The table of one setting, and what of the papers' claims is seen in it."""
+    lines = [
+        f"## DDIM {report['steps']} steps, cfg {report['cfg']:g}",
+        "",
+        "| row | " + " | ".join(head for head, _, _ in COLUMNS) + " |",
+        "|---" * (len(COLUMNS) + 1) + "|",
+    ]
+    for name, result in report["rows"].items():
+        cells = ["" if result.get(key) is None else form.format(result[key]) for _, key, form in COLUMNS]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if report["claims"]:
+        lines += ["", "| change of the Frechet distance | published | here |", "|---|---|---|"]
+    for c in report["claims"]:
+        lines.append(f"| {c['claim']} | {c['published']:+.1f} % | {c['here']:+.1f} +- {c['deviation']:.1f} % |")
+    return "\n".join([*lines, "", f"Made on {'; '.join(report['made'])}."])
+
+
+def document(reports: list[dict], command: str) -> str:
+    return "\n\n".join(
+        [
+            "# The papers' tables in miniature",
+            f"Written by `python tools/dev.py bench papers {command}`. Every row draws the same labels and seeds; priors and "
+            "routers come from other seeds, and nothing was tuned on the reported ones.",
+            "Frechet distance, precision and recall (k = 3): in the penultimate layer of the demo's classifier, against as "
+            "many pictures drawn afresh (for another model in the features that were given); named right: how often that classifier names what was asked for. Relative L2, PSNR "
+            "and SSIM: of latents and pictures to the uncached ones of the same seeds, in floating point. FLOPs: counted "
+            "through the engine; wall time: median over pairs sampled in turn; both as ratios to uncached sampling.",
+            "`fora-50+goc-used-0.8` is GOC with the queue `used` and eta 0.8 on FORA 50 %; the published changes are those of "
+            "DiT-XL/2 on ImageNet at DDIM 20, ours with the standard deviation of a paired bootstrap.",
+            *map(markdown, reports),
+        ]
+    )
+
+
+def machine() -> str:
+    import comfy.model_management
+    import comfyui_version
+
+    device = comfy.model_management.get_torch_device()
+    name = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}"
+
+
+def digest(file: Path) -> str:
+    found = hashlib.sha256()
+    with file.open("rb") as opened:
+        for part in iter(lambda: opened.read(1 << 20), b""):
+            found.update(part)
+    return found.hexdigest()[:16]
+
+
+def parsed(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench papers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", nargs="+", default=["*"], help="names or patterns such as 'fora-50*'")
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 50])
+    parser.add_argument("--cfg", type=float, default=1.5)
+    parser.add_argument("--images", type=int, default=5000, help="per row")
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop then, after the batch at hand")
+    parser.add_argument("--table", action="store_true", help="sample nothing, show what there is")
+    parser.add_argument("--write", action="store_true", help="write docs/papers.md")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of timed samplings, per row")
+    parser.add_argument("--timed", type=int, default=12, help="pictures of a timed sampling")
+    parser.add_argument("--calibration", type=int, default=240, help="pictures that EOC and GOC are calibrated on")
+    parser.add_argument("--penalty", type=float, default=5e-6, help="of an open gate, for L2C")
+    parser.add_argument("--iterations", type=int, default=100, help="of router training, per cache step")
+    parser.add_argument(
+        "--share", type=float, default=0.22, help="of all branches, that L2C reuses: those of the lowest gates"
+    )
+    parser.add_argument("--threshold", type=float, help="in its place: reuse where a gate is at most this")
+    parser.add_argument("--model", type=Path, default=DEMO, help="another DiT checkpoint")
+    parser.add_argument(
+        "--size", type=int, default=0, help="side of a latent; by default what the checkpoint was trained at"
+    )
+    parser.add_argument("--vae", type=Path, help="decodes its latents")
+    parser.add_argument("--reference", type=Path, help=".npz with features, or mu and sigma, of real pictures")
+    parser.add_argument("--export", action="store_true", help="write samples.npz of every row")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args(argv)
+    if min(args.images, args.batch, args.timed, args.calibration, args.iterations, *args.steps) < 1:
+        parser.error("--images, --batch, --timed, --calibration, --iterations and --steps must be 1 or more")
+    return args
+
+
+def opened(args: argparse.Namespace) -> tuple[object, int, object]:
+    """(model, side of a latent, VAE or None)"""
+    import comfy.sd
+    import comfy.utils
+
+    from ..models.host import load
+
+    model = load(str(args.model))
+    config = model.model.diffusion_model.config
+    size = args.size or (config.grid_size or 0) * config.patch_size
+    if not size:
+        raise SystemExit(
+            f"{args.model.name} does not say what size it was trained at: give --size, 32 for 256 x 256 pixels"
+        )
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(args.vae), safe_load=True)) if args.vae else None
+    if args.export and config.in_channels != 3 and vae is None:
+        raise SystemExit("--export writes pictures, and this model draws latents: give --vae")
+    return model, size, vae
+
+
+@torch.inference_mode()
+def main(argv: list[str]) -> None:
+    args = parsed(argv)
+    model, size, vae = opened(args)
+    config = model.model.diffusion_model.config
+    of_shapes = (config.in_channels, config.num_classes, size) == (3, 12, 32) and args.reference is None
+    judge = demo_judge(args.images) if of_shapes else file_judge(args.reference)
+    deadline, reports, known = time.monotonic() + 60 * args.minutes, [], digest(args.model)
+    for steps in args.steps:
+        folder = args.out / f"{args.model.stem}-{steps}"
+        Cell(folder).claim(
+            model=known, steps=steps, cfg=args.cfg, size=size, batch=args.batch, sampler=list(SAMPLER), seed=SEED
+        )
+        bench = Bench(model, steps, args.cfg, size, vae)
+        aids = Aids(
+            bench,
+            folder,
+            args.calibration,
+            penalty=args.penalty,
+            iterations=args.iterations,
+            share=args.share,
+            threshold=args.threshold,
+        )
+        tables = Tables(bench, judge, aids, folder, args.images, args.batch, args.export, deadline)
+        chosen = [n for n in tables.rows if n != UNCACHED and any(fnmatch(n, p) for p in args.rows)]
+        if not chosen and UNCACHED not in args.rows:
+            raise SystemExit(f"no row is called {' or '.join(args.rows)}; there are: {', '.join(tables.rows)}")
+        for name in [UNCACHED, *chosen] if not args.table else []:
+            if not tables.late():
+                tables.run(name, args.rounds, args.timed)
+            if args.export and tables.cell(name).table("latents", args.images) is not None:
+                tables.write_samples(name)
+        reports.append(tables.report())
+        print("\n" + markdown(reports[-1]), flush=True)
+    if args.write:
+        remarks = DOC.read_text().partition(REMARKS)[2] if DOC.exists() else "\n"
+        text = f"{document(reports, ' '.join(argv))}\n\n{REMARKS}{remarks}"
+        replace(DOC, lambda part: part.write_text(text))

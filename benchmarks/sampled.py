@@ -1,0 +1,152 @@
+"""A DiT that is sampled in the host with and without caches, and what those are calibrated with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..cache_core.policies import L2C
+from ..models.dit import DiTConfig
+from ..priors.prior import Prior
+from ..priors.router import TABLE, policy
+
+SAMPLER = ("ddim", "ddim_uniform")
+CALIBRATION_SEED, ROUTER_SEED = 100_000, 200_000
+
+
+@dataclass
+class Bench:
+    """A DiT in the host, and how it is sampled. vae: decodes its latents; None for a model of pixels, or without one."""
+
+    model: object
+    steps: int
+    cfg: float
+    size: int
+    vae: object = None
+
+    @property
+    def config(self) -> DiTConfig:
+        return self.model.model.diffusion_model.config
+
+    def labels(self, first: int, count: int) -> Tensor:
+        """Of these pictures: every class as often as the others."""
+        return torch.arange(first, first + count) % self.config.num_classes
+
+    def latent(self, count: int) -> Tensor:
+        return torch.zeros(count, self.config.in_channels, self.size, self.size)
+
+    def sample(self, model, labels: Tensor, seed: int, steps: int = 0) -> Tensor:
+        """Latents (B, C, H, W)."""
+        import comfy.sample
+
+        from ..nodes.dit import conditioning
+
+        latent = self.latent(len(labels))
+        return comfy.sample.sample(
+            model, comfy.sample.prepare_noise(latent, seed), self._asked(steps or self.steps), self.cfg, *SAMPLER,
+            conditioning(labels), conditioning(torch.full_like(labels, -1)), latent, disable_pbar=True, seed=seed,
+        )  # fmt: skip
+
+    def _asked(self, steps: int) -> int:
+        """What to ask this scheduler for to get so many steps: it may give one more where they do not divide its 1000."""
+        import comfy.samplers
+
+        levels = self.model.get_model_object("model_sampling")
+        for asked in range(steps, 0, -1):
+            if len(comfy.samplers.calculate_sigmas(levels, SAMPLER[1], asked)) - 1 == steps:
+                return asked
+        raise SystemExit(
+            f"the scheduler {SAMPLER[1]} cannot take {steps} steps; choose a number such as 10, 20, 25 or 50"
+        )
+
+    def pictures(self, latents: Tensor) -> Tensor | None:
+        """(B, 3, H, W) in [0, 1], where they can be had."""
+        if self.config.in_channels == 3:
+            return latents.float().clamp(-1, 1).add(1).div(2)
+        return None if self.vae is None else self.vae.decode(latents.float()).movedim(-1, 1).float().clamp(0, 1)
+
+
+@dataclass
+class Aids:
+    """What policies are made with, from seeds of its own; kept as files that say in their names how they were made."""
+
+    bench: Bench
+    folder: Path
+    pictures: int = 240
+    batch: int = 48
+    penalty: float = 5e-6
+    iterations: int = 100  # per cache step
+    share: float = 0.22  # of all branches that L2C reuses, as in the papers
+    threshold: float | None = None  # of its gates, in place of a share
+    loaded: dict[str, Prior] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+    @property
+    def prior(self) -> Prior:
+        """Statistics and mean features of uncached sampling, as the Calibrate node makes them."""
+        return self._kept(f"prior-{self.pictures}.safetensors", self._calibrate)
+
+    @property
+    def router(self) -> Prior:
+        """Gates as the Train Router node learns them."""
+        return self._kept(f"router-{self.penalty:g}-{self.iterations}.safetensors", self._train)
+
+    def l2c(self) -> L2C:
+        gates = self.router.tables[TABLE]
+        lowest = gates[gates.isfinite()].sort().values
+        count = min(max(round(self.share * gates.numel()), 1), len(lowest))
+        return policy(self.router, lowest[count - 1].item() if self.threshold is None else self.threshold)
+
+    def _kept(self, name: str, make: Callable[[Path], None]) -> Prior:
+        self.used.add(name)
+        if not (self.folder / name).exists():
+            make(self.folder / name)
+        if name not in self.loaded:
+            self.loaded[name] = Prior.load(self.folder / name)
+        return self.loaded[name]
+
+    def _labels(self, count: int) -> Tensor:
+        """As many, evenly from all classes."""
+        return torch.arange(count) * self.bench.config.num_classes // count
+
+    def _sampled(self, labels: Tensor, runs: int, seed: int) -> dict:
+        """What both nodes ask for."""
+        from ..nodes.dit import conditioning
+
+        return {
+            "model": self.bench.model, "positive": conditioning(labels),
+            "negative": conditioning(torch.full_like(labels, -1)), "latent_image": {"samples": self.bench.latent(len(labels))},
+            "seed": seed, "runs": runs, "steps": self.bench.steps, "cfg": self.bench.cfg, "sampler_name": SAMPLER[0],
+            "scheduler": SAMPLER[1], "denoise": 1.0,
+        }  # fmt: skip
+
+    def _calibrate(self, file: Path) -> None:
+        from ..nodes.calibrate import PriorCacheCalibrate
+
+        say(f"calibrating on {self.pictures} pictures -> {file.name}")
+        priors = [
+            PriorCacheCalibrate.execute(
+                **self._sampled(labels, 1, CALIBRATION_SEED + i), longest_gap=2, mean_features=True
+            ).args[0]
+            for i, labels in enumerate(self._labels(self.pictures).split(self.batch))
+        ]
+        Prior.merge(priors).save(file)
+
+    def _train(self, file: Path) -> None:
+        from ..nodes.l2c import PriorCacheTrainRouter
+
+        iterations = self.iterations * (self.bench.steps // 2)
+        say(f"training a router for {iterations} iterations -> {file.name}")
+        PriorCacheTrainRouter.execute(
+            **self._sampled(self._labels(12), 8, ROUTER_SEED), iterations=iterations, penalty=f"{self.penalty:g}", learning_rate=0.05,
+            threshold=0.1, save_memory=True,
+        ).args[0].save(file)  # fmt: skip
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
