@@ -25,6 +25,9 @@ SEVERAL = ("heun", "heunpp2", "dpm_2", "exp_heun_2_x0", "dpm_fast_function", "dp
 NOISY = ("ancestral", "sde", "seeds", "lcm", "ddpm", "sa_solver")
 """Parts of the names of samplers that add noise on the way."""
 
+FEWEST = 6
+"""Computed steps from which a parabola through three of them is closer than a line."""
+
 LINEAR, QUADRATIC = (1.0, 0.0), (1.0, 1.0)
 
 
@@ -78,7 +81,7 @@ class Forecast(CachePolicy):
         computed = computed or spread(total, self.count(total))
         flow = schedule.prediction in FLOW
         coordinate = ("sigma" if flow else "step") if self.coordinate == "auto" else self.coordinate
-        order = self.order or (1 if flow else 2)
+        order = self.order or (1 if flow or len(computed) < FEWEST else 2)
         settled = {"computed": computed, "gains": gains, "sigmas": sigmas, "coordinate": coordinate, "order": order}
         return replace(self, **settled, places=axis(schedule, coordinate))
 

@@ -80,6 +80,7 @@ def test_coordinate_and_order_follow_the_prediction():
     flow, eps = Forecast().prepared(FLOW), Forecast().prepared(EPS)
     assert (flow.coordinate, flow.order) == ("sigma", 1)
     assert (eps.coordinate, eps.order) == ("step", 2)
+    assert Forecast(3.0).prepared(EPS).order == 1  # four computed steps are too few for parabolas
     assert Forecast(coordinate="log snr", order=1).prepared(FLOW).coordinate == "log snr"
 
 
