@@ -67,9 +67,9 @@ def test_every_sampler_of_the_host_is_of_one_kind_or_the_other(host):
 
 
 def test_a_plan_for_other_noise_declines_with_a_sentence(host, model):
-    plan = Forecast(computed=(0, 4), sigmas=(80.0, 40.0, 20.0, 10.0, 5.0, 1.0, 0.0))
+    plan = Forecast(computed=(0, 4), sigmas=(15.0, 9.0, 5.0, 3.0, 1.5, 0.5, 0.0))
     _, run = sampled(host, model, plan)
-    assert "its plan is for noise from 80 to 1" in run.notes[0]
+    assert "its plan is for noise from 15 to 0.5" in run.notes[0]
 
 
 @pytest.fixture
