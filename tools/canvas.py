@@ -21,6 +21,11 @@ OUT = ROOT / "demo" / "out" / "canvas"
 WITHOUT_CLASS = ("MarkdownNote", "Note")
 """Nodes that the frontend has itself."""
 
+READY = """() => {
+  try { return Boolean(window.app.graph) && "PriorCacheApply" in window.LiteGraph.registered_node_types; }
+  catch { return false; }
+}"""
+
 DROP = """([name, data]) => {
   const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
   const dropped = new DataTransfer();
@@ -57,8 +62,8 @@ class Canvas:
         self.page.on("console", lambda m: self._heard(f"{m.text} {m.location}") if m.type == "error" else None)
         self.page.on("pageerror", lambda error: self._heard(str(error)))
         self.page.goto(self.server.url)
-        self.page.wait_for_function("window.LiteGraph?.registered_node_types?.PriorCacheApply")
-        self.page.wait_for_timeout(3000)  # the app finishes what comes after the nodes
+        self.page.wait_for_function(READY)
+        self.page.wait_for_timeout(2000)
         self.page.keyboard.press("Escape")  # the template browser that greets a new user
         return self
 
