@@ -1,0 +1,63 @@
+"""The comparison itself: baselines as published, figures by hand."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from priorcache.benchmarks.baselines import Spectrum, growing, spectrum_weights
+from priorcache.benchmarks.frontier import Point, Sampled, at_equal_evaluations, measured, settings, table
+from priorcache.cache_core.policies import Forecast
+from priorcache.cache_core.sites import MODEL, Action, Schedule, Step
+
+
+def test_spectrum_without_ridge_is_exact_for_polynomials_of_its_degree():
+    policy = Spectrum(degree=2, ridge=1e-12, mix=1.0)
+    weights = spectrum_weights([9, 6, 3, 0], 14, 20, policy)
+    assert sum(w * (t * t - 3 * t) for w, t in zip(weights, [9, 6, 3, 0], strict=True)) == pytest.approx(14 * 14 - 42)
+
+
+def test_spectrum_without_regression_is_a_line():
+    assert spectrum_weights([6, 4, 1], 7, 20, Spectrum(mix=0.0)) == pytest.approx([1.5, -0.5, 0.0])
+    assert spectrum_weights([6], 7, 20, Spectrum(mix=0.0)) == [1.0]
+
+
+def test_spectrum_computes_more_at_first_and_less_and_less():
+    computed = growing(50, 10)
+    gaps = [b - a for a, b in pairwise(computed)]
+    assert computed[:5] == (0, 1, 2, 3, 4)
+    assert len(computed) <= 10
+    assert gaps == sorted(gaps)
+
+
+@pytest.mark.parametrize("count", [10, 6, 5])
+def test_every_method_computes_as_many_steps_as_it_is_compared_at(count):
+    schedule = Schedule(20, tuple(range(20, -1, -1)), "euler", "EPS")
+    for name, policy in settings(20, count).items():
+        ready = policy.prepared(schedule)
+        steps = [Step(i, 20, i / 20, 20.0 - i) for i in range(20)]
+        computed = sum(ready.decide(step, MODEL) is Action.COMPUTE for step in steps)
+        assert computed == count or (name == "Spectrum" and count - 1 <= computed <= count), name
+
+
+def test_error_and_psnr_by_hand():
+    exact = torch.tensor([[0.0, 4.0, 3.0, 0.0]])
+    point = measured("x", Sampled(exact + 0.1, 5.0, 1.0), exact)
+    assert point.error == pytest.approx(0.2 / 5)
+    assert point.psnr == pytest.approx(20 * math.log10(4 / 0.1), rel=1e-5)
+
+
+def test_a_method_of_thresholds_is_read_between_its_neighbours():
+    points = [
+        Point("LazyCache 1", 4, 0.4, 0, 0, 0),
+        Point("LazyCache .5", 8, 0.1, 0, 0, 0),
+        Point("ours", 6, 0.05, 0, 0, 0),
+    ]
+    assert at_equal_evaluations(points, "LazyCache", 6) == pytest.approx(0.2)
+    assert at_equal_evaluations(points, "LazyCache", 9) is None
+    assert "| LazyCache, between its thresholds | 0.2000 |" in table(points, [6])
+    assert "| ours | 0.0500 |" in table(points, [6])
+
+
+def test_our_default_is_the_policy_of_the_node():
+    assert settings(20, 8)["Forecast (ours)"] == Forecast(2.5)
