@@ -8,7 +8,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLOURS = {"compute": "#0072B2", "reuse": "#E69F00", "mixed": "#009E73", "worst": "#D55E00", "bytes": "#555555"}
+COLOURS = {
+    "compute": "#0072B2", "reuse": "#E69F00", "partial": "#009E73", "mixed": "#009E73", "worst": "#D55E00",
+    "bytes": "#555555",
+}  # fmt: skip
 HEAT = "Blues"
 RC = {"font": 11, "title": 13, "dpi": 110}
 

@@ -101,26 +101,23 @@ def _map(part, axes, run: RunTrace) -> None:
     errors = np.array(errors, dtype=float)
     norm = log_norm(errors)
     image = heat_map(axes, errors, [s.name for s in sites], norm)
-    for i, line in enumerate(actions):
-        for begin, end in _stretches(line, "reuse"):
-            measured = np.isfinite(errors[i, begin:end]).all()
-            axes.add_patch(
-                Rectangle(
-                    (begin - 0.5, i - 0.5), end - begin, 1, lw=0, edgecolor=COLOURS["reuse"],
-                    facecolor="none" if measured else COLOURS["reuse"], hatch="///" if measured else None,
-                )
-            )  # fmt: skip
-    measured = any(np.isfinite(errors[i][np.array(line) == "reuse"]).any() for i, line in enumerate(actions))
-    reused = (
-        Patch(facecolor=COLOURS["reuse"], label="reused")
-        if not measured
-        else Patch(facecolor="#6BAED6", edgecolor=COLOURS["reuse"], hatch="///", label="reused, true error")
-    )
+    handles = []
+    for action, label in (("reuse", "reused"), ("partial", "some tokens computed")):
+        lines = [np.array(line) == action for line in actions]
+        measured = any(np.isfinite(errors[i][line]).any() for i, line in enumerate(lines))
+        if action == "reuse" or any(line.any() for line in lines):
+            handles.append(_patch(action, measured, label + (", true error" if measured else "")))
+        for i, line in enumerate(actions):
+            for begin, end in _stretches(line, action):
+                known = bool(np.isfinite(errors[i, begin:end]).all())
+                look = {"lw": 0, "edgecolor": COLOURS[action], "hatch": "///" if known else None}
+                face = "none" if known else COLOURS[action]
+                axes.add_patch(Rectangle((begin - 0.5, i - 0.5), end - begin, 1, facecolor=face, **look))
     first = Patch(facecolor="#EEEEEE", edgecolor="#BBBBBB", label="error unknown")
     axes.legend(
-        handles=[reused, first],
+        handles=[*handles, first],
         fontsize=9,
-        ncols=2,
+        ncols=len(handles) + 1,
         loc="lower right",
         bbox_to_anchor=(1, 1),
         frameon=False,
@@ -128,6 +125,12 @@ def _map(part, axes, run: RunTrace) -> None:
     )
     if norm is not None:
         part.colorbar(image, ax=axes, label="relative L2 error", pad=0.01, aspect=18)
+
+
+def _patch(action: str, measured: bool, label: str) -> Patch:
+    if measured:
+        return Patch(facecolor="#6BAED6", edgecolor=COLOURS[action], hatch="///", label=label)
+    return Patch(facecolor=COLOURS[action], label=label)
 
 
 def _stretches(line: list[str], action: str) -> list[tuple[int, int]]:
@@ -176,7 +179,7 @@ def summary(run: RunTrace) -> str:
     if np.isfinite(grid).any():
         mean, worst = np.nanmean(grid), np.nanmax(grid)
         i, j = np.unravel_index(np.nanargmax(grid), grid.shape)
-        meaning = "reuse did cost" if actions[i][j] == "reuse" else "reuse would have cost"
+        meaning = "reuse did cost" if actions[i][j] in ("reuse", "partial") else "reuse would have cost"
         said.append(
             f"Relative error per branch: mean {mean:.3f}, worst {worst:.3f} at {run.sites[i].name}, step {j} ({meaning})."
         )

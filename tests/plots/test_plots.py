@@ -9,7 +9,7 @@ import pytest
 import torch
 from priorcache.cache_core.policies import Full
 from priorcache.cache_core.run import CacheRun
-from priorcache.cache_core.sites import Action, Site, Step
+from priorcache.cache_core.sites import STACK, Action, Site, Step
 from priorcache.cache_core.trace import Moment, Row, RunTrace, Trace, human_bytes
 from priorcache.plots import plan as plan_plot
 from priorcache.plots import prior as prior_plot
@@ -106,6 +106,32 @@ def test_a_run_that_measured_no_errors_says_so_and_is_drawn():
     texts = [text.get_text() for axes in figure.subfigs[0].axes for text in axes.texts]
     assert any("errors were not measured" in text for text in texts)
     assert has(picture(figure), trace_plot.COLOURS["reuse"])
+
+
+def test_tokens_computed_and_blocks_skipped_are_told_apart():
+    """Steps in turn: all computed, MLPs of some tokens, all blocks skipped, which draws every branch as reused."""
+
+    def decide(step: int, site: Site) -> Action:
+        some = Action.PARTIAL if site.branch == "mlp" else Action.REUSE
+        return (Action.COMPUTE, some, Action.REUSE)[step % 3]
+
+    run = trace(decide=decide, error=lambda *_: None)
+    run.rows += [Row(step, STACK, Action.REUSE if step % 3 == 2 else Action.COMPUTE, None) for step in range(6)]
+    assert trace_plot.kinds(run) == ["compute", "mixed", "reuse"] * 2
+    figure = trace_plot.draw([run])
+    words = [text.get_text() for axes in figure.subfigs[0].axes if axes.legend_ for text in axes.legend_.get_texts()]
+    assert {"reused", "some tokens computed"} <= set(words)
+    map_axes = figure.subfigs[0].axes[1]
+    of = {p.get_facecolor(): 0 for p in map_axes.patches}
+    for patch in map_axes.patches:
+        of[patch.get_facecolor()] += 1
+    assert sorted(of.values()) == [
+        2 * 3,
+        2 * 3 + 2 * 3 + 2,
+    ]  # MLPs; those skipped, with attention one stretch of two, STACK
+    assert "some tokens" not in str(
+        [t.get_text() for t in trace_plot.draw([trace()]).subfigs[0].axes[1].legend_.get_texts()]
+    )
 
 
 def test_a_run_that_only_computes_shows_nothing_reused():
