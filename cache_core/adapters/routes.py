@@ -120,6 +120,8 @@ class Routes:
                 modules.append((block.module, self._opaque(self._hosting(block))))
         passable = all(hasattr(block.equation, "returns") for block in self.blocks)
         self.stack = Stack(self) if passable and run.wants(STACK) else None
+        if run.wants(STACK) and not passable:
+            run.trace.notes.append(f"The blocks of {adapter.architecture} cannot be skipped all at once.")
         if self.stack:  # whichever forward the last block gets, its output is noted
             self.noting[-1].append(self.stack.ending(self._hosting(self.blocks[-1])))
             self.reusing[-1] = self.stack.ending(self.reusing[-1][1])

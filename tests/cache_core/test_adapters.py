@@ -189,6 +189,22 @@ def test_skipping_all_blocks_never_runs_one(case):
         assert {r.site for r in run.trace.rows if r.step == step and r.action is Action.REUSE} == {STACK, *sites}
 
 
+def test_blocks_that_do_not_say_what_they_hand_on_are_not_skipped_and_that_is_told():
+    network, inputs = CASES["dit"][1]()
+    adapter = adapter_for(network)
+
+    class Silent(type(adapter)):
+        def blocks(self, network):
+            return [b._replace(equation=lambda *a, b=b, **k: b.equation(*a, **k)) for b in super().blocks(network)]
+
+    with torch.inference_mode():
+        run = CacheRun(Skipping(2, "aligned"), 4)
+        ours = sample(network, inputs, Silent(), run)
+        for a, b in zip(ours, sample(network, inputs, adapter, CacheRun(FORA(2, "aligned"), 4)), strict=True):
+            assert torch.equal(a, b)
+    assert run.trace.notes == ["The blocks of dit cannot be skipped all at once."]
+
+
 def test_a_policy_of_the_stack_alone_keeps_no_branch(case):
     network, inputs, adapter = case
     run = CacheRun(Stacked(2, "aligned"), 4)
