@@ -122,7 +122,7 @@ class TestNodes:
         assert error == pytest.approx(planned.plans[0].error, rel=0.02)
 
     def test_a_plan_serves_another_number_of_steps(self, host, nodes, model, conds, prior):
-        planned, *_ = search(nodes, prior, model, conds, samplings=1.0)
+        planned, *_ = search(nodes, prior, model, conds, samplings=1.0, speedups="2")
         policy = nodes["PriorCachePlan"].execute(planned, "computed steps", 5.0).args[0]
         _, run = sampled(host, model, policy, steps=20)
         assert run.notes == []
