@@ -19,6 +19,15 @@ def spread(total: int, count: int) -> tuple[int, ...]:
     return tuple(math.ceil(i * total / count) for i in range(count))
 
 
+def front_loaded(total: int, count: int, power: float = 1.3) -> tuple[int, ...]:
+    """`count` of `total` steps, closer together at first, with the first and the last."""
+    chosen: list[int] = []
+    for i in range(count):
+        wanted = round((total - 1) * (i / max(count - 1, 1)) ** power)
+        chosen.append(max(wanted, chosen[-1] + 1 if chosen else 0))
+    return tuple(min(step, total - count + i) for i, step in enumerate(chosen))
+
+
 def axis(schedule: Schedule, coordinate: str) -> tuple[float, ...]:
     """The coordinate of every step; without noise levels only the step itself is known."""
     sigmas = [max(s, 1e-6) for s in schedule.sigmas[:-1]]

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..cache_core import policies
-from ..cache_core.extrapolation import spread
+from ..cache_core.extrapolation import front_loaded, spread
 from ..cache_core.policies import CachePolicy, Forecast
 from ..cache_core.sites import Schedule
 from .fit import cheapest, coherent_cost, step_errors
@@ -120,7 +120,7 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
 
     def at(count: int, found: CachePolicy | None) -> list[Forecast]:
         first = replace(base, computed=spread(schedule.total, count)).prepared(schedule)
-        shapes = [cheapest(cost, count)] if cost is not None else []
+        shapes = [front_loaded(schedule.total, count)] + ([cheapest(cost, count)] if cost is not None else [])
         shapes += [resized(shape, 50, count, schedule.total) for shape in SHAPES.values()]
         others = [replace(first, computed=shape) for shape in shapes if len(shape) == count]
         if found is not None:  # its settings, at its own density of steps

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from ..extrapolation import COORDINATES, FLOW, axis, coefficients, resampled, spread
+from ..extrapolation import COORDINATES, FLOW, axis, coefficients, front_loaded, resampled, spread
 from ..knobs import Choice, Knob, Numbers, Steps
 from ..sites import Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
@@ -78,8 +78,8 @@ class Forecast(CachePolicy):
         sigmas = self.sigmas
         if sigmas and not _equal(sigmas, schedule.sigmas) and _alike(sigmas, schedule.sigmas):
             (computed, gains), sigmas = resampled(computed, gains, sigmas, schedule.sigmas), schedule.sigmas
-        computed = computed or spread(total, self.count(total))
         flow = schedule.prediction in FLOW
+        computed = computed or (front_loaded if flow else spread)(total, self.count(total))
         coordinate = ("sigma" if flow else "step") if self.coordinate == "auto" else self.coordinate
         order = self.order or (1 if flow or len(computed) < FEWEST else 2)
         settled = {"computed": computed, "gains": gains, "sigmas": sigmas, "coordinate": coordinate, "order": order}

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from priorcache.cache_core.extrapolation import axis, coefficients, resampled, spread
+from priorcache.cache_core.extrapolation import axis, coefficients, front_loaded, resampled, spread
 from priorcache.cache_core.sites import Schedule
 
 
@@ -46,6 +46,12 @@ def test_one_past_feature_or_two_at_one_place_are_reused():
 ])  # fmt: skip
 def test_spread_is_even_and_begins_with_the_first_step(total, count, expected):
     assert spread(total, count) == expected
+
+
+def test_front_loaded_steps_hold_the_first_and_the_last():
+    assert front_loaded(20, 6) == (0, 2, 6, 10, 14, 19)
+    assert front_loaded(20, 20) == tuple(range(20))
+    assert front_loaded(9, 1) == (0,)
 
 
 def test_axes():
