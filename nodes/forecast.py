@@ -55,7 +55,7 @@ class PriorCacheForecast(io.ComfyNode):
                     options=list(ORDERS),
                     default="auto",
                     advanced=True,
-                    tooltip="linear: the line through the last two computed steps. quadratic: the parabola through three. auto: linear for flow models, quadratic for the others.",
+                    tooltip="linear: the line through the last two computed steps. quadratic: the parabola through three. auto: quadratic, and linear where fewer than 6 steps are computed.",
                 ),
             ],
             outputs=[Policy.Output(display_name="policy", tooltip="For Apply Cache.")],

@@ -81,7 +81,7 @@ class Forecast(CachePolicy):
         flow = schedule.prediction in FLOW
         computed = computed or (front_loaded if flow else spread)(total, self.count(total))
         coordinate = ("sigma" if flow else "step") if self.coordinate == "auto" else self.coordinate
-        order = self.order or (1 if flow or len(computed) < FEWEST else 2)
+        order = self.order or (1 if len(computed) < FEWEST else 2)
         settled = {"computed": computed, "gains": gains, "sigmas": sigmas, "coordinate": coordinate, "order": order}
         return replace(self, **settled, places=axis(schedule, coordinate))
 

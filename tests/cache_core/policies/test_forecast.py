@@ -78,7 +78,7 @@ def test_a_speed_up_is_a_share_of_the_steps(speedup, total, count):
 
 def test_coordinate_and_order_follow_the_prediction():
     flow, eps = Forecast().prepared(FLOW), Forecast().prepared(EPS)
-    assert (flow.coordinate, flow.order, flow.computed) == ("sigma", 1, (0, 1, 3, 6, 8, 11))
+    assert (flow.coordinate, flow.order, flow.computed) == ("sigma", 2, (0, 1, 3, 6, 8, 11))
     assert (eps.coordinate, eps.order) == ("step", 2)
     assert Forecast(3.0).prepared(EPS).order == 1  # four computed steps are too few for parabolas
     assert Forecast(coordinate="log snr", order=1).prepared(FLOW).coordinate == "log snr"
