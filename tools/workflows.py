@@ -150,8 +150,15 @@ def _source(batch: int) -> list[Node]:
 
 
 def _fora(key: str = "policy", at: tuple[int, int] = (380, 390), **changes) -> Node:
-    settings = {"interval": 2, "phase": "published", "start": 0.0, "end": 1.0, "scope": "branches"} | changes
-    return Node(key, "PriorCacheFORA", at, (320, 210 if "preset" in changes else 180), settings, colour="#233")
+    settings = {
+        "interval": 2,
+        "phase": "published",
+        "start": 0.0,
+        "end": 1.0,
+        "scope": "branches",
+        "preset": "custom",
+    } | changes
+    return Node(key, "PriorCacheFORA", at, (320, 210), settings, colour="#233")
 
 
 def _corrected(name: str, preset: str, correction: Node, note: str, *others: Node) -> Workflow:

@@ -15,12 +15,8 @@ from PIL import Image
 
 import workflows
 
-NODES = {
-    "PriorCacheLoadDiT", "PriorCacheDiTLabel", "PriorCacheFORA", "PriorCacheApply", "PriorCacheCalibrate",
-    "PriorCacheSavePrior", "PriorCacheLoadPrior", "PriorCacheInspect", "PriorCacheDemoPrompt", "PriorCacheDemoVAE",
-    "PriorCacheLoadPixArt", "PriorCacheCompare",
-    "PriorCacheL2C", "PriorCacheLoadRouter", "PriorCacheTrainRouter",
-}  # fmt: skip
+NODES = {page.stem for page in (ROOT / "web" / "docs").glob("*.md")}
+"""Every node has a help page, and every page a node: `test_nodes.py` holds them against each other."""
 
 
 def start(tmp_path_factory, variable: str) -> Server:
