@@ -47,7 +47,7 @@ def _cells(item, mark) -> Cells:
     architecture = (
         mark.kwargs.get("architecture") or given.get("subject") or given.get("architecture") or next(used, "dit")
     )
-    policies = mark.kwargs.get("policies") or [given.get("name") or _name(given["policy"])]
+    policies = mark.kwargs.get("policies") or [_name(given["policy"]) if "policy" in given else given["name"]]
     name, *shown = mark.args
     found = {name: shown[0]} if shown else dict(item.user_properties)
     return {(n, architecture, policy): text for n, text in found.items() for policy in policies}
