@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, cat
+
+from ..priors.files import replace
 
 
 class CellError(ValueError):
@@ -101,14 +102,3 @@ class Cell:
             with safe_open(path, "pt") as file:
                 found.add(file.metadata()["made"])
         return found
-
-
-def replace(path: Path, write) -> None:
-    """Let `write` fill a file beside this one and put it in its place: an interrupt leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from ..cache_core.adapters import adapter_for, unwrapped
-from ..cache_core.extrapolation import spread
+from ..cache_core.extrapolation import front_loaded, spread
 from ..cache_core.policies import CachePolicy, Forecast, Full, Taylor
 from ..cache_core.sites import Schedule
 from ..priors.plan import forecasts, search_plans
 from ..priors.search import Outcome, Search
 from .baselines import Given, Spectrum, growing, host_cache
+from .metrics import relative_l2
 
 ROOT = Path(__file__).resolve().parent.parent
 THRESHOLDS = (3.0, 1.6, 0.8, 0.4, 0.2, 0.1, 0.05, 0.02)
@@ -110,9 +111,8 @@ def counted(model) -> Iterator[list[int]]:
 
 
 def measured(method: str, found: Sampled, exact: Tensor) -> Point:
-    gap = (found.latents - exact).double().flatten(1)
-    errors = gap.norm(dim=1) / exact.double().flatten(1).norm(dim=1)
-    flat = exact.double().flatten(1)
+    errors, flat = relative_l2(found.latents, exact), exact.double().flatten(1)
+    gap = found.latents.double().flatten(1) - flat
     peak = flat.amax(1) - flat.amin(1)
     psnr = 20 * torch.log10(peak / gap.square().mean(1).sqrt().clamp_min(1e-12))
     doubt = errors.std().item() / math.sqrt(len(errors)) if len(errors) > 1 else 0.0
@@ -136,8 +136,7 @@ def settings(steps: int, count: int) -> dict[str, CachePolicy]:
 
 def trials(steps: int, count: int) -> dict[str, CachePolicy]:
     """Members of the family that are not the default: how the default was chosen."""
-    even, both = spread(steps, count), tuple(round(i * (steps - 1) / (count - 1)) for i in range(count))
-    front = tuple(sorted({round((steps - 1) * (i / (count - 1)) ** 1.3) for i in range(count)}))
+    even, both, front = spread(steps, count), front_loaded(steps, count, 1.0), front_loaded(steps, count)
     return {
         f"{name}, {coordinate}, order {order}": Forecast(computed=computed, coordinate=coordinate, order=order)
         for name, computed in (("even", even), ("even with the last", both), ("front-loaded", front))

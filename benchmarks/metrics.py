@@ -7,6 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+WINDOW = 11
+"""Side of the window over which SSIM is taken, as in its paper (10.1109/TIP.2003.819861)."""
+
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D) of features (N, D), in float64."""
@@ -40,7 +43,7 @@ def within(points: Tensor, others: Tensor, k: int, rows: int = 1024) -> float:
 def relative_l2(found: Tensor, exact: Tensor) -> Tensor:
     """|found - exact| / |exact| of each picture (B, ...)."""
     found, exact = found.double().flatten(1), exact.double().flatten(1)
-    return (found - exact).norm(dim=1) / exact.norm(dim=1)
+    return (found - exact).norm(dim=1) / exact.norm(dim=1).clamp_min(1e-12)
 
 
 def psnr(found: Tensor, exact: Tensor) -> Tensor:
@@ -51,10 +54,10 @@ def psnr(found: Tensor, exact: Tensor) -> Tensor:
 
 
 def ssim(found: Tensor, exact: Tensor) -> Tensor:
-    """Structural similarity of each picture (B, C, H, W) in [0, 1], with the usual Gaussian window of 11 pixels."""
+    """Structural similarity of each picture (B, C, H, W) in [0, 1], with a Gaussian window of WINDOW pixels."""
     from kornia.metrics import ssim as of_pixels
 
-    return of_pixels(_floats(found), _floats(exact), 11).mean((1, 2, 3))
+    return of_pixels(_floats(found), _floats(exact), WINDOW).mean((1, 2, 3))
 
 
 def _floats(pictures: Tensor) -> Tensor:

@@ -108,15 +108,7 @@ class FeatureStore:
         for owner in owners:
             self._split(site, owner)
         parts = [self._groups[(lane,)][site] for lane in streams]
-        if (
-            len(
-                {
-                    tuple((p.step.index, p.computed, p.age is None, p.marks is None) for p in part.history)
-                    for part in parts
-                }
-            )
-            > 1
-        ):
+        if len({tuple(map(_moment, part.history)) for part in parts}) > 1:
             return None
         if len({p.kept.parts[0].shape for part in parts for p in part.history}) > 1:
             return None
@@ -156,6 +148,11 @@ class FeatureStore:
         for lane in streams:
             del self._owner[site, lane]
         return group
+
+
+def _moment(past: Past) -> tuple:
+    """What entries must have in common to be joined."""
+    return past.step.index, past.computed, past.age is None, past.marks is None
 
 
 def _aged(age: Tensor | None, where: Tensor, tokens: int) -> Tensor:

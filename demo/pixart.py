@@ -13,7 +13,7 @@ SIZE = 40
 """The host derives positions from the size of the latent, which must be above 32."""
 
 
-class Recipe:
+class Recipe(dit.Recipe):
     file = "shapes-pixart.safetensors"
     zeroed = ("cross_attn.proj", "final_layer.linear")
     small = ("y_embedder", "t_embedder", "t_block")
@@ -46,15 +46,6 @@ class Recipe:
 
         pictures, prompts = captioned(count, SIZE, generator)
         return pictures, {"context": encode(prompts)[0]}
-
-    def noised(self, pictures: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return dit.velocity(pictures, noise, t)
-
-    def stored(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        return weights
-
-    def loaded(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        return weights
 
     def metadata(self) -> dict[str, str]:
         """What no tensor shape tells."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import comfy.sample
-import comfy.samplers
 import comfy.utils
 import torch
 from comfy_api.latest import io, ui
@@ -15,6 +13,7 @@ from ..cache_core.policies import Full
 from ..priors.prior import Subject
 from ..priors.statistics import Statistics
 from .attach import attach
+from .sampling import Sampling, fixed, settings
 from .types import CATEGORY, Policy, PriorTable
 
 
@@ -48,35 +47,7 @@ class PriorCacheCalibrate(io.ComfyNode):
                     tooltip="How often to sample, each time with another seed. 1 shows the shape of the curve, 4 to 8 make it steady.",
                 ),
                 io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampler steps, as you generate."),
-                io.Float.Input(
-                    "cfg",
-                    default=7.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Guidance scale, as you generate.",
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="euler",
-                    tooltip="Sampler, as you generate.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="normal",
-                    tooltip="Scheduler, as you generate.",
-                ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="1 for pictures from noise, less for image to image.",
-                ),
+                *settings(),
                 io.Int.Input(
                     "longest_gap",
                     default=2,
@@ -114,17 +85,16 @@ class PriorCacheCalibrate(io.ComfyNode):
 
         statistics = Statistics(longest_gap, mean_features, policy if mean_features else None)
         watched = attach(model, Full(), observers=(statistics,))
-        latent = comfy.sample.fix_empty_latent_channels(
-            model, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
+        latent = fixed(model, latent_image)
+        sample = Sampling(
+            positive, negative, latent, steps, cfg, sampler_name, scheduler, denoise, latent_image.get("noise_mask")
         )
         progress = comfy.utils.ProgressBar(runs * steps)
         seeds = tuple(seed + i for i in range(runs))
         for done, own in enumerate(seeds):
-            comfy.sample.sample(
-                watched, comfy.sample.prepare_noise(latent, own), steps, cfg, sampler_name, scheduler, positive, negative, latent,
-                denoise=denoise, noise_mask=latent_image.get("noise_mask"), seed=own, disable_pbar=True,
-                callback=lambda step, x0, x, total, done=done: progress.update_absolute(done * steps + step + 1),
-            )  # fmt: skip
+            sample(
+                watched, own, lambda step, x0, x, total, done=done: progress.update_absolute(done * steps + step + 1)
+            )
             statistics.end_trajectory(len(latent))
         prior = statistics.prior(
             subject(model, sampler_name, scheduler, steps, cfg, denoise), tuple(latent.shape[1:]), seeds

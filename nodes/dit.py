@@ -15,6 +15,15 @@ DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16"
 MAX_LABELS = 4096
 
 
+def weight_dtype() -> io.Input:
+    return io.Combo.Input(
+        "weight_dtype",
+        options=list(DTYPES),
+        default="default",
+        tooltip="Precision of the weights. default lets ComfyUI choose for your hardware.",
+    )
+
+
 class PriorCacheLoadDiT(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -43,12 +52,7 @@ class PriorCacheLoadDiT(io.ComfyNode):
                     default="auto",
                     tooltip="Timestep frequencies. auto: as the library whose layout the file has. An original checkpoint that was converted to the diffusers layout is best with 'original'.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=list(DTYPES),
-                    default="default",
-                    tooltip="Precision of the weights. default lets ComfyUI choose for your hardware.",
-                ),
+                weight_dtype(),
                 io.Combo.Input(
                     "prediction",
                     options=list(PREDICTIONS),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import comfy.sample
 import comfy.samplers
 import comfy.utils
 import torch
@@ -18,6 +17,7 @@ from ..priors.prior import Prior, PriorError
 from ..priors.search import Outcome, Search
 from .attach import attach
 from .calibrate import subject
+from .sampling import Sampling, fixed
 from .types import CATEGORY, Policy, PriorTable
 
 ORDERS = {"auto": 0, "linear": 1, "quadratic": 2}
@@ -176,9 +176,7 @@ class PriorCacheSearch(io.ComfyNode):
     def execute(cls, prior: Prior, model, positive, negative, latent_image, seed, samplings, speedups) -> io.NodeOutput:
         prior.matches(subject(model))
         counts = evaluations(speedups, prior.evaluations)
-        latent = comfy.sample.fix_empty_latent_channels(
-            model, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
-        )
+        latent = fixed(model, latent_image)
         sample = Sampler(prior, model, positive, negative, latent, seed)
         progress = comfy.utils.ProgressBar(1000)
         tried, fitted = _remembered(sample, prior)
@@ -202,8 +200,10 @@ class Sampler:
 
     def __init__(self, prior: Prior, model, positive, negative, latent: torch.Tensor, seed: int):
         about = prior.subject
-        self.model, self.latent, self.seed, self.about = model, latent, seed, about
-        self.conds = (positive, negative)
+        self.model, self.latent, self.seed, self.conds = model, latent, seed, (positive, negative)
+        self._sample = Sampling(
+            positive, negative, latent, about.steps, about.cfg, about.sampler, about.scheduler, about.denoise
+        )
         sigmas = comfy.samplers.KSampler(
             model, about.steps, "cpu", about.sampler, about.scheduler, about.denoise
         ).sigmas
@@ -217,11 +217,8 @@ class Sampler:
             raise PriorError(f"nothing to plan: {objection}")
 
     def __call__(self, policy: CachePolicy) -> Outcome:
-        trace, about = Trace(), self.about
-        latents = comfy.sample.sample(
-            attach(self.model, policy, trace), comfy.sample.prepare_noise(self.latent, self.seed), about.steps, about.cfg,
-            about.sampler, about.scheduler, *self.conds, self.latent, denoise=about.denoise, disable_pbar=True, seed=self.seed,
-        )  # fmt: skip
+        trace = Trace()
+        latents = self._sample(attach(self.model, policy, trace), self.seed)
         return Outcome(latents, trace.runs[-1].computed_fraction)
 
 

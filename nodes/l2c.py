@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
-import comfy.sample
-import comfy.samplers
 import comfy.utils
 import folder_paths
 import torch
@@ -28,6 +26,7 @@ from ..priors.statistics import Statistics
 from .attach import attach
 from .calibrate import subject
 from .prior import FOLDER, ROUTERS
+from .sampling import Sampling, fixed, settings
 from .types import CATEGORY, Policy, PriorTable
 
 log = logging.getLogger(__name__)
@@ -134,35 +133,7 @@ class PriorCacheTrainRouter(io.ComfyNode):
                     max=1000,
                     tooltip="Sampler steps, as you generate. A router serves this number only.",
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=7.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Guidance scale, as you generate.",
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="euler",
-                    tooltip="Sampler, as you generate.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="normal",
-                    tooltip="Scheduler, as you generate.",
-                ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="1 for pictures from noise, less for image to image.",
-                ),
+                *settings(),
                 io.Int.Input(
                     "iterations",
                     default=2000,
@@ -225,19 +196,16 @@ class PriorCacheTrainRouter(io.ComfyNode):
         about = subject(model, sampler_name, scheduler, steps, cfg, denoise)
         if prior is not None:
             prior.matches(about, only=())
-        latent = comfy.sample.fix_empty_latent_channels(
-            model, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
+        latent = fixed(model, latent_image)
+        sampling = Sampling(
+            positive, negative, latent, steps, cfg, sampler_name, scheduler, denoise, latent_image.get("noise_mask")
         )
         rivals = [FORA(2, "aligned", end=0.5), FORA(2, "aligned")] if len(penalties) > 1 else []
         samplings = runs + 1 + len(penalties) + len(rivals)
         progress = comfy.utils.ProgressBar(samplings * steps + len(penalties) * iterations)
 
         def sample(sampled, own: int) -> torch.Tensor:
-            return comfy.sample.sample(
-                sampled, comfy.sample.prepare_noise(latent, own), steps, cfg, sampler_name, scheduler, positive, negative,
-                latent, denoise=denoise, noise_mask=latent_image.get("noise_mask"), seed=own, disable_pbar=True,
-                callback=lambda *_: progress.update(1),
-            )  # fmt: skip
+            return sampling(sampled, own, lambda *_: progress.update(1))
 
         network = unwrapped(model.model.diffusion_model)
         recorder, statistics = Recorder(network, _attention), Statistics(1)

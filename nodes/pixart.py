@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..models.checkpoint import PREDICTIONS
-from .dit import DTYPES
+from .dit import DTYPES, weight_dtype
 from .types import CATEGORY
 
 
@@ -32,12 +32,7 @@ class PriorCacheLoadPixArt(io.ComfyNode):
                     max=256,
                     tooltip="Attention heads. 0 takes them from the file's metadata or from the published width; set it only for other models.",
                 ),
-                io.Combo.Input(
-                    "weight_dtype",
-                    options=list(DTYPES),
-                    default="default",
-                    tooltip="Precision of the weights. default lets ComfyUI choose for your hardware.",
-                ),
+                weight_dtype(),
                 io.Combo.Input(
                     "prediction",
                     options=list(PREDICTIONS),

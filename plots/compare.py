@@ -6,17 +6,15 @@ import math
 import statistics
 from typing import NamedTuple
 
-import kornia
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..benchmarks.metrics import WINDOW, psnr, relative_l2, ssim
 from .style import RC, new_figure
 
 MOST_PICTURES = 8
-WINDOW = 11
-"""Side of the window over which SSIM is taken, as in its paper (10.1109/TIP.2003.819861)."""
 
 
 class Distance(NamedTuple):
@@ -27,26 +25,16 @@ class Distance(NamedTuple):
     ssim: float | None = None
 
 
-def relative(a: Tensor, b: Tensor) -> list[float]:
-    """|a - b| / |b| of every entry of two batches (B, ...)."""
-    a, b = a.float().flatten(1), b.float().flatten(1)
-    return ((a - b).norm(dim=1) / b.norm(dim=1).clamp_min(1e-12)).tolist()
-
-
 def of_pictures(a: Tensor, b: Tensor) -> list[Distance]:
     """Distances of pictures (B, H, W, C) in [0, 1] to their references."""
-    a, b = (x.float().movedim(-1, 1) for x in (a, b))
-    errors = (a - b).square().flatten(1).mean(1).tolist()
-    psnr = [-10 * math.log10(e) if e else math.inf for e in errors]
-    similar: list[float | None] = [None] * len(a)
-    if min(a.shape[2:]) >= WINDOW:
-        similar = kornia.metrics.ssim(a, b, WINDOW).flatten(1).mean(1).tolist()
-    return [Distance(*row) for row in zip(relative(a, b), psnr, similar, strict=True)]
+    a, b = a.movedim(-1, 1), b.movedim(-1, 1)
+    similar = ssim(a, b).tolist() if min(a.shape[2:]) >= WINDOW else [None] * len(a)
+    return [Distance(*row) for row in zip(relative_l2(a, b).tolist(), psnr(a, b).tolist(), similar, strict=True)]
 
 
 def of_latents(a: Tensor, b: Tensor) -> list[Distance]:
     """Distances of latents (B, C, ...) to their references."""
-    return [Distance(r) for r in relative(a, b)]
+    return [Distance(r) for r in relative_l2(a, b).tolist()]
 
 
 def table(found: list[Distance]) -> str:

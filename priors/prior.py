@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from .files import replace as replace_file
 from .plan import Plan, merged
 
 FORMAT = 1
@@ -126,17 +126,8 @@ class Prior:
             "seeds": self.seeds,
             "plans": [plan.as_dict() for plan in self.plans],
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        try:
-            save_file(
-                {k: v.clone().contiguous() for k, v in self.tables.items()},
-                part,
-                metadata={"priorcache": json.dumps(about)},
-            )
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        tables = {k: v.clone().contiguous() for k, v in self.tables.items()}
+        replace_file(path, lambda part: save_file(tables, part, metadata={"priorcache": json.dumps(about)}))
         return path
 
     @staticmethod

@@ -1,0 +1,76 @@
+"""What nodes have in common that sample by themselves: the settings they ask for, and the sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+
+
+def settings() -> list[io.Input]:
+    """How somebody generates: guidance, sampler, scheduler, denoise."""
+    return [
+        io.Float.Input(
+            "cfg",
+            default=7.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip="Guidance scale, as you generate.",
+        ),
+        io.Combo.Input(
+            "sampler_name",
+            options=comfy.samplers.KSampler.SAMPLERS,
+            default="euler",
+            tooltip="Sampler, as you generate.",
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=comfy.samplers.KSampler.SCHEDULERS,
+            default="normal",
+            tooltip="Scheduler, as you generate.",
+        ),
+        io.Float.Input(
+            "denoise",
+            default=1.0,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            tooltip="1 for pictures from noise, less for image to image.",
+        ),
+    ]
+
+
+def fixed(model, latent_image: dict) -> torch.Tensor:
+    """The latent with as many channels as the model works on."""
+    return comfy.sample.fix_empty_latent_channels(
+        model, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
+    )
+
+
+@dataclass
+class Sampling:
+    """One way to sample; the model, patched or not, and the seed are given with each call."""
+
+    positive: list
+    negative: list
+    latent: torch.Tensor
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    denoise: float = 1.0
+    mask: torch.Tensor | None = None
+
+    def __call__(self, model, seed: int, callback: Callable | None = None) -> torch.Tensor:
+        """Final latents (B, C, ...)."""
+        return comfy.sample.sample(
+            model, comfy.sample.prepare_noise(self.latent, seed), self.steps, self.cfg, self.sampler, self.scheduler,
+            self.positive, self.negative, self.latent, denoise=self.denoise, noise_mask=self.mask, seed=seed,
+            disable_pbar=True, callback=callback,
+        )  # fmt: skip
