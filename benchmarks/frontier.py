@@ -26,10 +26,10 @@ from ..cache_core.adapters import adapter_for, unwrapped
 from ..cache_core.extrapolation import front_loaded, spread
 from ..cache_core.policies import CachePolicy, Forecast, Full, Taylor
 from ..cache_core.sites import Schedule
+from ..plots.metrics import relative_l2
 from ..priors.plan import forecasts, search_plans
 from ..priors.search import Outcome, Search
 from .baselines import Given, Spectrum, growing, host_cache
-from .metrics import relative_l2
 
 ROOT = Path(__file__).resolve().parent.parent
 THRESHOLDS = (3.0, 1.6, 0.8, 0.4, 0.2, 0.1, 0.05, 0.02)

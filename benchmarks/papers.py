@@ -37,13 +37,14 @@ from ..cache_core.policies import EOC, FORA, GOC, CachePolicy, DuCa, Full, Taylo
 from ..cache_core.policies.fora import PRESETS
 from ..cache_core.policies.goc import QUEUES
 from ..cache_core.trace import Trace
+from ..plots.metrics import psnr, relative_l2, ssim
 from ..priors.files import replace
 from ..priors.inflections import inflections
 from ..priors.trend import Trend
 from . import flops
 from .cells import Cell
 from .judges import Judge, demo_judge, file_judge
-from .metrics import frechet, moments, precision_recall, psnr, relative_l2, ssim
+from .metrics import frechet, moments, precision_recall
 from .sampled import SAMPLER, Aids, Bench, say
 
 ROOT = Path(__file__).resolve().parent.parent

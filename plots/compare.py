@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..benchmarks.metrics import WINDOW, psnr, relative_l2, ssim
+from .metrics import WINDOW, psnr, relative_l2, ssim
 from .style import RC, new_figure
 
 MOST_PICTURES = 8

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from priorcache.benchmarks.cells import Cell, CellError
-from priorcache.benchmarks.metrics import frechet, moments, precision_recall, psnr, relative_l2, ssim
+from priorcache.benchmarks.metrics import frechet, moments, precision_recall
 from priorcache.models.dit import DiT, DiTConfig
+from priorcache.plots.metrics import psnr, relative_l2, ssim
 from safetensors.torch import save_file
 
 STEPS = 4
