@@ -11,7 +11,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from torch import nn
 
-from ..cache_core.adapters import Adapter, adapter_for, installed, sites_of, unwrapped
+from ..cache_core.adapters import Adapter, adapter_for, installed, misfit, sites_of, unwrapped
 from ..cache_core.codecs import CODECS
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun, Observer
@@ -50,12 +50,14 @@ def attach(
     """A clone of `model` that samples with `policy`; the input stays as it is. Attaching again replaces, never stacks.
 
     store: how features are kept, one of CODECS. Raises CacheError when the policy needs an adapter and the
-    architecture has none, and when another cache is on the model.
+    architecture has none, and when another cache is on the model. An adapter that no longer fits its host computes
+    everything and says so.
     """
     observers = tuple(observers)
     refuse_rivals(model.model_options, model.wrappers, KEY)
     network = unwrapped(model.model.diffusion_model)
-    if adapter_for(network) is None and policy.level != "model" and policy.history:
+    reason = misfit(network)
+    if adapter_for(network) is None and not reason and policy.level != "model" and policy.history:
         raise CacheError(
             f"{policy.describe()} reuses single branches, and PriorCache has no adapter for {type(network).__name__}. "
             "Set the policy's scope to 'whole network', which works with every model."
@@ -87,6 +89,8 @@ def attach(
             compiled=COMPILE in wrappers.get(WrappersMP.APPLY_MODEL, {}),
         )
         _refuse_unbroken_graphs(run, guider.model_options)
+        if reason and policy.level != "model" and policy.history:
+            run.decline(reason)
         expected = expected_bytes(guider.model_patcher, run, parts_of(guider, noise.shape))
         run.trace.expected_bytes = expected
         log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)

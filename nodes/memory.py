@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..cache_core.adapters import adapter_for, uncompiled, unwrapped
+from ..cache_core.adapters import adapter_for, misfit, uncompiled, unwrapped
 from ..cache_core.codecs import CODECS
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun
@@ -67,6 +67,8 @@ def memory(model, policy: CachePolicy, measure: str, store: str) -> str:
     run = CacheRun(policy, 1000, measure=measure, codec=CODECS[store])
     if not run.keeps:
         return f"{policy.describe()} keeps nothing."
+    if policy.level != "model" and (reason := misfit(model.model.diffusion_model)):
+        return f"{policy.describe()} keeps nothing: {reason}."
     form = model.model.latent_format
     down, frames = form.spacial_downscale_ratio, getattr(form, "temporal_downscale_ratio", 4)
     if form.latent_dimensions == 2:

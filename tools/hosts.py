@@ -26,7 +26,7 @@ BEGIN, END = "<!-- hosts: written by tools/dev.py hosts -->\n", "<!-- /hosts -->
 ADAPTERS = "tests/cache_core/test_adapters.py"
 SERVER = "tests/host/test_server.py::TestLatestHost"
 CORE: dict[str, tuple[str, ...]] = {
-    "import": ("tests/host/test_import.py",),
+    "compatibility": ("tests/host/test_compatibility.py",),
     "nodes": ("tests/host/test_nodes.py",),
     "sampling": ("tests/host/test_sampling.py", "tests/host/test_forecast.py", "tests/host/test_conflicts.py"),
     "workflows": (

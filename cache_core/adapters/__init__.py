@@ -4,14 +4,14 @@ from torch import nn
 
 from ..sites import Site
 from .auraflow import AuraFlowAdapter
-from .base import Adapter, Block, Branch, computing, numbered, returns
+from .base import Adapter, Block, Branch, computing, numbered, returns, width
 from .dit import DiTAdapter
 from .flux import FluxAdapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .pixartms import PixArtMSAdapter
 from .qwen_image import QwenImageAdapter
-from .routes import installed, overridden, uncompiled, unwrapped
+from .routes import MISFITS, installed, overridden, uncompiled, unlike, unwrapped
 from .sd3 import SD3Adapter
 from .wan import WanAdapter
 
@@ -37,10 +37,29 @@ def sites_of(network: nn.Module) -> tuple[Site, ...]:
 
 
 def adapter_for(network: nn.Module) -> Adapter | None:
-    """The adapter of a network, looking through torch.compile; None when the architecture is not known."""
+    """The adapter of a network, looking through torch.compile; None when there is none that fits."""
+    adapter, reason = _found(network)
+    return None if reason else adapter
+
+
+def misfit(network: nn.Module) -> str | None:
+    """Why the adapter that knows a network by its names cannot serve it in this host; None when none knows it."""
+    adapter, reason = _found(network)
+    return reason and unlike(adapter.architecture, reason)
+
+
+def _found(network: nn.Module) -> tuple[Adapter | None, str | None]:
+    """(the adapter that knows a network by its names, what that adapter did not find in it)."""
     network = unwrapped(network)
     with uncompiled(network):
-        return next((a for a in ADAPTERS if a.matches(network)), None)
+        adapter = next((a for a in ADAPTERS if a.matches(network)), None)
+        try:
+            for block in adapter.blocks(network) if adapter else ():
+                for modules in block.captures.values():
+                    width(modules[0])
+        except (*MISFITS, StopIteration) as error:
+            return adapter, str(error) or type(error).__name__
+    return adapter, None
 
 
 __all__ = [
@@ -51,6 +70,7 @@ __all__ = [
     "adapter_for",
     "computing",
     "installed",
+    "misfit",
     "numbered",
     "overridden",
     "returns",

@@ -19,6 +19,27 @@ ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_
 """What the host calls, inside a block, on the queries, keys and values or on the attention's output."""
 
 
+MISFITS = (TypeError, ValueError, AttributeError, KeyError, IndexError, ImportError)
+"""What an equation raises when the host's block is no longer the one that it describes."""
+
+
+def host_name() -> str:
+    """The ComfyUI in this process, for sentences."""
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return "this ComfyUI"
+    return f"ComfyUI {__version__}"
+
+
+def unlike(architecture: str, found: str) -> str:
+    """Why an adapter disables itself, and what still works."""
+    return (
+        f"the {architecture} block of {host_name()} is not the one known here ({found}); Forecast Policy, and FORA "
+        "Policy with scope 'whole network', still speed this model up"
+    )
+
+
 @contextmanager
 def installed(adapter: Adapter, network: nn.Module, cache: Forward) -> Iterator[None]:
     """Route one forward of `network` through the cache.
@@ -205,6 +226,10 @@ class Routes:
             except (RuntimeError, MemoryError) as error:
                 if not self.cache.run.survives(error):
                     raise
+            except MISFITS as error:  # outputs are no longer what they were
+                if self.cache.run.observers:
+                    raise
+                self.cache.run.decline(unlike(self.adapter.architecture, str(error)))
 
         def noting(module: nn.Module, place: int) -> Callable:
             def noted(*args, **kwargs):
@@ -280,17 +305,14 @@ class Routes:
         try:
             args, kwargs = before
             worst = _difference(block.equation(block.module, computing, *args, **kwargs), expected)
-        except (TypeError, ValueError, AttributeError, RuntimeError, KeyError, IndexError, MemoryError) as error:
+        except (*MISFITS, RuntimeError, MemoryError) as error:
             if not run.survives(error):
-                run.decline(f"the {architecture} block of this ComfyUI is not the one known here ({error})")
+                run.decline(unlike(architecture, str(error)))
             return
         finally:
             self.cache = cache
         if not worst < tolerance(expected):
-            run.decline(
-                f"the {architecture} block of this ComfyUI computes something else than expected "
-                f"(relative difference {worst:.1e})"
-            )
+            run.decline(unlike(architecture, f"it computes something else, by a relative difference of {worst:.1e}"))
 
 
 def _copied(args: tuple, kwargs: dict) -> tuple[list, dict]:

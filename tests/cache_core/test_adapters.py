@@ -6,6 +6,7 @@ import architectures
 import pytest
 import torch
 from priorcache.cache_core.adapters import ADAPTERS, Adapter, adapter_for, computing, installed, overridden
+from priorcache.cache_core.adapters.routes import host_name
 from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import STACK, Action
@@ -274,8 +275,22 @@ def test_a_block_that_is_not_the_known_one_declines_and_computes(case):
         for ours, stock in zip(sample(network, inputs, adapter, run), plain(network, inputs), strict=True):
             assert torch.equal(ours, stock)
         assert len(run.trace.notes) == 1
-        assert adapter.architecture in run.trace.notes[0]
+        assert f"the {adapter.architecture} block of {host_name()} is not the one known here" in run.trace.notes[0]
+        assert "scope 'whole network', still speed this model up" in run.trace.notes[0]
         module.__class__ = known
+
+
+def test_a_host_function_that_is_gone_declines_and_computes(comfy, monkeypatch):
+    from comfy.ldm.flux import math
+
+    with torch.inference_mode():
+        network, inputs = CASES["flux dev"][1]()
+        expected = plain(network, inputs)
+        monkeypatch.delattr(math, "attention")
+        run = CacheRun(FORA(2, "aligned"), 4)
+        found = sample(network, inputs, adapter_for(network), run)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert "cannot import name 'attention'" in run.trace.notes[0]
 
 
 @pytest.mark.parametrize("kind", [FORA, Skipping])
