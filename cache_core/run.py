@@ -162,6 +162,7 @@ class Forward:
         self.run, self.streams, self.step = run, streams, run.step
         self._actions: dict[str, Action] = {}
         self._marks: dict[str, Tensor] = {}
+        self._changed: set[str] = set()  # sites whose past the policy did not take as it was
 
     def close_to_compiler(self) -> None:
         """Keep torch.compile out of what decides and keeps; the model's own functions, which `branch` calls, compile."""
@@ -208,6 +209,8 @@ class Forward:
             if not past:
                 return None, None
             out = run.policy.reuse(self.step, site, past)
+            if out is not past[0].value:
+                self._changed.add(site.name)
             where = run.policy.select(self.step, site, x, past) if action is Action.PARTIAL else None
             return out, where if where is not None and where.shape[1] else None
         except Decline as reason:
@@ -227,7 +230,8 @@ class Forward:
             out = out.scatter(1, where[..., None].expand(-1, -1, out.shape[-1]), fresh)
         error = None if exact is None else relative_error(out, exact)
         action = Action.REUSE if where is None else Action.PARTIAL
-        run.trace.rows.append(Row(self.step.index, site, action, error))
+        changed = run.policy.changes if site.name in self._changed else ""
+        run.trace.rows.append(Row(self.step.index, site, action, error, changed))
         if run.policy.keeps_reused or action is Action.PARTIAL:
             self._keep(site, out, computed=False, where=where)
         else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,6 +22,15 @@ def human_bytes(count: float) -> str:
     return f"{count / 2**10:.0f} KiB"
 
 
+KINDS = ("computed", "partial", "reused", "corrected", "forecast")
+"""What can become of a branch at one evaluation: all of it computed, some tokens, or none."""
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return statistics.fmean(found) if found else None
+
+
 class Row(NamedTuple):
     """One decision. `error` is relative L2: on COMPUTE what reuse would have cost, on REUSE what it did cost."""
 
@@ -27,6 +38,12 @@ class Row(NamedTuple):
     site: Site
     action: Action
     error: Tensor | float | None
+    changed: str = ""  # "corrected" or "forecast" where the policy changed what it reused
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        return {Action.COMPUTE: "computed", Action.PARTIAL: "partial"}.get(self.action) or self.changed or "reused"
 
 
 class Moment(NamedTuple):
@@ -95,12 +112,30 @@ class RunTrace:
         """What was decided of work that could be saved: where branches were looked at, STACK is no further work."""
         return [row for row in self.rows if row.site != STACK] or self.rows
 
+    def shares(self) -> list[dict[str, float]]:
+        """Of every evaluation, what part of its branches was of which of KINDS; what decided nothing was computed."""
+        done: dict[int, Counter] = {}
+        for row in self.decisions:
+            done.setdefault(row.step, Counter())[row.kind] += 1
+        found = []
+        for moment in self.moments:
+            counts = done.get(moment.step.index) or Counter({"computed": 1})
+            found.append({kind: counts[kind] / counts.total() for kind in KINDS if counts[kind]})
+        return found
+
     @property
     def evaluations(self) -> int:
         return len(self.moments)
 
     def table(self) -> tuple[list[Site], list[list[str]], list[list[float]]]:
         """(sites, action[site][step], error[site][step]); several streams are averaged, what is unknown is "" and nan."""
+        return self._tabled(lambda row: row.action.value)
+
+    def kinds(self) -> tuple[list[Site], list[list[str]], list[list[float]]]:
+        """As `table`, with one of KINDS for every action."""
+        return self._tabled(lambda row: row.kind)
+
+    def _tabled(self, word: Callable[[Row], str]) -> tuple[list[Site], list[list[str]], list[list[float]]]:
         sites = self.sites
         row_of = {site: i for i, site in enumerate(sites)}
         columns = max([m.step.index + 1 for m in self.moments] + [r.step + 1 for r in self.rows], default=0)
@@ -108,30 +143,31 @@ class RunTrace:
         errors: list[list[list[float]]] = [[[] for _ in range(columns)] for _ in sites]
         for row in self.rows:
             i = row_of[row.site]
-            actions[i][row.step] = row.action.value
+            actions[i][row.step] = word(row)
             if row.error is not None:
                 errors[i][row.step].append(row.error)
         return sites, actions, [[statistics.fmean(e) if e else float("nan") for e in line] for line in errors]
 
     def as_dict(self) -> dict:
         """Everything a report or a picture needs, as JSON types; per evaluation: errors over sites, None where unknown."""
-        _, _, errors = self.table()
-        done: dict[int, list[bool]] = {}
-        for row in self.decisions:
-            done.setdefault(row.step, []).append(row.action is Action.COMPUTE)
+        _, kinds, errors = self.kinds()
         steps = []
-        for m in self.moments:
+        for m, shares in zip(self.moments, self.shares(), strict=True):
             i = m.step.index
-            known = [line[i] for line in errors if line[i] == line[i]]
+            known = [(kind[i], line[i]) for kind, line in zip(kinds, errors, strict=True) if line[i] == line[i]]
+            values = [error for _, error in known]
             steps.append(
                 {
                     "index": i,
                     "sigma": m.step.sigma,
                     "seconds": m.seconds,
                     "bytes": m.nbytes,
-                    "computed": statistics.fmean(done[i]) if i in done else 1.0,
-                    "error_mean": statistics.fmean(known) if known else None,
-                    "error_worst": max(known, default=None),
+                    "computed": shares.get("computed", 0.0),
+                    "kinds": shares,
+                    "error_mean": statistics.fmean(values) if values else None,
+                    "error_worst": max(values, default=None),
+                    "error_estimated": _mean(error for kind, error in known if kind == "computed"),
+                    "error_true": _mean(error for kind, error in known if kind != "computed"),
                 }
             )
         return {

@@ -25,12 +25,14 @@ class CachePolicy(ABC):
     every block, "stack" for all blocks at once (STACK), "model" for the output of the whole network. `stack` asks it
     about STACK before the branches, too: where that is reused, no branch is asked about. `marks` names what is to be
     noted of the tokens while they are computed, for `select` to find in past[0].marks; None where it is not known.
+    `changes` is what the trace calls an output that `reuse` did not leave as it was.
     """
 
     history: ClassVar[int] = 1
     keeps_reused: ClassVar[bool] = False
     stack: ClassVar[bool] = False
     marks: ClassVar[str] = ""
+    changes: ClassVar[str] = "corrected"
     level: str = field(default="branch", kw_only=True)
 
     def serves(self, site: Site) -> bool:

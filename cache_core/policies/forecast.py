@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -53,6 +54,7 @@ class Forecast(CachePolicy):
     order: int = 0
     gains: tuple[tuple[float, float], ...] = ()
     sigmas: tuple[float, ...] = ()
+    changes: ClassVar[str] = "forecast"
     level: str = field(default="model", kw_only=True)
     places: tuple[float, ...] = field(default=(), repr=False)  # u of every step, once prepared
 

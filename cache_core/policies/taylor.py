@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class Taylor(Correction):
 
     order: int = 1
     exact: bool = False
+    changes: ClassVar[str] = "forecast"
 
     def __post_init__(self):
         super().__post_init__()

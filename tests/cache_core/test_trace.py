@@ -2,10 +2,10 @@ import json
 
 import pytest
 import torch
-from priorcache.cache_core.policies import FORA
+from priorcache.cache_core.policies import EOC, FORA, GOC, Forecast, Taylor, ToCa
 from priorcache.cache_core.run import CacheRun
-from priorcache.cache_core.sites import STACK, Action, Site, Step
-from priorcache.cache_core.trace import Moment, Row, RunTrace, Trace
+from priorcache.cache_core.sites import MODEL, STACK, Action, Schedule, Site, Step
+from priorcache.cache_core.trace import KINDS, Moment, Row, RunTrace, Trace
 
 SITES = [Site("blocks.0.attn", 0, 2), Site("blocks.1.attn", 1, 2)]
 
@@ -78,6 +78,53 @@ def test_finish_brings_errors_and_times_over_as_numbers():
     assert all(r.error is None or isinstance(r.error, float) for r in run.trace.rows)
     assert [m.step.index for m in run.trace.moments] == [0, 1, 2]
     assert all(m.seconds >= 0 for m in run.trace.moments)
+
+
+def kinds_of(policy, level: str = "branch", evaluations: int = 6) -> list[str]:
+    """What one MLP of 64 tokens, or the whole network, was at every evaluation."""
+    site = MODEL if level == "model" else Site("blocks.0.mlp", 0, 2)
+    sigmas = tuple(float(evaluations - i) for i in range(evaluations + 1))
+    run = CacheRun(policy, Schedule(evaluations, sigmas, "euler", "EPS"))
+    for i in range(evaluations):
+        with run.evaluation(sigmas[i], i / evaluations):
+            run.next_forward([(0, "u")]).branch(site, lambda x: x * 2, torch.rand(1, 64, 4), tokenwise=True)
+    run.close(True)
+    (line,) = run.trace.kinds()[1]
+    assert run.trace.shares() == [{kind: 1.0} for kind in line]
+    return line
+
+
+class TestKinds:
+    def test_plain_reuse_is_told_from_a_correction_and_from_a_forecast(self):
+        base = FORA(2, "aligned")
+        assert kinds_of(base) == ["computed", "reused"] * 3
+        assert kinds_of(GOC(base)) == ["computed", "reused", "computed", "corrected", "computed", "corrected"]
+        assert kinds_of(GOC(base, inflections=(3,))) == ["computed", "reused"] * 2 + ["computed", "corrected"]
+        assert kinds_of(Taylor(base)) == ["computed", "reused", "computed", "forecast", "computed", "forecast"]
+        assert kinds_of(Forecast(3.0), "model", 9)[:4] == ["computed", "forecast", "forecast", "computed"]
+
+    def test_tokens_computed_are_partial_even_where_the_rest_is_corrected(self):
+        steps = ("F", "c") * 3
+        assert kinds_of(ToCa(ratio=1.0, steps=steps)) == ["computed", "partial"] * 3
+        assert kinds_of(GOC(ToCa(ratio=1.0, steps=steps))) == ["computed", "partial"] * 3
+
+    def test_every_policy_names_its_changes_by_a_kind(self):
+        assert {p.changes for p in (FORA, GOC, EOC, Taylor, Forecast, ToCa)} <= set(KINDS)
+
+    def test_shares_add_up_and_follow_the_branches(self):
+        run = run_of([1.0, 0.5, 1.0], reused={1})
+        run.rows[2] = run.rows[2]._replace(action=Action.PARTIAL)
+        run.rows[3] = run.rows[3]._replace(changed="corrected")
+        assert run.shares() == [{"computed": 1.0}, {"partial": 0.5, "corrected": 0.5}, {"computed": 1.0}]
+        assert run.as_dict()["steps"][1]["kinds"] == {"partial": 0.5, "corrected": 0.5}
+
+    def test_estimates_and_true_errors_are_kept_apart(self):
+        run = run_of([1.0, 0.5, 1.0], reused={1})
+        run.rows[2] = run.rows[2]._replace(error=0.3)
+        run.rows[3] = run.rows[3]._replace(error=0.5)
+        steps = run.as_dict()["steps"]
+        assert [s["error_estimated"] for s in steps] == [0.0, None, pytest.approx(0.2)]
+        assert [s["error_true"] for s in steps] == [None, pytest.approx(0.4), None]
 
 
 class TestTraceHandle:
