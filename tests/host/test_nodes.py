@@ -48,6 +48,7 @@ class TestSchemas:
                 assert name.startswith("PriorCache")
                 assert schema.category in ("PriorCache", "PriorCache/demo")
                 assert schema.description
+                assert schema.search_aliases
 
     def test_every_input_and_output_has_a_tooltip_and_every_widget_a_default(self, nodes):
         for name, node in nodes.items():
