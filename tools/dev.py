@@ -7,6 +7,7 @@
     python tools/dev.py workflows   write the files in workflows/ anew
     python tools/dev.py locales     write the English texts of the frontend anew, and check the Chinese ones
     python tools/dev.py artwork     draw the icon and the banner that the registry shows
+    python tools/dev.py thumbnails  run every workflow, and draw what the template browser shows of it
     python tools/dev.py train dit   train a demo model again: dit or flux
     python tools/dev.py judge       let a classifier name what the demo model draws
     python tools/dev.py scenarios   write docs/scenarios.* and the table in README.md from what the tests show
@@ -172,7 +173,7 @@ def main() -> None:
         "command",
         choices=(
             *("demo", "test", "format", "workflows", "train", "judge", "scenarios", "bench", "canvas", "hosts"),
-            *("artwork", "locales", "registry", "serve"),
+            *("artwork", "locales", "thumbnails", "registry", "serve"),
         ),
     )
     parser.add_argument(
