@@ -37,6 +37,7 @@ class PriorCacheCalibrate(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
                     tooltip="Seed of the first run; each further run adds 1.",
                 ),
                 io.Int.Input(

@@ -149,6 +149,7 @@ class PriorCacheSearch(io.ComfyNode):
                     default=1000,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
                     tooltip="Seed of the judged pictures; not one you generate with.",
                 ),
                 io.Float.Input(

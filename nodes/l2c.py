@@ -13,7 +13,6 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 from comfy_api.latest import io, ui
 
 from ..cache_core.adapters import sites_of, unwrapped
@@ -117,6 +116,7 @@ class PriorCacheTrainRouter(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
                     tooltip="Seed of the gates and of the first run; each further run adds 1, and so does the picture that the result is judged on.",
                 ),
                 io.Int.Input(
@@ -259,6 +259,8 @@ def _keep(prior: Prior) -> None:
 
 def _attention(theirs, *args, **kwargs) -> torch.Tensor:
     """Of the host's attentions, the one that has a backward pass everywhere."""
+    from comfy.ldm.modules.attention import attention_pytorch
+
     return attention_pytorch(*args, **kwargs)
 
 
