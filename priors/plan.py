@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 from torch import Tensor
@@ -13,8 +15,12 @@ from ..cache_core import policies
 from ..cache_core.extrapolation import front_loaded, spread
 from ..cache_core.policies import CachePolicy, Forecast
 from ..cache_core.sites import Schedule
+from ..errors import SettingError, shown
 from .fit import cheapest, coherent_cost, step_errors
 from .search import Search
+
+MOST = 10_000
+"""Steps of a sampler: the host's own limit."""
 
 SHAPES = {
     "MeanCache (arXiv 2601.19961)": (0, 1, 3, 7, 14, 21, 28, 35, 42, 49),
@@ -41,34 +47,68 @@ class Plan:
         return self.steps / self.evaluations
 
     def restored(self) -> CachePolicy:
-        """The policy. Raises ValueError where this version has none such."""
+        """The policy. Raises SettingError where this version has none such, or none with such settings."""
         kind = getattr(policies, self.policy, None) if self.policy in policies.__all__ else None
         if kind is None or not issubclass(kind, CachePolicy):
-            raise ValueError(
-                f"a plan for the policy {self.policy[:40]!r}, which this version of PriorCache does not have"
+            raise SettingError(
+                f"a plan for the policy {shown(self.policy)}, which this version of PriorCache does not have; update it"
             )
-        known = {f.name for f in fields(kind)}
-        return kind(**{name: _frozen(value) for name, value in self.settings.items() if name in known})
+        known = _settings(kind)
+        found = {name: value for name, value in self.settings.items() if name in known}
+        for name, value in found.items():
+            if not _is(value, known[name]):
+                raise SettingError(
+                    f"a plan's {name} is {shown(value)}, which {self.policy} cannot use: search again with Search Plans"
+                )
+        try:
+            return kind(**{name: _frozen(value) for name, value in found.items()})
+        except TypeError as error:  # it needs more than a file holds
+            raise SettingError(
+                f"{self.policy} cannot be made of a plan ({error}): search again with Search Plans"
+            ) from error
 
     def as_dict(self) -> dict:
-        return asdict(self)
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @staticmethod
     def parsed(data: dict) -> Plan:
-        """From what `as_dict` gave, out of a file. Raises ValueError, TypeError or KeyError on anything else."""
+        """From what `as_dict` gave, out of a file. Raises SettingError, TypeError or KeyError on anything else."""
         plan = Plan(**{f.name: data[f.name] for f in fields(Plan)})
         counts = (plan.steps, plan.evaluations, plan.pictures)
-        if not all(type(n) is int and n >= 1 for n in counts) or plan.evaluations > plan.steps:
-            raise ValueError(f"a plan of {plan.evaluations!r} of {plan.steps!r} steps on {plan.pictures!r} pictures")
-        if not all(isinstance(x, (int, float)) and math.isfinite(x) and x >= 0 for x in (plan.error, plan.unplanned)):
-            raise ValueError(f"a plan whose errors are {plan.error!r} and {plan.unplanned!r}")
+        if not all(_is(n, int) and n >= 1 for n in counts) or not plan.evaluations <= plan.steps <= MOST:
+            raise SettingError(
+                f"a plan that computes {shown(plan.evaluations)} of {shown(plan.steps)} steps, judged on "
+                f"{shown(plan.pictures)} pictures; whole numbers from 1 are meant, and at most {MOST} steps"
+            )
+        if not all(_is(x, float) and x >= 0 for x in (plan.error, plan.unplanned)):
+            raise SettingError(
+                f"a plan whose errors are {shown(plan.error)} and {shown(plan.unplanned)}: finite numbers from 0 are meant"
+            )
         if not isinstance(plan.policy, str) or not isinstance(plan.settings, dict):
-            raise TypeError("a plan without policy or settings")
+            raise SettingError("a plan whose policy is no name, or whose settings are no object")
         return plan
 
 
 def _frozen(value):
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+@lru_cache
+def _settings(kind: type[CachePolicy]) -> dict[str, type]:
+    """Name -> type of the fields that make a policy of this class."""
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in fields(kind) if f.init and f.repr}
+
+
+def _is(value, hint: type) -> bool:
+    """Whether a JSON value can be a field of this type: a number in reach of float32, or lists for tuples of such."""
+    if hint in (int, float):
+        return type(value) in (int, hint) and -3e38 < value < 3e38
+    if get_origin(hint) is not tuple:
+        return hint in (str, bool) and type(value) is hint
+    inner, *rest = get_args(hint)
+    hints = [inner] * len(value) if rest == [...] and type(value) is list else [inner, *rest]
+    return type(value) is list and len(value) == len(hints) and all(map(_is, value, hints))
 
 
 def _plain(value):
@@ -77,7 +117,7 @@ def _plain(value):
 
 def settings(policy: CachePolicy) -> dict:
     """The fields that make a policy, as JSON types."""
-    return {f.name: _plain(getattr(policy, f.name)) for f in fields(policy) if f.init and f.repr}
+    return {name: _plain(getattr(policy, name)) for name in _settings(type(policy))}
 
 
 def merged(sets: Iterable[Sequence[Plan]]) -> tuple[Plan, ...]:
@@ -153,19 +193,19 @@ def resized(computed: Sequence[int], total: int, count: int, steps: int) -> tupl
 def chosen(plans: Sequence[Plan], speedup: float = 0.0, evaluations: int = 0, error: float = 0.0) -> Plan:
     """The plan of least error that is at least so fast; of so many computed steps at most; or the fastest within an error.
 
-    Exactly one goal is given. Raises ValueError, naming what there is, when no plan reaches it.
+    Exactly one goal is given. Raises SettingError, naming what there is, when no plan reaches it.
     """
     have = "; ".join(f"{p.speedup:.2f}x ({p.evaluations} of {p.steps} steps) at {p.error:.3f}" for p in plans)
     if error:
         within = [p for p in plans if p.error <= error]
         if not within:
-            raise ValueError(f"no plan has an error of {error:g} or less. There are: {have}")
+            raise SettingError(f"no plan has an error of {error:g} or less. There are: {have}")
         return min(within, key=lambda p: (p.evaluations, p.error))
     most = evaluations or max((math.floor(p.steps / speedup + 1e-6) for p in plans), default=0)
     fast = [p for p in plans if p.evaluations <= most]
     if not fast:
         goal = f"{evaluations} computed steps" if evaluations else f"{speedup:g}x"
-        raise ValueError(
+        raise SettingError(
             f"no plan reaches {goal}. There are: {have or 'none'}. Search with this goal among its speed-ups"
         )
     return min(fast, key=lambda p: (p.error, p.evaluations))

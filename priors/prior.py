@@ -13,16 +13,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from ..errors import PriorCacheError, excerpt, shown
 from .files import replace as replace_file
 from .plan import Plan, merged
 
 FORMAT = 1
 MAX_BYTES = 8 * 2**30
 MAX_HEADER = 16 * 2**20
+LONGEST = 200  # characters of a name
 NUMBERS = (torch.float16, torch.float32, torch.float64)
 
 
-class PriorError(ValueError):
+class PriorError(PriorCacheError):
     """A prior file that cannot be used, or a prior that does not fit; says what, and how to mend it."""
 
 
@@ -131,12 +133,15 @@ class Prior:
         return path
 
     @staticmethod
-    def load(path: str | Path) -> Prior:
-        """Read and check a file. Raises PriorError whatever is wrong with it; nothing in it is executed."""
+    def load(path: str | Path, only: Sequence[str] | None = None) -> Prior:
+        """Read and check a file. Raises PriorError whatever is wrong with it; nothing in it is executed.
+
+        only: the tables to read, where others are large and not asked for.
+        """
         path = Path(path)
         try:
-            return _load(path)
-        except PriorError as error:
+            return _load(path, only)
+        except PriorCacheError as error:
             raise PriorError(f"{path.name}: {error}") from None
         except (
             SafetensorError,
@@ -150,7 +155,9 @@ class Prior:
             MemoryError,
             RecursionError,
         ) as error:
-            raise PriorError(f"{path.name} is damaged or not a prior ({type(error).__name__}: {error})") from error
+            raise PriorError(
+                f"{path.name} is damaged or not a prior ({type(error).__name__}: {excerpt(error)})"
+            ) from error
 
     @staticmethod
     def merge(priors: Sequence[Prior]) -> Prior:
@@ -188,7 +195,9 @@ class Prior:
         return Prior(first.subject, first.sites, total, tables, first.shape, seeds, merged(p.plans for p in priors))
 
 
-def _load(path: Path) -> Prior:
+def _load(path: Path, only: Sequence[str] | None) -> Prior:
+    if not path.is_file():
+        raise PriorError("there is no such file")
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise PriorError(f"{size / 2**30:.1f} GiB is larger than any prior ({MAX_BYTES >> 30} GiB)")
@@ -203,20 +212,27 @@ def _load(path: Path) -> Prior:
         about = json.loads(text)
         version = about.get("format") if isinstance(about, dict) else None
         if version is True or version != FORMAT:
-            raise PriorError(f"prior format {version!r} is unknown; this version reads {FORMAT}. Update PriorCache")
-        tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            raise PriorError(
+                f"prior format {shown(version)} is unknown; this version reads {FORMAT}. Update PriorCache"
+            )
+        names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118 - not a dict
+        tables = {name: file.get_tensor(name) for name in names}
     subject = {f.name: f for f in fields(Subject) if f.name in about["subject"]}
     allowed = {"str": str, "int": int, "float": (int, float)}
     for name, field_ in subject.items():
         value = about["subject"][name]
         if not isinstance(value, allowed[field_.type]) or isinstance(value, bool):
-            raise PriorError(f"its subject's {name} is {value!r}, which is not a {field_.type}")
+            raise PriorError(f"its subject's {name} is {shown(value)}, which is not a {field_.type}")
+        if isinstance(value, str) and len(value) > LONGEST:
+            raise PriorError(f"its subject's {name} is longer than {LONGEST} characters")
+        if isinstance(value, (int, float)) and not abs(value) < 2**63:
+            raise PriorError(f"its subject's {name} is {shown(value)}; a finite number below 2**63 is meant")
     for name in ("sites", "shape", "seeds"):
         if not isinstance(about[name], list):
             raise PriorError(f"its {name} must be a list")
     sites = tuple(about["sites"])
-    if not all(isinstance(s, str) for s in sites) or len(set(sites)) != len(sites):
-        raise PriorError("its sites must be a list of different names")
+    if not all(isinstance(s, str) and len(s) <= LONGEST for s in sites) or len(set(sites)) != len(sites):
+        raise PriorError(f"its sites must be a list of different names of at most {LONGEST} characters")
     prior = Prior(
         subject=Subject(**{name: about["subject"][name] for name in subject}),
         sites=sites,
@@ -231,8 +247,8 @@ def _load(path: Path) -> Prior:
 
 
 def _whole(value, name: str, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise PriorError(f"its {name} holds {value!r}, which is not a whole number from {least} up")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**64:
+        raise PriorError(f"its {name} holds {shown(value)}, which is not a whole number from {least} to below 2**64")
     return value
 
 
@@ -241,7 +257,7 @@ def _check_tables(prior: Prior) -> None:
     tables = prior.tables
     for name in ("sigmas", "power", "difference"):
         if name not in tables:
-            raise PriorError(f"table {name!r} is missing")
+            raise PriorError(f"table {shown(name)} is missing")
     if tables["sigmas"].ndim != 1 or tables["difference"].ndim != 3 or not len(tables["difference"]):
         raise PriorError("table sigmas must have 1 dimension and difference 3, with at least one gap")
     steps, sites = len(tables["sigmas"]), len(prior.sites)
@@ -250,22 +266,22 @@ def _check_tables(prior: Prior) -> None:
     expected |= {"router": (steps, sites)} if "router" in tables else {}
     for name, shape in expected.items():
         if tuple(tables[name].shape) != shape:
-            raise PriorError(f"table {name!r} has shape {tuple(tables[name].shape)}; {shape} was expected")
+            raise PriorError(f"table {shown(name)} has shape {tuple(tables[name].shape)}; {shape} was expected")
     for name, table in tables.items():
         if name.startswith("mean/") and (table.ndim < 2 or len(table) != steps or name[5:] not in prior.sites):
-            raise PriorError(f"table {name!r} does not belong to a site of {steps} evaluations")
+            raise PriorError(f"table {shown(name)} does not belong to a site of {steps} evaluations")
         if name.startswith(("trend/", "trend_steps/")):
             _check_trend(prior, name.partition("/")[2])
         known = name in expected or name == "sigmas" or name.startswith(("mean/", "trend/"))
         if known and table.dtype not in NUMBERS:
-            raise PriorError(f"table {name!r} holds {table.dtype}; float16, float32 and float64 are allowed")
+            raise PriorError(f"table {shown(name)} holds {table.dtype}; float16, float32 and float64 are allowed")
         # nan is how a branch that was not there, or had no past, or has no gate, is written down
         gaps = name in ("power", "difference", "router")
         unknown = torch.isnan(table) if gaps else torch.zeros_like(table, dtype=torch.bool)
         if known and not (torch.isfinite(table) | unknown).all():
-            raise PriorError(f"table {name!r} holds numbers that are not finite")
+            raise PriorError(f"table {shown(name)} holds numbers that are not finite")
         if name in ("power", "difference") and (table < 0).any():
-            raise PriorError(f"table {name!r} holds negative numbers, but it is a mean of squares")
+            raise PriorError(f"table {shown(name)} holds negative numbers, but it is a mean of squares")
         if name == "router" and ((table < 0) | (table > 1)).any():
             raise PriorError("table 'router' holds numbers outside of 0 to 1, but they are gates")
     if not math.isfinite(prior.subject.cfg) or not math.isfinite(prior.subject.denoise):
@@ -275,9 +291,13 @@ def _check_tables(prior: Prior) -> None:
 def _check_trend(prior: Prior, site: str) -> None:
     trend, steps = (prior.tables.get(f"{kind}/{site}") for kind in ("trend", "trend_steps"))
     if site not in prior.sites or trend is None or steps is None:
-        raise PriorError(f"tables 'trend/{site}' and 'trend_steps/{site}' belong together, and to one of its sites")
+        raise PriorError(
+            f"tables {shown(f'trend/{site}')} and {shown(f'trend_steps/{site}')} belong together, and to one of its sites"
+        )
     if steps.dtype != torch.int64 or steps.ndim != 1 or trend.ndim < 2 or len(trend) != len(steps):
-        raise PriorError(f"table 'trend_steps/{site}' must hold one whole number for each row of 'trend/{site}'")
+        raise PriorError(
+            f"table {shown(f'trend_steps/{site}')} must hold one whole number for each row of {shown(f'trend/{site}')}"
+        )
     rows = steps.tolist()
     if rows != sorted(set(rows)) or not all(0 < t < prior.evaluations for t in rows):
-        raise PriorError(f"table 'trend_steps/{site}' must rise, from 1 to at most {prior.evaluations - 1}")
+        raise PriorError(f"table {shown(f'trend_steps/{site}')} must rise, from 1 to at most {prior.evaluations - 1}")

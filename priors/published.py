@@ -16,10 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import archives
+from ..errors import PriorCacheError, excerpt, shown
 from .prior import Prior, Subject
 from .router import TABLE, RouterError
 
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 4 * 2**20
 MOST = 4096  # entries of a file, and gates of an entry
 RULES = ("auto", "DiT", "U-ViT")
 
@@ -38,30 +40,30 @@ def read(path: str | Path, rule: str = "auto", subject: Subject | None = None, s
     path = Path(path)
     try:
         return _prior(_entries(path), rule, subject, sites)
-    except RouterError as error:
+    except PriorCacheError as error:
         raise RouterError(f"{path.name}: {error}") from None
     except (
         zipfile.BadZipFile, pickle.UnpicklingError, OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError,
         AttributeError, EOFError, OverflowError, MemoryError, RecursionError, NotImplementedError,
     ) as error:  # fmt: skip
-        raise RouterError(f"{path.name} is damaged or not a router ({type(error).__name__}: {error})") from error
+        raise RouterError(
+            f"{path.name} is damaged or not a router ({type(error).__name__}: {excerpt(error)})"
+        ) from error
 
 
 def _entries(path: Path) -> tuple[list[Tensor], bool]:
     """The vectors of a file in order, and whether it has the layout of the DiT files."""
-    size = path.stat().st_size
-    if size <= MAX_BYTES and not zipfile.is_zipfile(path):
-        raise RouterError("not a file that torch.save wrote, or cut off")
-    if size > MAX_BYTES or sum(entry.file_size for entry in zipfile.ZipFile(path).infolist()) > MAX_BYTES:
+    if path.stat().st_size > MAX_BYTES:
         raise RouterError(f"larger than any router ({MAX_BYTES >> 20} MiB)")
+    archives.check(path)
     with torch.serialization.safe_globals([(Settings, "argparse.Namespace")]):
         found = torch.load(path, map_location="cpu", weights_only=True)
     nested = isinstance(found, Mapping) and "routers" in found
     table = found["routers"] if nested else found
     if not isinstance(table, Mapping) or not table or len(table) > MOST:
         raise RouterError("it holds no table of routers")
-    if strange := [str(k)[:40] for k in table if not re.fullmatch(r"\d{1,4}\.prob", str(k))]:
-        raise RouterError(f"{strange[0]!r} is nothing a router file has, only 0.prob, 1.prob, ...")
+    if strange := [str(k) for k in table if not re.fullmatch(r"\d{1,4}\.prob", str(k))]:
+        raise RouterError(f"{shown(strange[0])} is nothing a router file has, only 0.prob, 1.prob, ...")
     if missing := [i for i in range(len(table)) if f"{i}.prob" not in table]:
         raise RouterError(f"{missing[0]}.prob is missing")
     entries = [table[f"{i}.prob"] for i in range(len(table))]
@@ -78,7 +80,7 @@ def _entries(path: Path) -> tuple[list[Tensor], bool]:
 def _prior(found: tuple[list[Tensor], bool], rule: str, subject: Subject | None, sites: tuple[str, ...]) -> Prior:
     entries, nested = found
     if rule not in RULES:
-        raise RouterError(f"rule {rule!r} is unknown; choose one of {', '.join(RULES)}")
+        raise RouterError(f"rule {shown(rule)} is unknown; choose one of {', '.join(RULES)}")
     uvit = rule == "U-ViT" or (rule == "auto" and not nested)
     total, depth = len(entries), len(entries[0]) // 2
     if total % 2 or (uvit and total < 4):

@@ -8,8 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ...errors import SettingError, shown
 from ..knobs import Knob
 from ..sites import MODEL, STACK, Action, Feature, Schedule, Site, Step
+
+LEVELS = ("branch", "stack", "model")
 
 
 class Decline(Exception):
@@ -35,6 +38,12 @@ class CachePolicy(ABC):
     changes: ClassVar[str] = "corrected"
     level: str = field(default="branch", kw_only=True)
 
+    def __post_init__(self):
+        if self.level not in LEVELS:
+            raise SettingError(
+                f"{type(self).__name__}: level is {shown(self.level)}; choose one of {', '.join(LEVELS)}"
+            )
+
     def serves(self, site: Site) -> bool:
         """Whether this policy is asked about a site at all."""
         if site == STACK:
@@ -56,6 +65,10 @@ class CachePolicy(ABC):
     def prepared(self, schedule: Schedule) -> CachePolicy:
         """Asked once before sampling: this policy with everything worked out that the schedule decides."""
         return self
+
+    def remark(self, schedule: Schedule) -> str | None:
+        """One sentence for the trace where `prepared` gives another policy; asked before it."""
+        return None
 
     def objection(self, schedule: Schedule) -> str | None:
         """One sentence when this policy cannot serve such a run, which is then computed in full; asked when prepared."""

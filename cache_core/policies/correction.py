@@ -6,20 +6,21 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from ...errors import SettingError
 from ..sites import Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
 
 
 @dataclass(frozen=True)
 class Correction(CachePolicy):
-    """Leaves every decision to `base`. Raises ValueError when base itself changes what is reused."""
+    """Leaves every decision to `base`. Raises SettingError when base itself changes what is reused."""
 
     base: CachePolicy
     level: str = field(init=False, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self):
         if type(self.base).reuse is not CachePolicy.reuse:
-            raise ValueError(
+            raise SettingError(
                 f"{type(self).__name__} corrects plain reuse, and {type(self.base).__name__} already replaces it; put "
                 f"{type(self).__name__} on a policy that only decides, such as FORA or L2C"
             )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ...errors import SettingError
 from ..sites import STACK, Action, Feature, Schedule, Site, Step
 from .base import Decline
 from .correction import Correction
@@ -38,6 +40,11 @@ class EOC(Correction):
     trends: Trends = field(repr=False)
     theta: float = 0.01
     judged: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not math.isfinite(self.theta):
+            raise SettingError(f"EOC: theta is {self.theta}; a finite number is meant, such as 0.01")
 
     @property
     def keeps_reused(self) -> bool:

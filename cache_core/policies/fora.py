@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...errors import SettingError, shown
 from ..sites import Action, Schedule, Site, Step
 from .base import CachePolicy
 
@@ -35,12 +36,13 @@ class FORA(CachePolicy):
     end: float = 1.0
 
     def __post_init__(self):
+        super().__post_init__()
         if self.interval < 1:
-            raise ValueError(f"FORA: interval is {self.interval}; it counts steps, so use 1 (no caching) or more")
+            raise SettingError(f"FORA: interval is {self.interval}; it counts steps, so use 1 (no caching) or more")
         if self.phase not in PHASES:
-            raise ValueError(f"FORA: phase is {self.phase!r}; choose one of {', '.join(PHASES)}")
+            raise SettingError(f"FORA: phase is {shown(self.phase)}; choose one of {', '.join(PHASES)}")
         if not 0.0 <= self.start <= self.end <= 1.0:
-            raise ValueError(f"FORA: start {self.start} and end {self.end} must satisfy 0 <= start <= end <= 1")
+            raise SettingError(f"FORA: start {self.start} and end {self.end} must satisfy 0 <= start <= end <= 1")
 
     def decide(self, step: Step, site: Site) -> Action:
         count = step.position if self.phase == "aligned" else step.total - 1 - step.position

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ...errors import SettingError, shown
 from ..extrapolation import COORDINATES, FLOW, axis, coefficients, front_loaded, resampled, spread
 from ..knobs import Choice, Knob, Numbers, Steps
 from ..sites import Action, Feature, Schedule, Site, Step
@@ -59,16 +60,31 @@ class Forecast(CachePolicy):
     places: tuple[float, ...] = field(default=(), repr=False)  # u of every step, once prepared
 
     def __post_init__(self):
+        super().__post_init__()
         if not 1.0 <= self.speedup <= 20.0:
-            raise ValueError(f"Forecast: speedup is {self.speedup:g}; 1 (compute everything) to 20 are possible")
+            raise SettingError(f"Forecast: speedup is {self.speedup:g}; 1 (compute everything) to 20 are possible")
         if self.coordinate not in COORDINATES:
-            raise ValueError(f"Forecast: coordinate is {self.coordinate!r}; choose one of {', '.join(COORDINATES)}")
+            raise SettingError(
+                f"Forecast: coordinate is {shown(self.coordinate)}; choose one of {', '.join(COORDINATES)}"
+            )
         if self.order not in (0, 1, 2):
-            raise ValueError(f"Forecast: order is {self.order}; 1 is linear, 2 quadratic, 0 chooses")
+            raise SettingError(f"Forecast: order is {self.order}; 1 is linear, 2 quadratic, 0 chooses")
         if self.computed and (self.computed[0] != 0 or list(self.computed) != sorted(set(self.computed))):
-            raise ValueError(f"Forecast: computed is {self.computed}; it must rise from 0, the step that begins")
+            raise SettingError(
+                f"Forecast: computed is {shown(self.computed)}; it must rise from 0, the step that begins"
+            )
+        if self.sigmas and not (len(self.sigmas) > 1 and min(self.sigmas[:-1]) > 0 <= self.sigmas[-1]):
+            raise SettingError(
+                f"Forecast: sigmas is {shown(self.sigmas)}; positive noise levels are meant, and the last may be 0"
+            )
+        if self.sigmas and self.computed and self.computed[-1] >= len(self.sigmas) - 1:
+            raise SettingError(
+                f"Forecast: step {self.computed[-1]} is computed, but there are {len(self.sigmas) - 1} steps"
+            )
         if self.sigmas and self.gains and len(self.gains) != len(self.sigmas) - 1:
-            raise ValueError(f"Forecast: {len(self.gains)} gains for {len(self.sigmas) - 1} steps; give each step one")
+            raise SettingError(
+                f"Forecast: {len(self.gains)} gains for {len(self.sigmas) - 1} steps; give each step one"
+            )
 
     @property
     def history(self) -> int:

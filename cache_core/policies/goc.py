@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from ...errors import SettingError, shown
 from ..sites import Action, Feature, Schedule, Site, Step
 from .correction import Correction
 
@@ -36,8 +38,10 @@ class GOC(Correction):
 
     def __post_init__(self):
         super().__post_init__()
+        if not math.isfinite(self.eta):
+            raise SettingError(f"GOC: eta is {self.eta}; a finite number is meant, such as 0.8")
         if self.queue not in QUEUES:
-            raise ValueError(f"GOC: queue is {self.queue!r}; choose one of {', '.join(QUEUES)}")
+            raise SettingError(f"GOC: queue is {shown(self.queue)}; choose one of {', '.join(QUEUES)}")
 
     @property
     def features(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ...errors import SettingError
 from ..sites import Action, Schedule, Site, Step
 from .base import CachePolicy
 
@@ -24,10 +25,11 @@ class L2C(CachePolicy):
     reused: tuple[frozenset[str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0.0 <= self.threshold <= 1.0:
-            raise ValueError(f"L2C: threshold is {self.threshold}; gates lie between 0 and 1, and so must it")
+            raise SettingError(f"L2C: threshold is {self.threshold}; gates lie between 0 and 1, and so must it")
         if any(len(row) != len(self.sites) for row in self.scores):
-            raise ValueError(f"L2C: every row of scores needs one gate for each of the {len(self.sites)} sites")
+            raise SettingError(f"L2C: every row of scores needs one gate for each of the {len(self.sites)} sites")
         reused = (frozenset(s for s, g in zip(self.sites, r, strict=True) if g <= self.threshold) for r in self.scores)
         object.__setattr__(self, "reused", tuple(reused))
 

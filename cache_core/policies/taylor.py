@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ...errors import SettingError
 from ..sites import Feature, Site, Step
 from .correction import Correction
 
@@ -32,7 +33,7 @@ class Taylor(Correction):
     def __post_init__(self):
         super().__post_init__()
         if self.order not in (1, 2):
-            raise ValueError(f"Taylor: order is {self.order}; 1 is linear, 2 quadratic")
+            raise SettingError(f"Taylor: order is {self.order}; 1 is linear, 2 quadratic")
 
     @property
     def features(self) -> int:

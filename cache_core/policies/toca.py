@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ...errors import SettingError, shown
 from ..sites import Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
 
@@ -139,17 +140,22 @@ class ToCa(CachePolicy):
     aggressive: ClassVar[bool] = False
 
     def __post_init__(self):
+        super().__post_init__()
         name = type(self).__name__
         if self.preset not in self.presets:
-            raise ValueError(f"{name}: preset is {self.preset!r}; choose one of {', '.join(self.presets)}")
+            raise SettingError(f"{name}: preset is {shown(self.preset)}; choose one of {', '.join(self.presets)}")
         if self.selection not in SELECTIONS:
-            raise ValueError(f"{name}: selection is {self.selection!r}; choose one of {', '.join(SELECTIONS)}")
+            raise SettingError(f"{name}: selection is {shown(self.selection)}; choose one of {', '.join(SELECTIONS)}")
         if self.interval < 0:
-            raise ValueError(f"{name}: interval is {self.interval}; use 1 (no caching) or more, or 0 for the preset's")
-        if self.ratio > 1:
-            raise ValueError(f"{name}: ratio is {self.ratio}; it is a share from 0 to 1, or negative for the preset's")
+            raise SettingError(
+                f"{name}: interval is {self.interval}; use 1 (no caching) or more, or 0 for the preset's"
+            )
+        if not self.ratio <= 1:
+            raise SettingError(
+                f"{name}: ratio is {self.ratio}; it is a share from 0 to 1, or negative for the preset's"
+            )
         if wrong := [s for s in self.steps if s not in ("F", "c", "a", "F0+c", "F0+a")]:
-            raise ValueError(f"{name}: a step is {wrong[0]!r}; there are F, c, a, F0+c and F0+a")
+            raise SettingError(f"{name}: a step is {shown(wrong[0])}; there are F, c, a, F0+c and F0+a")
 
     @property
     def marks(self) -> str:

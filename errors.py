@@ -1,0 +1,26 @@
+"""What a user can be told: every error that bad input causes is a PriorCacheError."""
+
+from __future__ import annotations
+
+import reprlib
+
+
+class PriorCacheError(ValueError):
+    """Something that this pack cannot use. Says what, where, what is allowed, and how to mend it."""
+
+
+class SettingError(PriorCacheError):
+    """A widget of a node, or a setting of a policy, that is none."""
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 60
+
+shown = _REPR.repr
+"""A value out of a file as a message shows it: its repr, cut where it is long."""
+
+
+def excerpt(error: BaseException, most: int = 200) -> str:
+    """What another library said, in a line; without torch's advice to read the file in an unsafe way."""
+    said = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+    return said if len(said) <= most else f"{said[:most]}..."
