@@ -43,7 +43,7 @@ print("left alone", not hasattr(comfy, "ldm"))
 def test_importing_the_pack_touches_no_architecture_of_the_host():
     """With `comfy.ldm` taken away after the host has loaded, every node is still there."""
     command = [sys.executable, "-c", WITHOUT_ARCHITECTURES, str(ROOT / "tools")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     *found, last = done.stdout.split("\n")[:-1]
     assert last == "left alone True"
