@@ -28,7 +28,8 @@ KINDS = {
     "corrected": "#DD8FBC",
     "forecast": "#7FCDF5",
 }
-"""As in plots/style.py on dark paper; the first is drawn full, the others as outlines."""
+"""As in plots/style.py on dark paper; the first is drawn full, the others as outlines where bars are wide enough."""
+NARROW = 14
 
 
 def tiles(server: Server, result: Result, node: str, side: int) -> list[Image.Image]:
@@ -47,12 +48,14 @@ def bars(draw: ImageDraw.ImageDraw, steps: list[dict], place: tuple[int, int, in
             high = round(step["kinds"].get(kind, 0.0) * (bottom - top))
             if high > 1:
                 box = (round(x), below - high, round(x + 0.74 * pitch), below - 1)
-                fill = colour if kind == "computed" else faded(colour)
-                draw.rounded_rectangle(box, radius=2, fill=fill, outline=colour, width=2)
+                if kind == "computed" or pitch < NARROW:
+                    draw.rectangle(box, fill=colour if kind == "computed" else faded(colour, 0.75))
+                else:
+                    draw.rounded_rectangle(box, radius=2, fill=faded(colour, 0.3), outline=colour, width=2)
             below -= high
 
 
-def faded(colour: str, share: float = 0.3) -> tuple[int, ...]:
+def faded(colour: str, share: float) -> tuple[int, ...]:
     paper, ink = (tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in (PAPER, colour))
     return tuple(round(share * a + (1 - share) * b) for a, b in zip(ink, paper, strict=True))
 
