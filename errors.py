@@ -20,7 +20,7 @@ shown = _REPR.repr
 """A value out of a file as a message shows it: its repr, cut where it is long."""
 
 
-def excerpt(error: BaseException, most: int = 200) -> str:
-    """What another library said, in a line; without torch's advice to read the file in an unsafe way."""
-    said = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+def excerpt(said: object, most: int = 200) -> str:
+    """What a file or another library said, in a line; without torch's advice to read the file in an unsafe way."""
+    said = str(said).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
     return said if len(said) <= most else f"{said[:most]}..."

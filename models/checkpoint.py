@@ -9,17 +9,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..errors import PriorCacheError, excerpt, shown
 from .dit import DiT, DiTConfig
 
 PUBLISHED_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Hidden size -> heads of DiT-S, B, L and XL: the one fact that no tensor shape tells."""
 
 PREFIXES = ("", "model.", "module.", "model.diffusion_model.")
+MOST_BLOCKS = 1000
 EMBEDDINGS = ("auto", "original", "diffusers")
 PREDICTIONS = ("auto", "epsilon", "v_prediction")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(PriorCacheError):
     """A file that is not a class-conditional DiT, or one whose architecture cannot be told."""
 
 
@@ -36,8 +38,7 @@ def read(
     frequencies, "auto" meaning those of the library whose layout the file has. prediction: what the network was
     trained to predict, "auto" meaning the metadata key "prediction_type", else noise. Raises CheckpointError.
     """
-    if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise CheckpointError("the file holds something else than a plain table of tensors; export the bare weights")
+    plain(weights)
     weights = without_prefix(weights, "final_layer.linear.weight", "proj_out_2.weight")
     if weights is None:
         raise CheckpointError(
@@ -53,16 +54,25 @@ def read(
     return config, checked(weights, DiT(config, device="meta"))
 
 
+def plain(weights: object) -> None:
+    """Raise CheckpointError on anything but a table of tensors."""
+    table = isinstance(weights, Mapping)
+    if not table or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
+        raise CheckpointError("the file holds something else than a plain table of tensors; export the bare weights")
+
+
 def prediction_of(asked: str, metadata: Mapping[str, str]) -> str:
     found = metadata.get("prediction_type", "epsilon") if asked == "auto" else asked
     if found not in PREDICTIONS[1:]:
-        raise CheckpointError(f"prediction {found!r} is unknown; choose one of {', '.join(PREDICTIONS[1:])}")
+        raise CheckpointError(f"prediction {shown(found)} is unknown; choose one of {', '.join(PREDICTIONS[1:])}")
     return found
 
 
 def _diffusers_frequencies(embedding: str, diffusers: bool) -> bool:
     if embedding not in EMBEDDINGS:
-        raise CheckpointError(f"timestep embedding {embedding!r} is unknown; choose one of {', '.join(EMBEDDINGS)}")
+        raise CheckpointError(
+            f"timestep embedding {shown(embedding)} is unknown; choose one of {', '.join(EMBEDDINGS)}"
+        )
     return diffusers if embedding == "auto" else embedding == "diffusers"
 
 
@@ -106,12 +116,12 @@ def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif block[2] in ("attn1.to_q", "attn1.to_k", "attn1.to_v"):
             continue  # joined below
         elif (embedder := block[2].removeprefix("norm1.emb.")) not in shared:
-            raise CheckpointError(f"{key} is nothing a DiT block has: this is another architecture")
+            raise CheckpointError(f"{excerpt(key)} is nothing a DiT block has: this is another architecture")
         else:
             name = f"{shared[embedder]}.{kind}"
-            if name in embedders and not torch.equal(embedders[name], value):
+            if name in embedders and not _same(embedders[name], value):
                 raise CheckpointError(
-                    f"block {block[1]} has its own {name}; only models that share one embedder are DiT"
+                    f"block {excerpt(block[1])} has its own {excerpt(name)}; only models that share one embedder are DiT"
                 )
             embedders[name] = value
     for i in range(depth_of(out)):
@@ -119,16 +129,24 @@ def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts = [weights.get(f"transformer_blocks.{i}.attn1.to_{n}.{kind}") for n in "qkv"]
             if any(p is None for p in parts):
                 raise CheckpointError(f"transformer_blocks.{i}.attn1 lacks to_q, to_k or to_v {kind}")
-            if len({p.shape for p in parts}) > 1:
-                raise CheckpointError(f"transformer_blocks.{i}.attn1 has to_q, to_k and to_v of different shapes")
+            if len({(p.shape, p.dtype) for p in parts}) > 1:
+                raise CheckpointError(
+                    f"transformer_blocks.{i}.attn1 has to_q, to_k and to_v of different shapes or types"
+                )
             out[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
     return out | embedders
 
 
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
 def depth_of(weights: Mapping[str, Tensor]) -> int:
-    found = {int(m[1]) for k in weights if (m := re.match(r"blocks\.(\d+)\.", k))}
+    found = {int(m[1]) for k in weights if (m := re.match(r"blocks\.(\d{1,6})\.", k))}
+    if len(found) > MOST_BLOCKS:
+        raise CheckpointError(f"{len(found)} blocks are present; at most {MOST_BLOCKS} are loaded")
     if found != set(range(len(found))) or not found:
-        raise CheckpointError(f"blocks {sorted(found)} are present; a DiT has blocks 0, 1, 2, ... without gaps")
+        raise CheckpointError(f"blocks {shown(sorted(found))} are present; a DiT has blocks 0, 1, 2, ... without gaps")
     return len(found)
 
 
@@ -186,7 +204,7 @@ def heads_of(hidden: int, asked: int, metadata: Mapping[str, str]) -> int:
             "does not say how many attention heads it has: set 'heads' on the loader"
         )
     if heads < 0 or hidden % heads:
-        raise CheckpointError(f"{heads} heads do not divide hidden size {hidden}: set 'heads' on the loader")
+        raise CheckpointError(f"{shown(heads)} heads do not divide hidden size {hidden}: set 'heads' on the loader")
     return heads
 
 
@@ -198,6 +216,8 @@ def checked(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]
             raise CheckpointError(f"{name} is missing; expected shape {shape}")
         if tuple(weights[name].shape) != shape:
             raise CheckpointError(f"{name} has shape {tuple(weights[name].shape)}; expected {shape}")
+        if not weights[name].is_floating_point():
+            raise CheckpointError(f"{name} holds {weights[name].dtype}; floating-point numbers were expected")
     if strange := sorted(k for k in weights if k.startswith("blocks.") and k not in wanted):
-        raise CheckpointError(f"{strange[0]} is nothing such a block has: this is another architecture")
+        raise CheckpointError(f"{excerpt(strange[0])} is nothing such a block has: this is another architecture")
     return {name: weights[name] for name in wanted}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import comfy.conds
@@ -15,7 +16,9 @@ import comfy.utils
 import torch
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 
-from .checkpoint import CheckpointError, read
+from .. import archives
+from ..errors import PriorCacheError, SettingError, excerpt
+from .checkpoint import CheckpointError, plain, read
 from .dit import DiT, DiTConfig
 
 LATENTS = {3: comfy.latent_formats.ChromaRadiance, 4: comfy.latent_formats.SD15}
@@ -70,24 +73,32 @@ class DiTModel(comfy.model_base.BaseModel):
         out.pop("y", None)
         labels = kwargs.get("class_labels")
         if labels is None:
-            raise ValueError(
+            raise SettingError(
                 "This model is conditioned on class labels: connect a 'DiT Class Label' node to the sampler's "
                 "positive and negative inputs (text prompts do not work with it)."
             )
         classes = self.diffusion_model.config.num_classes
         if int(labels.max()) >= classes:
-            raise ValueError(f"Class label {int(labels.max())} is out of range: this model knows 0 to {classes - 1}.")
+            raise SettingError(f"Class label {int(labels.max())} is out of range: this model knows 0 to {classes - 1}.")
         # The null class travels as -1, so that one label node serves models of any number of classes.
         out["y"] = comfy.conds.CONDRegular(torch.where(labels < 0, classes, labels))
         return out
 
 
 def opened(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors, metadata) of a .safetensors or .pt file; nothing in it is executed."""
+    """(tensors, metadata) of a .safetensors or .pt file; nothing in it is executed. Raises CheckpointError."""
+    known = Path(path).suffix.lower() in (".safetensors", ".sft")  # by which the host chooses its reader, too
     try:
+        (archives.check_safetensors if known else archives.check_pickled)(Path(path))
         weights, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+        plain(weights)
+        total = sum(weight.nbytes for weight in weights.values())
+    except PriorCacheError as error:
+        raise CheckpointError(f"it cannot be read as a checkpoint: {error}") from None
     except Exception as error:  # whatever a broken file makes safetensors, zipfile or torch raise
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"it cannot be read as a checkpoint: {type(error).__name__}: {excerpt(error)}") from error
+    if total > 2 * Path(path).stat().st_size:  # tensors that share memory, more than tied weights do
+        raise CheckpointError(f"its tensors claim {total / 2**20:.0f} MiB, more than the file holds: save them anew")
     return weights, metadata or {}
 
 
@@ -100,13 +111,13 @@ def load(
     disable_dynamic=False,
 ):
     """A ModelPatcher from a .safetensors or .pt file. Raises CheckpointError, naming the file."""
-    weights, metadata = opened(path)
     try:
+        weights, metadata = opened(path)
         config, weights = read(weights, heads, embedding, metadata, prediction)
+        if config.in_channels not in LATENTS:
+            raise CheckpointError(f"it works on {config.in_channels} channels; 3 (pixels) and 4 (SD latents) are known")
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    if config.in_channels not in LATENTS:
-        raise CheckpointError(f"{path} works on {config.in_channels} channels; 3 (pixels) and 4 (SD latents) are known")
+        raise CheckpointError(f"{Path(path).name}: {error}") from None
     patcher = from_weights(config, weights, dtype, disable_dynamic)
     patcher.cached_patcher_init = (load, (path, heads, embedding, dtype, prediction))
     return patcher

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import comfy.latent_formats
 import comfy.model_base
@@ -12,8 +13,17 @@ import torch
 from comfy.ldm.pixart.pixartms import PixArtMS
 from torch import Tensor
 
-from .checkpoint import CheckpointError, checked, depth_of, heads_of, prediction_of, without_prefix
+from ..errors import shown
+from .checkpoint import CheckpointError, checked, depth_of, heads_of, plain, prediction_of, without_prefix
 from .host import PREDICTIONS, opened, placed
+
+SIZED = {
+    "x_embedder.proj.weight": 4,
+    "y_embedder.y_embedding": 2,
+    "t_block.1.weight": 2,
+    "final_layer.linear.weight": 2,
+}
+"""Tensors that tell sizes, and their dimensions."""
 
 CHANNELS = {3: "pixels", 4: "latents of a VAE"}
 
@@ -25,12 +35,12 @@ class _Settings(comfy.supported_models.PixArtAlpha):
 
 def load(path: str, heads: int = 0, dtype: torch.dtype | None = None, prediction: str = "auto", disable_dynamic=False):
     """A ModelPatcher from a .safetensors or .pt file in the original key layout. Raises CheckpointError, naming the file."""
-    weights, metadata = opened(path)
     try:
+        weights, metadata = opened(path)
         config, weights = read(weights, metadata, heads)
         prediction_type = prediction_of(prediction, metadata)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{Path(path).name}: {error}") from None
     patcher = from_weights(config, weights, prediction_type, dtype, disable_dynamic)
     patcher.cached_patcher_init = (load, (path, heads, dtype, prediction))
     return patcher
@@ -52,12 +62,11 @@ def read(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = Non
     heads: 0 takes them from the metadata key "num_heads", else from the published width. The metadata key
     "pe_interpolation" is how far positions are stretched. Raises CheckpointError.
     """
-    if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise CheckpointError("the file holds something else than a plain table of tensors; export the bare weights")
+    plain(weights)
     metadata = metadata or {}
     weights = without_prefix(weights, "final_layer.linear.weight") or {}
     sizes = {}
-    for name, dims in (("x_embedder.proj.weight", 4), ("y_embedder.y_embedding", 2), ("t_block.1.weight", 2)):
+    for name, dims in SIZED.items():
         if name not in weights or weights[name].ndim != dims:
             raise CheckpointError(f"{name} is missing or not a tensor of {dims} dimensions: this is no PixArt")
         sizes[name] = tuple(weights[name].shape)
@@ -66,7 +75,11 @@ def read(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = Non
     if channels not in CHANNELS:
         known = " and ".join(f"{n} ({what})" for n, what in CHANNELS.items())
         raise CheckpointError(f"it works on {channels} channels; {known} are known")
-    outputs = weights["final_layer.linear.weight"].shape[0]
+    outputs = sizes["final_layer.linear.weight"][0]
+    if min(hidden, patch, words, caption, outputs) < 1 or hidden % 4:
+        raise CheckpointError(
+            f"hidden size {hidden}, patch {patch}, {words} words of width {caption}, {outputs} outputs: not a usable PixArt"
+        )
     config = {
         "hidden_size": hidden,
         "depth": depth_of(weights),
@@ -88,9 +101,11 @@ def _interpolation(weights: Mapping[str, Tensor], metadata: Mapping[str, str], p
     told = metadata.get("pe_interpolation")
     if told is None:
         positions = weights.get("pos_embed")
+        if positions is not None and positions.ndim != 3:
+            raise CheckpointError(f"pos_embed has shape {tuple(positions.shape)}; 3 dimensions were expected")
         return None if positions is None else math.isqrt(positions.shape[1]) * patch // 64 or None
     if not (told.isascii() and told.isdigit() and len(told) < 4 and int(told) > 0):
         raise CheckpointError(
-            f"its metadata says pe_interpolation = {told[:20]!r}; a whole number from 1 to 999 is meant"
+            f"its metadata says pe_interpolation = {shown(told)}; a whole number from 1 to 999 is meant"
         )
     return int(told)

@@ -13,13 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
+from .. import archives
 from ..errors import PriorCacheError, excerpt, shown
 from .files import replace as replace_file
 from .plan import Plan, merged
 
 FORMAT = 1
 MAX_BYTES = 8 * 2**30
-MAX_HEADER = 16 * 2**20
 LONGEST = 200  # characters of a name
 NUMBERS = (torch.float16, torch.float32, torch.float64)
 
@@ -196,15 +196,10 @@ class Prior:
 
 
 def _load(path: Path, only: Sequence[str] | None) -> Prior:
-    if not path.is_file():
-        raise PriorError("there is no such file")
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise PriorError(f"{size / 2**30:.1f} GiB is larger than any prior ({MAX_BYTES >> 30} GiB)")
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if not 2 <= header <= min(MAX_HEADER, size - 8):
-        raise PriorError("not a safetensors file, or cut off")
+    archives.check_safetensors(path)
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get("priorcache")
         if text is None:

@@ -55,9 +55,12 @@ def _entries(path: Path) -> tuple[list[Tensor], bool]:
     """The vectors of a file in order, and whether it has the layout of the DiT files."""
     if path.stat().st_size > MAX_BYTES:
         raise RouterError(f"larger than any router ({MAX_BYTES >> 20} MiB)")
-    archives.check(path)
-    with torch.serialization.safe_globals([(Settings, "argparse.Namespace")]):
-        found = torch.load(path, map_location="cpu", weights_only=True)
+    archives.check_pickled(path)
+    try:
+        with torch.serialization.safe_globals([(Settings, "argparse.Namespace")]):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken file makes torch raise, assertions too
+        raise RouterError(f"damaged or not a router ({type(error).__name__}: {excerpt(error)})") from error
     nested = isinstance(found, Mapping) and "routers" in found
     table = found["routers"] if nested else found
     if not isinstance(table, Mapping) or not table or len(table) > MOST:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import resource
 import signal
@@ -80,6 +81,14 @@ class Watch:
 
 
 WATCH = Watch()
+
+for codec in (
+    "cp437",
+    "raw_unicode_escape",
+    "unicode_escape",
+    "latin1",
+):  # of zipfile and pickletools, imported when used
+    codecs.lookup(codec)
 
 
 class Endless(BaseException):
