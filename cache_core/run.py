@@ -64,11 +64,15 @@ class CacheRun:
         compiled: bool = False,
     ):
         schedule = Schedule(schedule) if isinstance(schedule, int) else schedule
+        self.remark = policy.remark(schedule)
         self.policy = policy = policy.prepared(schedule)
         self.total, self.measure, self.compiled = schedule.total, measure, compiled
         self.observers = tuple(observers)
         self.trace = trace or RunTrace(policy.describe(), schedule.total)
         self.trace.measure, self.trace.store = measure, codec.name
+        if self.remark:
+            self.trace.policy = policy.describe()
+            self.trace.notes.append(self.remark)
         wanted = [policy.history, int(measure != "off"), *(o.history for o in self.observers)]
         self.store = FeatureStore(max(wanted), codec)
         self.keeps = max(wanted) > 0 or bool(self.observers)  # whether computed outputs are looked at and kept

@@ -104,7 +104,7 @@ def attach(
             options.pop(RUN, None)
             run.close(complete)
             for note in run.trace.notes:
-                log.warning(note)
+                (log.info if note == run.remark else log.warning)(note)
             if trace is not None and run.trace.moments:
                 trace.add(run.trace)
 
@@ -230,12 +230,17 @@ def _refuse_unbroken_graphs(run: CacheRun, model_options: dict) -> None:
         )
 
 
-def _schedule(model, sampler, sigmas: torch.Tensor) -> Schedule:
+def named(sampler) -> str:
+    """A SAMPLER as a Schedule names it: by its function, so that "ddim" is "euler"."""
     function: Callable | None = getattr(sampler, "sampler_function", None)
+    return getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
+
+
+def _schedule(model, sampler, sigmas: torch.Tensor) -> Schedule:
     return Schedule(
         total=len(sigmas) - 1,
         sigmas=tuple(sigmas.tolist()),
-        sampler=getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_"),
+        sampler=named(sampler),
         prediction=model.model_type.name,
         sites=sites_of(model.diffusion_model),
     )

@@ -1,0 +1,111 @@
+"""Auto: what serves a goal best, chosen when a run begins and its sampler and schedule are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from ..cache_core.policies import FORA, CachePolicy, Forecast
+from ..cache_core.policies.forecast import SEVERAL, SHORTEST
+from ..cache_core.sites import Action, Schedule, Site, Step
+from .plan import Plan
+
+HALF = 2.0
+"""Up to this speed-up Forecast was the best of what was measured (README.md); beyond it, fewer steps come close."""
+
+
+class Shelved(NamedTuple):
+    """A plan for one goal, out of a prior that belongs to the model."""
+
+    plan: Plan
+    policy: Forecast  # the plan, restored
+    sampler: str  # as a Schedule names it
+    source: str  # where it was found, for people
+
+    def fits(self, schedule: Schedule) -> bool:
+        """Whether it was searched for this very run: the sampler, and the noise of every step."""
+        same = len(self.policy.sigmas) == len(schedule.sigmas)
+        return self.sampler == schedule.sampler and same and np.allclose(self.policy.sigmas, schedule.sigmas, rtol=1e-3)
+
+    def describe(self) -> str:
+        plan = self.plan
+        return f"{plan.evaluations} of {plan.steps} steps, expected error {plan.error:.3f}, from {self.source}"
+
+
+def reaching(plans: Iterable[Plan], speedup: float) -> Plan | None:
+    """The plan of least error that computes as many steps as Forecast would for this goal, or one fewer."""
+    found = [
+        plan
+        for plan in plans
+        if plan.policy == Forecast.__name__ and 0 <= Forecast(speedup).count(plan.steps) - plan.evaluations <= 1
+    ]
+    return min(found, key=lambda plan: plan.error, default=None)
+
+
+@dataclass(frozen=True)
+class Auto(CachePolicy):
+    """A plan that was searched for this run; else Forecast; for samplers that Forecast cannot serve, FORA.
+
+    Of single branches where the sampler adds noise, of the whole network where it calls the model several times per
+    step: what `python tools/dev.py bench choice` found closer. shelf: plans for the goal, the preferred ones first.
+    """
+
+    speedup: float = 2.0
+    shelf: tuple[Shelved, ...] = field(default=(), repr=False)
+    level: str = field(default="model", kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        Forecast(self.speedup)  # says what is allowed
+
+    def choice(self, schedule: Schedule) -> tuple[CachePolicy, str]:
+        """What serves such a run, and why, in words that follow a colon."""
+        forecast = Forecast(self.speedup)
+        objection = forecast.objection(schedule)
+        if schedule.total < SHORTEST or self.speedup == 1.0:
+            return forecast, ""  # it computes everything, and says itself why
+        if objection is not None:
+            whole = schedule.sampler in SEVERAL or not schedule.sites
+            return paced(self.speedup, "model" if whole else "branch"), objection
+        for shelved in self.shelf:
+            if shelved.fits(schedule):
+                return (
+                    shelved.policy,
+                    f"a plan was searched for this model, sampler and schedule ({shelved.describe()})",
+                )
+        why = "no plan fits this sampler and schedule" if self.shelf else "there is no plan for this model and goal"
+        fewer = "; beyond 2x compare with fewer steps, too" if self.speedup > HALF else ""
+        return forecast, why + fewer
+
+    def prepared(self, schedule: Schedule) -> CachePolicy:
+        return self.choice(schedule)[0].prepared(schedule)
+
+    def remark(self, schedule: Schedule) -> str:
+        chosen, why = self.choice(schedule)
+        return f"{self.describe()} chose {chosen.prepared(schedule).describe()}{': ' if why else ''}{why}."
+
+    def decide(self, step: Step, site: Site) -> Action:
+        """Computes: it decides only once, what to become."""
+        return Action.COMPUTE
+
+    def describe(self) -> str:
+        return f"auto {self.speedup:g}x"
+
+
+def paced(speedup: float, level: str) -> FORA:
+    """FORA that computes steps / speedup steps: of every N-th only, up to where the goal is reached.
+
+    Late steps are the ones computed, since they hold the details.
+    """
+    interval = math.ceil(speedup - 1e-6)
+    end = (1 - 1 / speedup) / (1 - 1 / interval) if interval > 1 else 0.0
+    return FORA(interval, "aligned", end=min(end, 1.0), level=level)
+
+
+def preferred(shelf: Iterable[Shelved]) -> Sequence[Shelved]:
+    """Those judged on most pictures first, then those of least error."""
+    return sorted(shelf, key=lambda shelved: (-shelved.plan.pictures, shelved.plan.error))
