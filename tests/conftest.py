@@ -31,9 +31,3 @@ def pytest_configure(config):
 def comfy():
     """The host's `comfy` package, on the CPU."""
     return load_host()
-
-
-@pytest.fixture
-def recorded(request):
-    """What the tests of this session have shown so far; tests that ask for it run last."""
-    return request.config.pluginmanager.get_plugin("recorder").cells

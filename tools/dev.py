@@ -55,6 +55,7 @@ LATEST, FLOOR = "0.30.0", "0.18.2"
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")  # these three must match each other
 TOOLS = (
     "pytest==9.2.0",
+    "pytest-xdist==3.8.0",
     "hypothesis>=6.100",
     "ruff==0.17.5",
     "diffusers>=0.35",
@@ -203,6 +204,8 @@ def main() -> None:
         if not rest:
             tool("-m", "ruff", "format", "--check", ".")
             tool("-m", "ruff", "check", ".")
+            env["OMP_NUM_THREADS"] = "1"  # small networks gain more from a second process than from a second thread
+            rest = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
         tool("-m", "pytest", *rest)
     elif args.command == "train":
         tool("demo/train.py", *rest)

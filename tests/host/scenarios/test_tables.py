@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import scenarios
 from matrix import ARCHITECTURES, SCENARIOS, declared
-from recording import Recorder
+from recording import Recorder, differences
 
 REMEDY = "run python tools/dev.py scenarios"
 
@@ -29,29 +29,35 @@ def test_are_written_from_the_record(cells):
     assert readme == scenarios.inserted(readme, cells), REMEDY
 
 
-def test_agree_with_what_this_session_has_shown(request, recorded, cells):
-    """All of it where every test ran."""
-    config = request.config
-    differing = {cell: (shown, cells.get(cell)) for cell, shown in recorded.items() if cells.get(cell) != shown}
-    assert differing == {}, REMEDY
-    whole = config.args_source is type(config).ArgsSource.TESTPATHS and not (
-        config.option.keyword or config.option.markexpr
-    )
-    if whole:
-        assert sorted(set(cells) - set(recorded)) == []
-
-
 def test_say_why_where_a_scenario_is_not_shown():
     assert [name for name, s in SCENARIOS.items() if set(s.architectures) != set(ARCHITECTURES) and not s.reason] == []
 
 
-def test_count_no_cell_of_which_a_test_failed():
-    recorder = Recorder()
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+def reported(recorder: Recorder, name: str, failed: bool) -> None:
+    """As pytest tells of a test, and as it reaches the process that began the session."""
+    mark = pytest.mark.scenario(name, "equal", architecture="dit", policies=["FORA"]).mark
+    item = SimpleNamespace(iter_markers=lambda _: [mark], fixturenames=(), user_properties=[])
+    hook = recorder.pytest_runtest_makereport(item, None)
+    next(hook)
+    with pytest.raises(StopIteration) as made:
+        hook.send(SimpleNamespace(failed=failed, passed=not failed, when="call"))
+    recorder.pytest_runtest_logreport(made.value.value)
+
+
+def test_count_no_cell_of_which_a_test_failed(recorder):
     for name, failed in (("sound", False), ("broken", False), ("broken", True)):
-        mark = pytest.mark.scenario(name, "equal", architecture="dit", policies=["FORA"]).mark
-        item = SimpleNamespace(iter_markers=lambda _, mark=mark: [mark], fixturenames=(), user_properties=[])
-        hook = recorder.pytest_runtest_makereport(item, None)
-        next(hook)
-        with pytest.raises(StopIteration):
-            hook.send(SimpleNamespace(failed=failed, passed=not failed, when="call"))
+        reported(recorder, name, failed)
     assert recorder.cells == {("sound", "dit", "FORA"): "equal"}
+
+
+def test_are_held_against_what_a_session_shows():
+    first, second = ("sound", "dit", "FORA"), ("other", "dit", "FORA")
+    assert differences({first: "equal"}, {first: "equal", second: "equal"}, whole=False) == []
+    assert len(differences({first: "equal"}, {first: "equal", second: "equal"}, whole=True)) == 1
+    assert len(differences({first: "equal"}, {first: "within .1"}, whole=False)) == 1
+    assert len(differences({second: "equal"}, {first: "equal"}, whole=True)) == 2
