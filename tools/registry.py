@@ -158,7 +158,7 @@ def small(prompt: dict) -> dict:
 
 def complains(line: str, name: str) -> bool:
     """Whether a line of ComfyUI's log is a warning or an error that concerns the pack."""
-    line = line.lower()
+    line = line.replace(str(dev.HOME), "").lower()  # whose name is that of the pack, too
     return (name.lower() in line or "priorcache" in line) and any(w in line for w in ("warn", "error", "fail"))
 
 

@@ -45,6 +45,7 @@ def test_what_is_missing_or_too_much_is_told(names):
         ("/x/custom_nodes/ComfyUI-PriorCache/nodes/prior.py:1: DeprecationWarning: old", True),
         ("   0.2 seconds: /x/custom_nodes/ComfyUI-PriorCache", False),
         ("[WARNING] something of another pack", False),
+        (f"{registry.dev.HOME}/env/lib/aiohttp/web.py:193: DeprecationWarning: old", False),
     ],
 )
 def test_complaints_are_those_about_the_pack(line, theirs):
