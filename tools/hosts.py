@@ -1,6 +1,6 @@
 """The core tests over every ComfyUI version that can be had -> docs/hosts.json and the table in README.md.
 
-python tools/dev.py hosts                 # all of them; --only 0.20.1 for one, the others stay as they were
+python tools/dev.py hosts                 # all of them; --only 0.20.1 or --part nodes for some, the rest stays
 python tools/dev.py hosts --fetch         # fetches and installs, tests nothing
 
 Every version runs with the packages that it pins itself, laid over the environment of the latest.
@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -61,14 +62,14 @@ def overlay(version: str, tree: Path) -> Path:
     return python
 
 
-def tested(python: Path, tree: Path) -> dict:
-    """Per part of CORE: how many tests passed, were skipped, and the names of those that failed with the reason."""
+def outcome(python: Path, tree: Path, parts: Iterable[str]) -> dict:
+    """For each of these parts of CORE: how many tests passed, were skipped, and why those that failed did."""
     env = os.environ | {"COMFYUI_PATH": str(tree), "COMFYUI_FLOOR": str(tree)}
     out = {}
-    for part, tests in CORE.items():
+    for part in parts:
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.xml"
-            command = [python, "-m", "pytest", f"--junitxml={report}", "-p", "no:cacheprovider", *tests]
+            command = [python, "-m", "pytest", f"--junitxml={report}", "-p", "no:cacheprovider", *CORE[part]]
             subprocess.run([str(c) for c in command], cwd=dev.ROOT, env=env, stdout=sys.stderr)
             if not report.exists():
                 raise SystemExit(f"pytest left no report: {' '.join(map(str, command))}")
@@ -113,6 +114,7 @@ def inserted(readme: str, record: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=dev.HOSTS, help="one version; may be given several times")
+    parser.add_argument("--part", action="append", choices=CORE, help="one column of the table; the others stay")
     parser.add_argument("--fetch", action="store_true", help="fetch and install only")
     args = parser.parse_args()
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
@@ -122,7 +124,7 @@ def main() -> None:
         if args.fetch:
             continue
         dev.say(f"ComfyUI {version}")
-        record[version] = tested(python, tree)
+        record[version] = record.get(version, {}) | outcome(python, tree, args.part or tuple(CORE))
         RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     if record:
         README.write_text(inserted(README.read_text(), record))
