@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 
 
@@ -11,6 +12,13 @@ class PriorCacheError(ValueError):
 
 class SettingError(PriorCacheError):
     """A widget of a node, or a setting of a policy, that is none."""
+
+
+def finite(node: str, **widgets: float) -> None:
+    """Raise SettingError on a number that is none. The host's check of a widget's range lets nan pass."""
+    for name, value in widgets.items():
+        if not math.isfinite(value):
+            raise SettingError(f"{node}: {name} is {value}; a number is meant")
 
 
 _REPR = reprlib.Repr()

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import SettingError, shown
+
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SHAPES = (
     "circle", "ring", "half-disc", "crescent", "triangle", "square",
@@ -27,18 +29,20 @@ def embeddings() -> Tensor:
 def tokens(prompt: str) -> list[int]:
     """ "a red star on blue" -> places in the vocabulary, padded to LENGTH. Articles are dropped.
 
-    Raises ValueError, naming the word, on one that is not in the vocabulary, and on a prompt that is too long.
+    Raises SettingError, naming the word, on one that is not in the vocabulary, and on a prompt that is too long.
     """
     words = [
         w for w in re.split(r"[\s,]+", prompt.lower().replace("half disc", "half-disc")) if w not in ("", "a", "an")
     ]
     if unknown := [w for w in words if w not in VOCABULARY]:
-        raise ValueError(
-            f"the demo model does not know the word {unknown[0][:30]!r}; it knows the colours {', '.join(COLOURS)}, "
+        raise SettingError(
+            f"the demo model does not know the word {shown(unknown[0])}; it knows the colours {', '.join(COLOURS)}, "
             f"the shapes {', '.join(SHAPES)}, and 'on' for the ground, as in 'red star on blue'"
         )
     if len(words) > LENGTH:
-        raise ValueError(f"the demo model reads {LENGTH} words, as in 'red star on blue'; this prompt has {len(words)}")
+        raise SettingError(
+            f"the demo model reads {LENGTH} words, as in 'red star on blue'; this prompt has {len(words)}"
+        )
     return [VOCABULARY.index(w) for w in words] + [0] * (LENGTH - len(words))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
+from ..errors import SettingError
 from .types import CATEGORY
 
 NOTHING = "Compare: nothing to compare; connect images_a and images_b, or latent_a and latent_b."
@@ -44,9 +45,9 @@ class PriorCacheCompare(io.ComfyNode):
 
         for name, (a, b) in {"images": (images_a, images_b), "latent": (latent_a, latent_b)}.items():
             if (a is None) != (b is None):
-                raise ValueError(f"Compare: {name}_{'b' if b is None else 'a'} is missing; a pair is compared.")
+                raise SettingError(f"Compare: {name}_{'b' if b is None else 'a'} is missing; a pair is compared.")
         if images_a is None and latent_a is None:
-            raise ValueError(NOTHING)
+            raise SettingError(NOTHING)
         parts, picture, error = [], torch.ones(1, 64, 64, 3), 0.0
         if images_a is not None:
             a, b = compare.checked(images_a, images_b, "images")

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..cache_core.policies import EOC, GOC, CachePolicy, Taylor
 from ..cache_core.policies.goc import PUBLISHED_INFLECTIONS, PUBLISHED_STEPS, QUEUES
+from ..errors import SettingError
 from ..priors.inflections import inflections as found_in
 from ..priors.prior import Prior
 from ..priors.trend import Trend, judged
@@ -77,7 +78,7 @@ class PriorCacheGOC(io.ComfyNode):
             left_out = PUBLISHED_INFLECTIONS, PUBLISHED_STEPS
         elif inflections == "from prior":
             if prior is None:
-                raise ValueError("GOC Policy: inflections = 'from prior' needs one; connect Calibrate or Load Prior.")
+                raise SettingError("GOC Policy: inflections = 'from prior' needs one; connect Calibrate or Load Prior.")
             left_out = found_in(prior), prior.subject.steps
         return io.NodeOutput(GOC(policy, eta, queue, *left_out, joint=whole_blocks))
 

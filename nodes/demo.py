@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..errors import SettingError
 from ..models.words import COLOURS, SHAPES, FoldedPixels, encode
 from .types import CATEGORY
 
+MAX_LINES = 4096
 DEMO = f"{CATEGORY}/demo"
 
 
@@ -38,6 +40,8 @@ class PriorCacheDemoPrompt(io.ComfyNode):
     @classmethod
     def execute(cls, prompt: str) -> io.NodeOutput:
         lines = prompt.strip().splitlines() or [""]
+        if len(lines) > MAX_LINES:
+            raise SettingError(f"Demo Prompt: {len(lines)} prompts; at most {MAX_LINES} are drawn at once")
         return io.NodeOutput(conditioning(lines), conditioning([""] * len(lines)))
 
 

@@ -8,7 +8,9 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..errors import SettingError, shown
 from ..models.checkpoint import EMBEDDINGS, PREDICTIONS
+from .files import located
 from .types import CATEGORY
 
 DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -70,7 +72,7 @@ class PriorCacheLoadDiT(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..models.host import load
 
-        path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
+        path = located("diffusion_models", model_name)
         return io.NodeOutput(load(path, heads, timestep_embedding, DTYPES[weight_dtype], prediction))
 
 
@@ -112,15 +114,17 @@ def parse_labels(text: str) -> list[int]:
     out: list[int] = []
     parts = [p for p in re.split(r"[,\s]+", text) if p]
     if not parts:
-        raise ValueError("DiT Class Label: no label given; write numbers and ranges such as 3, 7, 20-22.")
+        raise SettingError("DiT Class Label: no label given; write numbers and ranges such as 3, 7, 20-22.")
     for part in parts:
         match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", part)
         if not match:
-            raise ValueError(
-                f"DiT Class Label: {part[:40]!r} is no class number; write numbers and ranges such as 3, 7, 20-22."
+            raise SettingError(
+                f"DiT Class Label: {shown(part)} is no class number; write numbers and ranges such as 3, 7, 20-22."
             )
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or len(out) + last - first >= MAX_LABELS:
-            raise ValueError(f"DiT Class Label: range {part!r} runs backwards or makes more than {MAX_LABELS} labels.")
+            raise SettingError(
+                f"DiT Class Label: range {part!r} runs backwards or makes more than {MAX_LABELS} labels."
+            )
         out += range(first, last + 1)
     return out

@@ -12,6 +12,7 @@ from comfy_api.latest import io, ui
 from ..cache_core.policies import CachePolicy, Forecast, Full
 from ..cache_core.sites import Schedule
 from ..cache_core.trace import Trace
+from ..errors import SettingError, finite, shown
 from ..priors.plan import Plan, chosen, forecasts, merged, search_plans, step_errors_of
 from ..priors.prior import Prior, PriorError
 from ..priors.search import Outcome, Search
@@ -108,6 +109,7 @@ class PriorCachePlan(io.ComfyNode):
 
     @classmethod
     def execute(cls, prior: Prior, goal: str, value: float, model=None) -> io.NodeOutput:
+        finite("Plan Policy", value=value)
         if model is not None:
             prior.matches(subject(model))
         if not prior.plans:
@@ -175,6 +177,7 @@ class PriorCacheSearch(io.ComfyNode):
 
     @classmethod
     def execute(cls, prior: Prior, model, positive, negative, latent_image, seed, samplings, speedups) -> io.NodeOutput:
+        finite("Search Plans", samplings=samplings)
         prior.matches(subject(model))
         counts = evaluations(speedups, prior.evaluations)
         latent = fixed(model, latent_image)
@@ -252,14 +255,14 @@ def _digest(value) -> str:
 
 
 def evaluations(speedups: str, steps: int) -> list[int]:
-    """ "2, 2.5" of 20 steps -> [10, 8]. Raises ValueError on what is no speed-up."""
+    """ "2, 2.5" of 20 steps -> [10, 8]. Raises SettingError on what is no speed-up."""
     try:
         values = [float(part) for part in speedups.replace(";", ",").split(",") if part.strip()]
     except ValueError:
         values = []
     if not values or not all(1 < v <= steps / 2 for v in values):
-        raise ValueError(
-            f"Search Plans: speedups is {speedups[:40]!r}; give numbers above 1 and up to {steps / 2:g}, which computes two "
+        raise SettingError(
+            f"Search Plans: speedups is {shown(speedups)}; give numbers above 1 and up to {steps / 2:g}, which computes two "
             "steps, such as '2, 3, 4'"
         )
     return sorted({max(2, int(steps / v + 1e-6)) for v in values}, reverse=True)

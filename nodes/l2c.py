@@ -18,12 +18,14 @@ from comfy_api.latest import io, ui
 from ..cache_core.adapters import sites_of, unwrapped
 from ..cache_core.policies import FORA, CachePolicy, Full
 from ..cache_core.trace import Trace
+from ..errors import finite, shown
 from ..priors import published
 from ..priors.prior import Prior
 from ..priors.router import TABLE, Recorder, RouterError, RouterTraining, policy
 from ..priors.statistics import Statistics
 from .attach import attach
 from .calibrate import subject
+from .files import located
 from .prior import FOLDER, ROUTERS
 from .sampling import Sampling, fixed, settings
 from .types import CATEGORY, Policy, PriorTable
@@ -66,7 +68,7 @@ class PriorCacheLoadRouter(io.ComfyNode):
 
     @classmethod
     def execute(cls, router_name: str, rule: str, model=None) -> io.NodeOutput:
-        path = folder_paths.get_full_path_or_raise(ROUTERS, router_name)
+        path = located(ROUTERS, router_name)
         if model is None:
             return io.NodeOutput(published.read(path, rule))
         sites = tuple(site.name for site in sites_of(model.model.diffusion_model))
@@ -192,6 +194,7 @@ class PriorCacheTrainRouter(io.ComfyNode):
         from ..plots import router as plot
         from ..plots.style import pixels
 
+        finite("Train Router", learning_rate=learning_rate, threshold=threshold)
         penalties = parse_penalties(penalty)
         about = subject(model, sampler_name, scheduler, steps, cfg, denoise)
         if prior is not None:
@@ -284,6 +287,6 @@ def parse_penalties(text: str) -> list[float]:
         found = []
     if not found or not all(math.isfinite(p) and p >= 0 for p in found):
         raise RouterError(
-            f"Train Router: penalty {text[:40]!r} is no list of numbers from 0 up; write 5e-6, or 1e-6, 1e-5, 1e-4"
+            f"Train Router: penalty {shown(text)} is no list of numbers from 0 up; write 5e-6, or 1e-6, 1e-5, 1e-4"
         )
     return found

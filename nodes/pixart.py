@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..models.checkpoint import PREDICTIONS
 from .dit import DTYPES, weight_dtype
+from .files import located
 from .types import CATEGORY
 
 
@@ -47,5 +48,5 @@ class PriorCacheLoadPixArt(io.ComfyNode):
     def execute(cls, model_name: str, heads: int, weight_dtype: str, prediction: str) -> io.NodeOutput:
         from ..models.pixart import load
 
-        path = folder_paths.get_full_path_or_raise("diffusion_models", model_name)
+        path = located("diffusion_models", model_name)
         return io.NodeOutput(load(path, heads, DTYPES[weight_dtype], prediction))

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..cache_core.policies import FORA
 from ..cache_core.policies.fora import PHASES, PRESETS
+from ..errors import SettingError
 from .types import CATEGORY, Policy
 
 SCOPES = {"branches": "branch", "whole network": "model"}
@@ -73,5 +74,5 @@ class PriorCacheFORA(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = {"interval": interval, "phase": phase, "start": start, "end": end} | PRESETS[preset]
         if settings["start"] > settings["end"]:
-            raise ValueError(f"FORA Policy: start ({start:g}) is after end ({end:g}); swap them.")
+            raise SettingError(f"FORA Policy: start ({start:g}) is after end ({end:g}); swap them.")
         return io.NodeOutput(FORA(level=SCOPES[scope], **settings))

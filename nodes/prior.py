@@ -9,8 +9,15 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
+from ..errors import shown
 from ..priors.prior import Prior, PriorError
+from .files import located
 from .types import CATEGORY, PriorTable
+
+RESERVED = re.compile(r"(?i)(con|prn|aux|nul|(com|lpt)[\d¹²³])(\..*)?")
+"""Names that are devices in Windows, whatever their ending."""
+
+LONGEST = 200
 
 FOLDER = "priorcache"
 ROUTERS = "priorcache_routers"
@@ -60,10 +67,12 @@ class PriorCacheSavePrior(io.ComfyNode):
 def free_path(folder: Path, name: str, overwrite: bool) -> Path:
     """Where a prior of this name goes. Raises PriorError on a name that could leave the folder."""
     stem = name.strip().removesuffix(".safetensors")
-    if not re.fullmatch(r"\w[\w .+-]{0,99}", stem) or stem.endswith((".", " ")):
+    if not re.fullmatch(r"\w[\w .+-]{0,99}", stem) or stem.endswith((".", " ")) or RESERVED.fullmatch(stem):
         raise PriorError(
-            f"{name[:60]!r} cannot be a file name here: use letters, digits, dots, dashes, underscores and spaces"
+            f"{shown(name)} cannot be a file name here: use letters, digits, dots, dashes, underscores and spaces"
         )
+    if len(stem.encode()) > LONGEST:  # of what file systems allow, an ending and a number
+        raise PriorError(f"{shown(name)} is too long for a file name: {LONGEST} bytes are the most")
     path, number = folder / f"{stem}.safetensors", 2
     while path.exists() and not overwrite:
         path, number = folder / f"{stem}-{number}.safetensors", number + 1
@@ -94,7 +103,7 @@ class PriorCacheLoadPrior(io.ComfyNode):
     def execute(cls, prior_name: str, model=None) -> io.NodeOutput:
         from .calibrate import subject
 
-        prior = Prior.load(folder_paths.get_full_path_or_raise(FOLDER, prior_name))
+        prior = Prior.load(located(FOLDER, prior_name))
         if model is not None:
             prior.matches(subject(model))
         return io.NodeOutput(prior)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from ..errors import PriorCacheError
+
 NAMES = re.compile(
     r"(tea|mag|easy|lazy|fb|first_?block_?|block|deep|adaptive|prior)[-_]?cache|cache[-_]?dit|taylor[-_]?seer"
     r"|wave[-_]?speed|comfyui[-_]spectrum",
@@ -13,7 +15,7 @@ NAMES = re.compile(
 """What other caches call themselves, in the name of their pack or of a function that they put on a model."""
 
 
-class CacheError(ValueError):
+class CacheError(PriorCacheError):
     """A model that a cache cannot be attached to, or not beside another one."""
 
 

@@ -10,6 +10,8 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
+from ..errors import finite
+
 
 def settings() -> list[io.Input]:
     """How somebody generates: guidance, sampler, scheduler, denoise."""
@@ -66,6 +68,9 @@ class Sampling:
     scheduler: str
     denoise: float = 1.0
     mask: torch.Tensor | None = None
+
+    def __post_init__(self):
+        finite("sampling", cfg=self.cfg, denoise=self.denoise)
 
     def __call__(self, model, seed: int, callback: Callable | None = None) -> torch.Tensor:
         """Final latents (B, C, ...)."""

@@ -11,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..errors import SettingError
 from .metrics import WINDOW, psnr, relative_l2, ssim
 from .style import RC, new_figure
 
@@ -78,8 +79,10 @@ def draw(a: Tensor, b: Tensor, found: list[Distance]) -> Figure:
 
 
 def checked(a: Tensor, b: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """Both on the CPU. Raises ValueError unless they have one shape."""
+    """Both on the CPU. Raises SettingError unless they have one shape."""
     if a.shape != b.shape:
         there, here = (" x ".join(map(str, x.shape)) for x in (a, b))
-        raise ValueError(f"Compare: {what}_a is {there} and {what}_b is {here}; compare batches of one size and number")
+        raise SettingError(
+            f"Compare: {what}_a is {there} and {what}_b is {here}; compare batches of one size and number"
+        )
     return a.detach().to(torch.device("cpu")), b.detach().to(torch.device("cpu"))

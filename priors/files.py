@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside this one and put it in its place: an interrupt leaves the old one or the new one."""
+    """Let `write` fill a file in the same folder and put it in its place: an interrupt leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as scratch:  # a name that nobody can foresee
+        part = Path(scratch) / "part"
         write(part)
         part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

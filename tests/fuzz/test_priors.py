@@ -8,13 +8,12 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from fuzzing import DEEP, KINDS, NUMBERS, anything, cases, edited, filled, put, scalars, spliced, tried
+from fuzzing import DEEP, KINDS, NUMBERS, anything, asked, cases, edited, filled, put, scalars, spliced, tried
 from hypothesis import given
 from hypothesis import strategies as st
 from priorcache.cache_core import policies
 from priorcache.cache_core.policies import EOC, FORA
-from priorcache.cache_core.run import CacheRun
-from priorcache.cache_core.sites import MODEL, Action, Schedule, Site, Step
+from priorcache.cache_core.sites import Action, Schedule, Site, Step
 from priorcache.errors import PriorCacheError
 from priorcache.priors.inflections import inflections
 from priorcache.priors.plan import Plan, chosen, step_errors_of
@@ -108,23 +107,6 @@ def planned(plan, prior: Prior) -> None:
     asked(made, Schedule(T, SIGMAS, "euler", "EPS"))
     if (gram := prior.tables.get("gram/positive")) is not None:
         step_errors_of(plan, gram, prior.subject.prediction)
-
-
-def asked(made, schedule: Schedule) -> None:
-    """What sampling asks of a policy."""
-    made.describe()
-    made = made.prepared(schedule)
-    objection = made.objection(schedule)
-    if objection is not None:
-        assert 10 < len(objection) < 500
-        return
-    run = CacheRun(made, schedule)
-    for index, sigma in enumerate(schedule.sigmas[:-1]):
-        with run.evaluation(sigma, index / schedule.total):
-            forward = run.next_forward([(0, "u")])
-            for site in (MODEL, *schedule.sites):
-                made.decide(Step(index, schedule.total, index / schedule.total, sigma), site)
-                forward.branch(site, lambda x: x * 2, torch.ones(1, 2, 3))
 
 
 def check(folder, content: bytes) -> Prior | None:
