@@ -45,13 +45,15 @@ def first_run(**changes) -> tuple[dict, dict[str, str]]:
     return prompt, ids
 
 
-SMALL = {"steps": 9, "batch_size": 2, "runs": 1}
+SMALL = {"steps": 9, "batch_size": 2, "runs": 1, "iterations": 20, "samplings": 4}
 
 
 def smaller(prompt: dict) -> dict:
     """A workflow of the same nodes and links that is quickly run."""
     for node in prompt.values():
-        node["inputs"] |= {k: min(v, SMALL[k]) for k, v in node["inputs"].items() if k in SMALL and isinstance(v, int)}
+        node["inputs"] |= {
+            k: min(v, SMALL[k]) for k, v in node["inputs"].items() if k in SMALL and not isinstance(v, list)
+        }
     return prompt
 
 
@@ -97,6 +99,10 @@ class TestLatestHost:
                 assert len(reply.read()) > 300
         served = server.get("/workflow_templates")["ComfyUI-PriorCache"]
         assert sorted(served) == sorted(w.name for w in workflows.workflows())
+        for workflow in served:
+            url = f"{server.url}/api/workflow_templates/ComfyUI-PriorCache/{workflow}.jpg"
+            with urllib.request.urlopen(url, timeout=30) as reply:
+                assert Image.open(BytesIO(reply.read())).size == (480, 480), "python tools/dev.py thumbnails"
 
     def test_the_first_workflow_leaves_pictures_curves_and_sentences(self, server):
         prompt, ids = first_run()
