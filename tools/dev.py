@@ -13,6 +13,7 @@
     python tools/dev.py scenarios   write docs/scenarios.* and the table in README.md from what the tests show
     python tools/dev.py bench NAME  measurements: one of benchmarks/
     python tools/dev.py canvas      every workflow run in ComfyUI's frontend, where Chromium is installed
+    python tools/dev.py fuzz        10,000 and more generated cases of bad input for every loader and widget
     python tools/dev.py hosts       the core tests over every ComfyUI version that can be had -> README.md, docs/hosts.json
     python tools/dev.py registry    what Manager and registry do with the published files, in a fresh environment
     python tools/dev.py serve       a ComfyUI with this pack and the demo model, on http://127.0.0.1:8188
@@ -174,7 +175,7 @@ def main() -> None:
         "command",
         choices=(
             *("demo", "test", "format", "workflows", "train", "judge", "scenarios", "bench", "canvas", "hosts"),
-            *("artwork", "locales", "thumbnails", "registry", "serve"),
+            *("artwork", "fuzz", "locales", "thumbnails", "registry", "serve"),
         ),
     )
     parser.add_argument(

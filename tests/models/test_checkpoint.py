@@ -234,6 +234,31 @@ def test_blocks_with_a_gap_are_refused():
         read(weights, heads=2)
 
 
+def test_more_blocks_than_any_model_has_are_refused_at_once():
+    weights = {f"blocks.{i}.mlp.fc1.bias": torch.ones(0) for i in range(5000)} | {
+        k: v for k, v in original().items() if not k.startswith("blocks")
+    }
+    with pytest.raises(CheckpointError, match="5000 blocks are present; at most 1000"):
+        read(weights, heads=2)
+
+
+def test_a_block_number_of_many_digits_is_no_block():
+    with pytest.raises(CheckpointError, match="is nothing such a block has"):
+        read(original() | {f"blocks.{'9' * 5000}.mlp.fc1.bias": torch.ones(64)}, heads=2)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_tensors_of_anything_but_floating_point_numbers_are_refused(kind):
+    weights = original() | {"blocks.1.mlp.fc1.weight": torch.ones(64, 16).to(kind)}
+    with pytest.raises(CheckpointError, match=r"blocks.1.mlp.fc1.weight holds torch.\w+; floating-point"):
+        read(weights, heads=2)
+
+
+def test_names_that_are_no_text_are_refused():
+    with pytest.raises(CheckpointError, match="plain table of tensors"):
+        read(original() | {3: torch.ones(1)}, heads=2)
+
+
 def test_a_model_without_blocks_is_refused():
     with pytest.raises(CheckpointError, match=r"blocks \[\] are present"):
         read(original(depth=0), heads=2)
@@ -275,6 +300,14 @@ def test_a_hidden_size_that_positions_cannot_fill_is_refused():
 
 
 # --- what is no DiT, in the layout of diffusers ---
+
+
+@pytest.mark.parametrize("name", ["attn1.to_k.weight", "norm1.emb.timestep_embedder.linear_1.weight"])
+def test_parts_of_different_types_are_refused(name):
+    weights = diffusers_layout()
+    weights[f"transformer_blocks.1.{name}"] = weights[f"transformer_blocks.1.{name}"].to(torch.float8_e4m3fn)
+    with pytest.raises(CheckpointError, match=r"different shapes or types|block 1 has its own"):
+        read(weights, heads=2)
 
 
 @pytest.mark.parametrize("name", ["timestep_embedder.linear_1.weight", "class_embedder.embedding_table.weight"])

@@ -11,6 +11,7 @@ from priorcache.cache_core.knobs import Choice, Mask, Numbers, Steps
 from priorcache.cache_core.policies import FORA, CachePolicy, Forecast, Full
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import MODEL, Action, Schedule
+from priorcache.errors import SettingError
 from priorcache.priors.fit import cheapest, coherent_cost, gauss_newton, step_errors
 from priorcache.priors.plan import Plan, chosen, forecasts, merged, resized, search_plans, settings
 from priorcache.priors.prior import Prior, PriorError, Subject
@@ -211,6 +212,29 @@ class TestPlans:
     def test_nonsense_from_a_file_is_refused(self, plans, bad):
         with pytest.raises((ValueError, TypeError)):
             Plan.parsed(plans[0].as_dict() | bad).restored()
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("speedup", "2"), ("speedup", True), ("speedup", float("nan")), ("order", 1.0), ("computed", [0, "2"]),
+            ("computed", [0, 99]), ("computed", 3), ("gains", [1.0, 0.5]), ("gains", [[1.0]] * T), ("sigmas", [0.0] * (T + 1)),
+            ("sigmas", [1.0]), ("sigmas", [10**400]), ("level", "everywhere"), ("coordinate", ["sigma"]), ("coordinate", "x" * 10**6),
+        ],
+    )  # fmt: skip
+    def test_settings_that_are_none_are_refused_by_name(self, plans, name, value):
+        plan = dataclasses.replace(plans[0], settings=plans[0].settings | {name: value})
+        with pytest.raises(SettingError, match=rf"{name}|step 99"):
+            plan.restored()
+
+    def test_what_is_no_setting_is_passed_by(self, plans):
+        plan = dataclasses.replace(plans[0], settings=plans[0].settings | {"places": ["x"], "later": [1]})
+        assert plan.restored() == plans[0].restored()
+
+    @pytest.mark.parametrize("policy", ["GOC", "EOC", "L2C", "Taylor", "CachePolicy", "Decline", "os"])
+    def test_policies_that_no_file_can_hold_are_refused(self, plans, policy):
+        for told in ({}, {"base": "FORA"}, {"base": 3, "trends": []}):
+            with pytest.raises(SettingError, match=r"search again|does not have"):
+                dataclasses.replace(plans[0], policy=policy, settings=told).restored()
 
     def test_a_prior_carries_them_and_an_old_one_has_none(self, plans, tmp_path):
         subject = Subject("DiT", "0" * 16, "EPS", "euler", "karras", T, 1.0)

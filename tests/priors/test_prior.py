@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from priorcache.priors.prior import MAX_HEADER, Prior, PriorError, Subject
+from priorcache.archives import MAX_HEADER
+from priorcache.priors.prior import Prior, PriorError, Subject
 from safetensors.torch import save
 
 SUBJECT = Subject("DiT", "0123456789abcdef", "EPS", "euler", "normal", steps=3, cfg=4.0)
