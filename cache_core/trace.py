@@ -210,12 +210,17 @@ class RunTrace:
         """
         if self.measure == "truth":
             return None
+        if self.full_seconds is None or not self.seconds:
+            return None
+        return self.full_seconds * self.evaluations / self.seconds
+
+    @property
+    def full_seconds(self) -> float | None:
+        """Median of the full evaluations, as for `speedup`; None where there are none."""
         full = set(self.full_steps())
         times = [m.seconds for m in self.moments if m.step.index in full and m.step.index > 0]
         times = times or [m.seconds for m in self.moments if m.step.index in full]
-        if not times or not self.seconds:
-            return None
-        return statistics.median(times) * self.evaluations / self.seconds
+        return statistics.median(times) if times else None
 
     @property
     def peak_bytes(self) -> int:

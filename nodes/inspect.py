@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import folder_paths
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..priors.files import replace
 from ..priors.router import TABLE
 from .types import CATEGORY, PriorTable, TraceHandle
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..cache_core.trace import RunTrace, Trace
+    from ..plots.style import Theme
+    from ..priors.prior import Prior
+
 NOTHING = "No cache is attached: Apply Cache is bypassed, or no trace and no prior is connected to Inspect."
+ALONE = "Nothing to compare with yet: connect before_latent, so that Inspect waits for the sampler of the trace before."
+PREVIEWS = ("at a glance", "in full")
+NO_FILES, ALL_FILES = "nothing", "PNG, CSV and JSON"
+FILES = (NO_FILES, "PNG", "CSV", "JSON", ALL_FILES)
 
 
 class PriorCacheInspect(io.ComfyNode):
@@ -20,7 +38,7 @@ class PriorCacheInspect(io.ComfyNode):
             display_name="Inspect",
             category=CATEGORY,
             description="Draws the error per step, what was computed and what was reused, and where the time went; or what a prior says.",
-            search_aliases=["cache error", "error curve", "trace", "cache statistics"],
+            search_aliases=["cache error", "error curve", "trace", "cache statistics", "compare traces", "export csv"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
@@ -31,41 +49,176 @@ class PriorCacheInspect(io.ComfyNode):
                     tooltip="The sampled latent: makes Inspect wait for the sampler, and shows the runs that led to this latent.",
                 ),
                 PriorTable.Input("prior", optional=True, tooltip="From Calibrate or Load Prior."),
+                TraceHandle.Input(
+                    "before",
+                    optional=True,
+                    tooltip="A second trace, to compare the first one with: what was before a change.",
+                ),
+                io.Latent.Input(
+                    "before_latent", optional=True, tooltip="The latent that was sampled with the second trace."
+                ),
+                io.Combo.Input(
+                    "preview",
+                    options=list(PREVIEWS),
+                    default=PREVIEWS[0],
+                    optional=True,
+                    tooltip="What this node shows. at a glance: readable at the size of a node. in full: everything, as the output picture has it.",
+                ),
+                io.Combo.Input(
+                    "theme",
+                    options=["light", "dark"],
+                    default="light",
+                    optional=True,
+                    tooltip="Dark writing on white, or light writing on dark.",
+                ),
+                io.Combo.Input(
+                    "export",
+                    options=list(FILES),
+                    default=NO_FILES,
+                    optional=True,
+                    tooltip="What to write to ComfyUI's output folder at every run. PNG: the pictures in full. CSV: tables. JSON: all of it. nothing: no file.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="PriorCache/inspect",
+                    optional=True,
+                    tooltip="Folder and name of the files in the output folder; a number is added.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="picture", tooltip="One picture per trace or prior."),
-                io.String.Output(display_name="summary", tooltip="The same in sentences."),
+                io.String.Output(
+                    display_name="summary", tooltip="What happened, why, and what to try next, in three sentences."
+                ),
+                io.Image.Output(display_name="overview", tooltip="The same pictures, small enough for a node."),
             ],
         )
 
     @classmethod
-    def execute(cls, trace=None, latent=None, prior=None) -> io.NodeOutput:
-        from ..plots import prior as prior_plot
-        from ..plots import router as router_plot
-        from ..plots import trace as trace_plot
-        from ..plots.style import pixels
+    def execute(
+        cls, trace=None, latent=None, prior=None, before=None, before_latent=None, preview: str = PREVIEWS[0],
+        theme: str = "light", export: str = NO_FILES, filename_prefix: str = "PriorCache/inspect",
+    ) -> io.NodeOutput:  # fmt: skip
+        from ..plots.export import as_json
+        from ..plots.style import THEMES, pixels
 
-        pictures, sentences, tables = [], [], []
-        if trace is not None:
-            runs = trace.of_nodes(_upstream(cls.hidden.prompt, cls.hidden.unique_id, "latent"))
-            pictures.append(pixels(trace_plot.draw(runs)))
-            tables += [run.as_dict() for run in runs]
-            sentences += [trace_plot.summary(run) for run in runs] or ["No sampling run yet."]
-        elif prior is None:
-            pictures.append(pixels(trace_plot.draw([], NOTHING)))
-            sentences.append(NOTHING)
-        if prior is not None:
-            learned = TABLE in prior.tables
-            if not learned or prior.tables["power"].isfinite().any():  # a published router was never calibrated
-                pictures.append(pixels(prior_plot.draw(prior)))
-                sentences.append(prior_plot.summary(prior))
-            if learned:
-                pictures.append(pixels(router_plot.draw(prior)))
-                sentences.append(router_plot.summary(prior))
-        image, text = _batch(pictures), "\n\n".join(sentences)
-        return io.NodeOutput(
-            image, text, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": (text,), "priorcache": tables}
+        look, runs, earlier = THEMES[theme], cls._runs(trace, "latent"), cls._runs(before, "before_latent")
+        parts = [] if trace is None else _of_trace(trace, runs, before, earlier, prior, look)
+        parts += [] if prior is None else _of_prior(prior, look)
+        parts = parts or [_of_nothing(look)]
+        text = "\n\n".join(part.text for part in parts)
+        if export != NO_FILES:
+            wanted = FILES[1:-1] if export == ALL_FILES else (export,)
+            document = as_json(text, runs, earlier if trace is not None else (), prior)
+            text += (
+                "\n\nSaved in the output folder: " + ", ".join(_written(parts, wanted, document, filename_prefix)) + "."
+            )
+        full, small = (_batch([pixels(draw()) for draw in some], look.paper) for some in zip(*((p.full, p.small) for p in parts), strict=True))  # fmt: skip
+        shown = ui.PreviewImage(small if preview == PREVIEWS[0] else full, cls=cls).as_dict()
+        tables = [run.as_dict() for run in runs]
+        return io.NodeOutput(full, text, small, ui={**shown, "text": (text,), "priorcache": tables})
+
+    @classmethod
+    def _runs(cls, trace: Trace | None, entry: str) -> list[RunTrace]:
+        return [] if trace is None else trace.of_nodes(_upstream(cls.hidden.prompt, cls.hidden.unique_id, entry))
+
+
+@dataclass
+class Part:
+    """One thing that was inspected: figures in full and small, sentences, tables as CSV by name."""
+
+    name: str
+    full: Callable[[], Figure]
+    small: Callable[[], Figure]
+    text: str
+    tables: dict[str, str] = field(default_factory=dict)
+
+
+def _of_nothing(theme: Theme) -> Part:
+    from ..plots import trace as plot
+
+    return Part("nothing", lambda: plot.draw([], NOTHING, theme), lambda: plot.glance([], NOTHING, theme), NOTHING)
+
+
+def _of_trace(trace, runs, before, earlier, prior, theme: Theme) -> list[Part]:
+    from ..plots import export, pair
+    from ..plots import trace as plot
+
+    text = "\n\n".join(map(plot.summary, runs)) or plot.WAITING
+    tables = {"steps": export.steps_csv(runs), "branches": export.branches_csv(runs)} if runs else {}
+    own = Part("trace", lambda: plot.draw(runs, theme=theme, prior=prior), lambda: plot.glance(runs, theme=theme), text, tables)  # fmt: skip
+    if before is None:
+        return [own]
+    if not runs or not earlier:
+        own.text = f"{own.text}\n\n{ALONE}"
+        return [own]
+    a, b = earlier[-1], runs[-1]
+    tables = {"steps": export.steps_csv([a, b]), "branches": export.branches_csv([a, b])}
+    return [Part("comparison", lambda: pair.draw(a, b, theme), lambda: pair.glance(a, b, theme), pair.summary(a, b), tables), own]  # fmt: skip
+
+
+def _of_prior(prior: Prior, theme: Theme) -> list[Part]:
+    from ..plots import export
+    from ..plots import plan as plan_plot
+    from ..plots import prior as prior_plot
+    from ..plots import router as router_plot
+
+    parts, learned = [], TABLE in prior.tables
+    if not learned or prior.tables["power"].isfinite().any():  # a published router was never calibrated
+        parts.append(
+            Part(
+                "prior",
+                lambda: prior_plot.draw(prior, theme),
+                lambda: prior_plot.glance(prior, theme),
+                prior_plot.summary(prior),
+                {"": export.prior_csv(prior)},
+            )
         )
+    if learned:
+        parts.append(
+            Part(
+                "router",
+                lambda: router_plot.draw(prior, theme=theme),
+                lambda: router_plot.glance(prior, theme=theme),
+                router_plot.summary(prior),
+                {} if parts else {"": export.prior_csv(prior)},
+            )
+        )
+    if prior.plans:
+        parts.append(
+            Part(
+                "plans",
+                lambda: plan_plot.draw(prior.plans, theme=theme),
+                lambda: plan_plot.glance(prior.plans, theme=theme),
+                plan_plot.summary(prior.plans),
+                {"": export.plans_csv(prior)},
+            )
+        )
+    return parts
+
+
+def _written(parts: list[Part], wanted: tuple[str, ...], document: str, prefix: str) -> list[str]:
+    """Write the files that were asked for, and name them from the output folder on."""
+    from ..plots.export import png
+
+    if not prefix.strip():
+        raise ValueError("Inspect: filename_prefix is empty; give a name such as PriorCache/inspect")
+    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    files: dict[str, bytes] = {}
+    if "PNG" in wanted:
+        files |= {f"{part.name}.png": png(part.full()) for part in parts}
+    if "CSV" in wanted:
+        files |= {
+            f"{part.name}{table and '_'}{table}.csv": content.encode()
+            for part in parts
+            for table, content in part.tables.items()
+        }
+    if "JSON" in wanted:
+        files["all.json"] = document.encode()
+    named = {f"{name}_{number:05}_{file}": content for file, content in files.items()}
+    for file, content in named.items():
+        replace(Path(folder) / file, lambda part, content=content: part.write_bytes(content))
+    return [Path(subfolder, file).as_posix() for file in named]
 
 
 def _upstream(prompt: dict | None, node: str | None, entry: str) -> set[str]:
@@ -81,10 +234,11 @@ def _upstream(prompt: dict | None, node: str | None, entry: str) -> set[str]:
     return seen
 
 
-def _batch(pictures: list[np.ndarray]) -> torch.Tensor:
-    """IMAGE (B, H, W, 3); smaller ones are padded with white."""
+def _batch(pictures: list[np.ndarray], paper: str = "#FFFFFF") -> torch.Tensor:
+    """IMAGE (B, H, W, 3); smaller ones are padded with paper."""
     height, width = (max(p.shape[i] for p in pictures) for i in (0, 1))
-    padded = [
-        np.pad(p, ((0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0)), constant_values=1) for p in pictures
-    ]
-    return torch.from_numpy(np.stack(padded))
+    colour = np.array([int(paper[i : i + 2], 16) for i in (1, 3, 5)], np.float32) / 255
+    sheets = np.tile(colour, (len(pictures), height, width, 1))
+    for sheet, picture in zip(sheets, pictures, strict=True):
+        sheet[: picture.shape[0], : picture.shape[1]] = picture
+    return torch.from_numpy(sheets)

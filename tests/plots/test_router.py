@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from drawn import has, outside, words
 from priorcache.plots import router
 from priorcache.plots.router import Point
-from priorcache.plots.style import COLOURS, pixels
+from priorcache.plots.style import LIGHT, THEMES, pixels
 from priorcache.priors.prior import Prior, Subject
 
 NAN = float("nan")
@@ -27,11 +28,6 @@ def prior(gates: list[list[float]]) -> Prior:
 GATES = [[NAN, NAN], [0.05, 0.9], [NAN, NAN], [0.2, 0.0]]
 
 
-def has(image: np.ndarray, colour: str) -> bool:
-    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.float32) / 255
-    return bool((np.abs(image - wanted) < 1e-3).all(2).any())
-
-
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("points", [[], [Point("1e-6", 0.1, 0.01), Point("1e-5", 0.3, 0.04)]])
 def test_draws_with_and_without_training(threshold, points):
@@ -39,13 +35,27 @@ def test_draws_with_and_without_training(threshold, points):
     image = pixels(router.draw(prior(GATES), threshold, losses, points, [Point("FORA", 0.5, 0.1)] if points else []))
     assert image.shape[2] == 3
     assert (image.std((0, 1)) > 0.01).all()
-    assert has(image, COLOURS["reuse"])
+    assert has(image, LIGHT.kinds["reused"])
 
 
 @pytest.mark.parametrize("gates", [[[NAN, NAN]] * 4, [[NAN], [1.0]], [[NAN] * 60, [0.0] * 60] * 25])
 @pytest.mark.parametrize("losses", [[], [(1, 0.0)], [(1, 0.3)] * 2])
 def test_draws_what_is_empty_small_or_large(gates, losses):
     assert np.isfinite(pixels(router.draw(prior(gates), 0.1, losses))).all()
+    assert np.isfinite(pixels(router.glance(prior(gates), 0.1))).all()
+
+
+@pytest.mark.parametrize("theme", THEMES.values(), ids=lambda theme: theme.name)
+@pytest.mark.parametrize("draw", [router.draw, router.glance], ids=["full", "glance"])
+def test_the_schedule_counts_the_reused_branches_of_every_step(draw, theme):
+    figure = draw(prior(GATES), theme=theme)
+    (schedule,) = (axes for axes in figure.axes if axes.get_title(loc="left") == "Schedule")
+    computed, reused = (np.array([bar.get_height() for bar in bars]) for bars in schedule.containers)
+    np.testing.assert_allclose(reused, [0, 0.5, 0, 0.5])
+    np.testing.assert_allclose(computed + reused, 1)
+    assert "25%" in words(figure)
+    assert outside(figure) == []
+    assert has(pixels(figure), theme.empty)
 
 
 def test_counts_gates_up_to_the_threshold():

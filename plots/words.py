@@ -1,0 +1,180 @@
+"""Sentences about sampling runs: what happened, why and at what cost, what to try next."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..cache_core.sites import MODEL, STACK
+from ..cache_core.trace import KINDS, RunTrace, human_bytes
+from .panels import Grid
+
+CALM, ROUGH = 0.1, 0.35
+"""Mean error per branch below which there is room for more reuse, and above which pictures of the demo models change
+visibly: FORA at N = 2 lies at .12 and changes their final latents by 4 %."""
+FEW = 8
+"""Steps at which distilled models sample; so few leave hardly anything to reuse."""
+KNOBS = {
+    "FORA": ("a larger interval", "a smaller interval"),
+    "ToCa": ("a larger interval", "a higher ratio"),
+    "DuCa": ("a larger interval", "a higher ratio"),
+    "L2C": ("a higher threshold", "a lower threshold"),
+    "Forecast": ("a higher speedup", "a lower speedup"),
+}
+"""How a policy is told to skip more, and less."""
+PLACES = {MODEL.name: "the whole network", STACK.name: "all blocks"}
+DECLINED = " computed everything"
+
+
+def summary(run: RunTrace) -> str:
+    """Three sentences: what happened; what it cost, or why nothing was skipped; what to try next."""
+    if not run.moments:
+        return f"{run.policy}, {run.about}: the run was stopped before its first evaluation."
+    said = [happened(run), explained(run), advice(run)]
+    if not run.complete:
+        said.insert(1, "The run was stopped before its end.")
+    return " ".join(said)
+
+
+def happened(run: RunTrace) -> str:
+    steps, skipped = run.evaluations, run.evaluations - len(run.full_steps())
+    where = {"device": "", "cpu": " of main memory", "8 bit": " in 8 bits"}[run.store]
+    expected = "" if run.expected_bytes is None else f" ({human_bytes(run.expected_bytes)} expected)"
+    done = f"{skipped} of {steps} evaluations skipped work ({_parts(run)})" if skipped else f"all {steps} evaluations were computed in full"  # fmt: skip
+    return (
+        f"{run.policy}, {run.about}: {done} in {run.seconds:.2f} s in the model{_speed(run)}, and the cache held "
+        f"{human_bytes(run.peak_bytes)}{where} at most{expected}."
+    )
+
+
+def _parts(run: RunTrace) -> str:
+    """Of all branches, the share of every kind but computed."""
+    decisions = run.decisions
+    shares = {kind: sum(row.kind == kind for row in decisions) / len(decisions) for kind in KINDS[1:]}
+    found = [f"{share:.0%} {kind}" for kind, share in sorted(shares.items(), key=lambda x: -x[1]) if share]
+    return f"of all that there was to compute, {', '.join(found)}"
+
+
+def _speed(run: RunTrace) -> str:
+    if run.measure == "truth":
+        return ", computing in shadow included"
+    if run.speedup is None:
+        return ", with no full step to compare with"
+    if not _skipped(run):
+        return ""
+    if run.speedup >= 1:
+        return f", {run.speedup:.2f}x faster than its steps in full"
+    return f", {1 / run.speedup:.2f}x slower than its own full steps suggest"
+
+
+def _skipped(run: RunTrace) -> bool:
+    return run.computed_fraction < 1
+
+
+def explained(run: RunTrace) -> str:
+    """What reuse cost; or why nothing was reused."""
+    reason = "; ".join(_reason(note) for note in run.notes)
+    if not _skipped(run):
+        smallest = _smallest(run)
+        few = f"a run of {run.evaluations} steps leaves hardly anything to reuse" if run.evaluations <= FEW else ""
+        why = [reason or "the policy asked for every evaluation in full", "" if reason else few, smallest]
+        return f"Nothing was skipped: {'; '.join(part for part in why if part)}."
+    table = Grid.of(run)
+    true, estimated = table.true, table.estimated
+    if np.isfinite(true).any():
+        cost = f"Reuse did cost a relative error of {_error(true)} on average, {_worst(table, true)}"
+    elif np.isfinite(estimated).any():
+        cost = f"Where all was computed, reuse would have cost a relative error of {_error(estimated)} on average, {_worst(table, estimated)}"  # fmt: skip
+    else:
+        cost = "What this cost was not measured"
+    return f"{cost}{f'; {reason}' if reason else ''}."
+
+
+def _reason(note: str) -> str:
+    """Why a policy declined, without saying again which."""
+    before, found, after = note.rstrip(".").partition(DECLINED)
+    if not found:
+        return before
+    since, _, reason = after.partition(": ")
+    return f"everything was computed{since}, because {reason}" if since else reason
+
+
+def _error(errors: np.ndarray) -> str:
+    return f"{np.nanmean(errors):.3f}"
+
+
+def _worst(table: Grid, errors: np.ndarray) -> str:
+    i, step = np.unravel_index(np.nanargmax(errors), errors.shape)
+    return f"{errors[i, step]:.3f} at worst ({_place(table.sites[i].name)}, step {step})"
+
+
+def _place(name: str) -> str:
+    return PLACES.get(name, name)
+
+
+def _smallest(run: RunTrace) -> str:
+    """The evaluation that moved least."""
+    table = Grid.of(run)
+    known = np.isfinite(table.errors).any(0)
+    if not known.any():
+        return ""
+    mean = np.full(len(known), np.inf)
+    mean[known] = np.nanmean(table.errors[:, known], 0)
+    step = int(np.argmin(mean))
+    return f"the smallest change from one evaluation to the next was {mean[step]:.3f}, at step {step}"
+
+
+def advice(run: RunTrace) -> str:
+    """The one thing to try next."""
+    named = run.policy.rpartition(" on ")[2].split(" ")[0].rstrip(",")
+    more, less = KNOBS.get(named, ("a policy that skips more", "a policy that skips less"))
+    if not run.complete:
+        return "Try to let it run to the end."
+    if not _skipped(run):
+        return _to_skip_at_all(run, named)
+    table = Grid.of(run)
+    errors = table.true if np.isfinite(table.true).any() else table.estimated
+    if not np.isfinite(errors).any():
+        return "Try measure = errors in Apply Cache to see where reuse is cheap, or truth for what it did cost."
+    mean, possible = np.nanmean(errors), 1 / max(run.computed_fraction, 1e-9)
+    if run.speedup is not None and run.speedup - 1 < 0.3 * (possible - 1):
+        return (
+            f"Try larger pictures, a larger batch or measure = off: up to {possible:.1f}x was possible and "
+            f"{run.speedup:.2f}x came of it, because what is not cached, and caching itself, take their time."
+        )
+    rough = _roughest(errors)
+    if rough is not None and mean > CALM:
+        begin, end, there, elsewhere = rough
+        window = "start and end" if named == "FORA" else "the policy"
+        return (
+            f"Try {window} so that steps {begin} to {end} are computed, where the error is {there:.2f} against "
+            f"{elsewhere:.2f} elsewhere, or {less}."
+        )
+    if mean > ROUGH:
+        return f"Try {less}, or GOC, EOC or Taylor Policy to correct what is reused." if " on " not in run.policy else f"Try {less}."  # fmt: skip
+    if mean < CALM:
+        return f"Try {more}: there is room for it."
+    if run.measure != "truth":
+        return (
+            f"Try measure = truth in Apply Cache for the error that was really made, and {more} if the picture holds."
+        )
+    return f"Try {more} if the picture holds, {less} if it does not."
+
+
+def _to_skip_at_all(run: RunTrace, named: str) -> str:
+    if run.evaluations <= FEW:
+        return "Try 20 steps or more, or leave this model uncached: it is fast because it has no steps to spare."
+    if any(DECLINED in note for note in run.notes):
+        other = "FORA Policy, which serves every sampler" if named == "Forecast" else "Forecast Policy, which needs no prior and no adapter"  # fmt: skip
+        return f"Try to mend that, or {other}."
+    return "Try FORA Policy with interval 2, or Forecast Policy with speedup 2."
+
+
+def _roughest(errors: np.ndarray) -> tuple[int, int, float, float] | None:
+    """First and last step of the third with the largest error, and both errors, where it is twice that elsewhere."""
+    thirds = [part for part in np.array_split(np.arange(errors.shape[1]), 3) if len(part)]
+    if len(thirds) < 3 or not all(np.isfinite(errors[:, part]).any() for part in thirds):
+        return None
+    means = [float(np.nanmean(errors[:, part])) for part in thirds]
+    i = int(np.argmax(means))
+    elsewhere = float(np.nanmean(np.delete(errors, thirds[i], 1)))
+    return (int(thirds[i][0]), int(thirds[i][-1]), means[i], elsewhere) if means[i] > 2 * elsewhere else None
