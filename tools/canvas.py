@@ -92,15 +92,27 @@ class Canvas:
         )
         return [name for name in found if name not in WITHOUT_CLASS]
 
+    def prompt(self) -> dict:
+        """What the frontend would send of the graph on the canvas, in API form."""
+        return self.page.evaluate("window.app.graphToPrompt().then(made => made.output)")
+
     def run(self, limit: float = 900) -> None:
-        """Queue what is on the canvas and wait until the server is idle. Raises TimeoutError."""
-        done = len(self.server.get("/history"))
-        self.page.evaluate("window.app.queuePrompt(0, 1)")
+        """Queue what is on the canvas and wait until it is done. Raises TimeoutError, or RuntimeError when the server refuses it or it fails."""
+        before = set(self.server.get("/history"))
+        with self.page.expect_response(
+            lambda reply: reply.url.endswith("/prompt") and reply.request.method == "POST"
+        ) as sent:
+            self.page.evaluate("window.app.queuePrompt(0, 1)")
+        if not sent.value.ok:
+            raise RuntimeError(f"the server refused the workflow: {sent.value.text()}")
         until = time.monotonic() + limit
-        while len(self.server.get("/history")) == done:
+        while not (new := {k: v for k, v in self.server.get("/history").items() if k not in before}):
             if time.monotonic() > until:
                 raise TimeoutError(f"the workflow was not done after {limit:.0f} s")
             self.page.wait_for_timeout(300)
+        for run in new.values():
+            if run["status"]["status_str"] != "success":
+                raise RuntimeError(f"the workflow failed: {run['status']['messages'][-1]}")
 
     def pictures(self, kind: str) -> int:
         """How many pictures the first node of a type shows; waits until there are some."""

@@ -21,11 +21,22 @@ def canvas(tmp_path_factory):
         yield opened
 
 
+def same(found: dict, api: dict) -> bool:
+    """Whether the frontend would send the shipped API form; it also sends the defaults that this leaves out."""
+    return found.keys() == api.keys() and all(
+        found[key]["class_type"] == node["class_type"]
+        and all(found[key]["inputs"].get(name) == value for name, value in node["inputs"].items())
+        for key, node in api.items()
+    )
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_a_dropped_workflow_is_complete(canvas, file):
     described = json.loads(file.read_text())["nodes"]
     assert sorted(canvas.drop(file.name, file.read_bytes())) == sorted(node["type"] for node in described)
     assert canvas.missing() == []
+    api = json.loads((file.parent / "api" / file.name).read_text())
+    assert same(canvas.prompt(), api), "values stand in the wrong widgets: run python tools/dev.py workflows"
 
 
 def test_run_is_pressed_and_the_inspectors_picture_appears(canvas):
@@ -41,3 +52,14 @@ def test_run_is_pressed_and_the_inspectors_picture_appears(canvas):
     assert canvas.pictures("PreviewImage") == 2
     assert canvas.pictures("PriorCacheInspect") == 1
     assert canvas.our_errors == []
+
+
+def test_a_refused_workflow_is_told_of(canvas):
+    file = ROOT / "workflows" / "01_first_run.json"
+    workflow = json.loads(file.read_text())
+    for node in workflow["nodes"]:
+        if node["type"] == "KSampler":
+            node["widgets_values"][4] = "no such sampler"
+    canvas.drop(file.name, json.dumps(workflow).encode())
+    with pytest.raises(RuntimeError, match="no such sampler"):
+        canvas.run()
