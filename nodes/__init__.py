@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .apply import PriorCacheApply
+from .auto import PriorCacheAuto
 from .calibrate import PriorCacheCalibrate
 from .compare import PriorCacheCompare
 from .corrections import PriorCacheEOC, PriorCacheGOC, PriorCacheTaylor
@@ -15,6 +16,7 @@ from .l2c import PriorCacheL2C, PriorCacheLoadRouter, PriorCacheTrainRouter
 from .pixart import PriorCacheLoadPixArt
 from .policies import PriorCacheFORA
 from .prior import PriorCacheLoadPrior, PriorCacheSavePrior, register_folder
+from .sweep import PriorCacheSweep
 
 NODES: list[type[io.ComfyNode]] = [
     PriorCacheLoadDiT,
@@ -40,6 +42,8 @@ NODES: list[type[io.ComfyNode]] = [
     PriorCacheSearch,
     PriorCacheDuCa,
     PriorCacheToCa,
+    PriorCacheSweep,
+    PriorCacheAuto,
 ]
 
 

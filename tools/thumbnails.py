@@ -88,7 +88,7 @@ def compared(server: Server, result: Result, ids: dict[str, str]) -> Image.Image
 
 
 def measured(server: Server, result: Result, node: str) -> Image.Image:
-    """The picture of a prior, as large as it goes."""
+    """The picture that a node drew, as large as it goes."""
     shown = Image.open(BytesIO(server.image(result.outputs[node]["images"][0]))).convert("RGB")
     shown.thumbnail((SIDE - MARGIN, SIDE - MARGIN), Image.Resampling.LANCZOS)
     sheet = Image.new("RGB", (SIDE, SIDE), "white")
@@ -114,7 +114,8 @@ def main() -> None:
                 if "Cached" in ids:
                     picture = compared(server, result, ids)
                 else:
-                    picture = measured(server, result, ids["PriorCacheCalibrate"])
+                    drawn = next(ids[title] for title in ("PriorCacheCalibrate", "PriorCacheSweep") if title in ids)
+                    picture = measured(server, result, drawn)
                 path = ROOT / "workflows" / f"{name}.jpg"
                 picture.save(path, quality=88, optimize=True)
                 print(f"workflows/{name}.jpg: {path.stat().st_size / 1024:.0f} KiB", flush=True)

@@ -64,7 +64,7 @@ class Workflow:
         for order, node in enumerate(self.nodes):
             spec = info[node.type]
             entries, values = [], []
-            for name, kind, options in _inputs(spec):
+            for name, kind, options in _inputs(spec, node.inputs):
                 given = node.inputs.get(name)
                 if kind in WIDGETS and not isinstance(given, tuple):
                     values.append(options.get("default", "") if given is None else given)
@@ -72,6 +72,8 @@ class Workflow:
                         values.append("fixed")
                     continue
                 entry = {"name": name, "type": kind, "link": None}
+                if "." in name:
+                    entry["label"] = name.rpartition(".")[2]
                 if isinstance(given, tuple):
                     source, slot = given
                     output = info[by_key[source].type]["output"][slot]
@@ -85,8 +87,9 @@ class Workflow:
                     "outputs": [
                         {"name": n, "type": t, "links": None} for n, t in zip(spec["output_name"], spec["output"], strict=True)
                     ],
-                    "title": node.title or spec["display_name"], "properties": {"Node name for S&R": node.type},
-                    "widgets_values": values, **({"color": node.colour} if node.colour else {}),
+                    "properties": {"Node name for S&R": node.type}, "widgets_values": values,
+                    **({"title": node.title} if node.title else {}),  # else the name in the language of whoever looks
+                    **({"color": node.colour} if node.colour else {}),
                 }
             )  # fmt: skip
         for link, source, slot, *_ in links:
@@ -110,13 +113,21 @@ class Workflow:
         }  # fmt: skip
 
 
-def _inputs(spec: dict) -> list[tuple[str, str, dict]]:
-    """(name, type, options) in the order in which the canvas lists them."""
+def _inputs(spec: dict, given: dict) -> list[tuple[str, str, dict]]:
+    """(name, type, options) in the order in which the canvas lists them; of inputs that grow, one more than is given."""
     out = []
     for part in ("required", "optional"):
         for name in spec["input_order"].get(part, []):
             kind, *rest = spec["input"][part][name]
-            out.append((name, "COMBO" if isinstance(kind, list) else kind, rest[0] if rest else {}))
+            options = rest[0] if rest else {}
+            if kind == "COMFY_AUTOGROW_V3":
+                template = options["template"]
+                ((own, *_),) = (entry for group in template["input"].values() for entry in group.values())
+                taken = sum(key.startswith(f"{name}.") for key in given)
+                count = min(taken + 1, template["max"])
+                out += [(f"{name}.{template['prefix']}{i}", own, {}) for i in range(count)]
+            else:
+                out.append((name, "COMBO" if isinstance(kind, list) else kind, options))
     return out
 
 
@@ -212,7 +223,8 @@ PIXART_NOTE = """## PriorCache on PixArt
 Press **Run**. The same twelve pictures are drawn twice by a small PixArt: in full, and with every second step reused.
 Attention, cross-attention and MLP of every block are cached apart, before their gates.
 
-For a published PixArt put ComfyUI's own loader, text encoder and VAE in place of the demo's.
+Then try: *interval* 3 in **FORA Policy**; **Forecast Policy** in its place; other words in **Demo Prompt**. For a published
+PixArt put ComfyUI's own loader, text encoder and VAE in place of the demo's.
 
 The demo model `shapes-pixart.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
@@ -222,7 +234,8 @@ FLUX_NOTE = """## PriorCache on Flux
 Press **Run**. The same twelve pictures are drawn twice by a small Flux: in full, and with every second step reused.
 Attention of both streams, both MLPs and the fused branch of single-stream blocks are cached apart, before their gates.
 
-This wiring is that of any Flux model: put your own loader, text encoder and VAE in place of the demo's.
+Then try: *interval* 3 in **FORA Policy**; **Forecast Policy** in its place; other words in **Demo Prompt**. This wiring is
+that of any Flux model: put your own loader, text encoder and VAE in place of the demo's.
 
 The demo model `shapes-flux.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
@@ -315,12 +328,37 @@ Then try: another *value* in **Plan Policy**, which takes no time; *goal* = erro
 The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
 
+SWEEP_NOTE = """## Sweep: error against time
+
+Press **Run**. **Sweep** samples the same pictures uncached, with each policy that is connected, and with each of *goals*:
+`2x` is Forecast Policy with that speed-up, `10 steps` is no cache but fewer steps. Down and to the left is better.
+
+Then try: more *runs* for steadier times; your own sampler, steps and cfg; any other policy. Each one you connect makes room
+for another.
+
+The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+"""
+
+AUTO_NOTE = """## One node
+
+Press **Run**. The same twelve pictures are drawn twice: in full, and through **PriorCache (auto)**, whose one number says how
+much faster. *What is chosen* tells what it does for which sampler, and **Inspect** what it did.
+
+Then try: *speedup* 3; *sampler_name* = euler_ancestral in both samplers. After workflow `10_plan` with **Save Prior** behind
+its **Search Plans**, the plan is found and used by itself.
+
+The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+"""
+
 CALIBRATE_NOTE = """## Calibrate a model
 
-**Calibrate** samples a few pictures in full and measures how far every branch moves from one step to the next: that is
-the *prior*. **Save Prior** keeps it in `models/priorcache`, for later and for sharing.
+Press **Run**. **Calibrate** samples a few pictures in full and measures how far every branch moves from one step to the
+next: that is the *prior*. **Save Prior** keeps it in `models/priorcache`, for later and for sharing.
 
-Use the sampler, scheduler, steps and cfg that you generate with.
+Use the sampler, scheduler, steps and cfg that you generate with. Then try: *runs* 4 for a steadier curve; *longest_gap* 4
+for what reuse over more steps would cost; **Load Prior** and **Inspect** to look at it again.
+
+The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
 
 
@@ -431,7 +469,31 @@ def workflows() -> list[Workflow]:
         steps=20,
     )  # fmt: skip
     plan.groups.append(("Calibrate, search, choose", (-20, 800, 1800, 730)))
-    return [first, calibrate, pixart, flux, learned, eoc, goc, duca, taylor, forecast, plan]
+    plan.groups.append(("What is planned", (1780, 985, 800, 245)))
+    sweep = Workflow(
+        "11_sweep",
+        [
+            *_source(12),
+            _fora("fora", (380, 0), preset="50 %"),
+            Node("taylor", "PriorCacheTaylor", (380, 270), (320, 110), {"policy": ("fora", 0), "order": 1, "exact": False}, colour="#233"),
+            Node("sweep", "PriorCacheSweep", (760, 0), (420, 860), {**links, "vae": ("vae", 0), "policies.policy0": ("fora", 0), "policies.policy1": ("taylor", 0), **DDIM, "goals": "1.5x, 2x, 3x, 10 steps", "seed": 7, "runs": 2, "steps": 20, "denoise": 1.0}, colour="#233"),
+            Node("grid", "PreviewImage", (1240, 0), (700, 560), {"images": ("sweep", 1)}, "The pictures"),
+            Node("table", "PreviewAny", (1240, 620), (700, 240), {"source": ("sweep", 2)}, "The figures"),
+        ],
+        [
+            ("Model and what to draw", (-20, -80, 360, 680)),
+            ("Policies to try", (360, -80, 360, 480)),
+            ("What each saves and costs", (740, -80, 1220, 960)),
+        ],
+        SWEEP_NOTE,
+        (360, 440, 360, 420),
+    )  # fmt: skip
+    auto = _side_by_side("12_auto", _source(12), [], AUTO_NOTE, steps=20)
+    auto.nodes[[node.key for node in auto.nodes].index("apply")] = Node(
+        "apply", "PriorCacheAuto", (380, 390), (320, 110), {"model": ("model", 0), "speedup": 2.0}, colour="#233"
+    )
+    auto.nodes.append(Node("choice", "PreviewAny", (380, 540), (320, 205), {"source": ("apply", 2)}, "What is chosen"))
+    return [first, calibrate, pixart, flux, learned, eoc, goc, duca, taylor, forecast, plan, sweep, auto]
 
 
 def text(data: dict) -> str:

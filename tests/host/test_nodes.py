@@ -110,6 +110,11 @@ class TestSchemas:
             "PriorCacheSearch": [
                 "prior", "model", "positive", "negative", "latent_image", "seed", "samplings", "speedups",
             ],
+            "PriorCacheSweep": [
+                "model", "positive", "negative", "latent_image", "goals", "seed", "runs", "steps", "cfg", "sampler_name",
+                "scheduler", "denoise", "vae", "policies",
+            ],
+            "PriorCacheAuto": ["model", "speedup"],
             "PriorCacheLoadPixArt": ["model_name", "heads", "weight_dtype", "prediction"],
             "PriorCacheL2C": ["prior", "threshold"],
             "PriorCacheLoadRouter": ["router_name", "rule", "model"],
@@ -454,7 +459,10 @@ class TestPriorFiles:
         loaded = nodes["PriorCacheLoadPrior"].execute("mine.safetensors", model).args[0]
         assert loaded.subject == prior.subject
 
-    @pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", "", " ", ".hidden", "nul\0", "x" * 200, "..", "a."])
+    @pytest.mark.parametrize(
+        "name",
+        ["../up", "a/b", "a\\b", "", " ", ".hidden", "nul\0", "x" * 200, "..", "a.", "NUL", "con.old", "字" * 99],
+    )
     def test_no_name_leaves_the_folder(self, host, nodes, model, prior_folder, name):
         prior = calibrate(host, nodes, model, runs=1, steps=2).args[0]
         with pytest.raises(PriorError, match="file name"):

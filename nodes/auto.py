@@ -1,0 +1,133 @@
+"""One node that speeds a model up: it is told how much, and says what it chose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.samplers
+import folder_paths
+from comfy_api.latest import io
+
+from ..cache_core.adapters import adapter_for, misfit, unwrapped
+from ..cache_core.policies import Forecast
+from ..cache_core.policies.forecast import SHORTEST
+from ..cache_core.trace import Trace
+from ..errors import PriorCacheError
+from ..priors.auto import Auto, Shelved, preferred, reaching
+from ..priors.prior import MODEL_FIELDS, Prior, Subject
+from .attach import attach, named
+from .calibrate import subject
+from .prior import FOLDER
+from .types import CATEGORY, TraceHandle
+
+TABLES = ("sigmas", "power", "difference")
+"""What is read of a prior to look for plans: the tables that it cannot be without; mean features take gigabytes."""
+
+
+class PriorCacheAuto(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorCacheAuto",
+            display_name="PriorCache (auto)",
+            category=CATEGORY,
+            description="Speeds a model up by one number and says what it chose: a plan that was searched for this model, else Forecast, else FORA. The model that goes in stays as it is; bypass this node to switch caching off.",
+            search_aliases=["speed up", "accelerate", "teacache", "easycache", "one node", "automatic"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to speed up. LoRA nodes may stand before or after."),
+                io.Float.Input(
+                    "speedup",
+                    default=2.0,
+                    min=1.0,
+                    max=20.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="The goal: steps over computed steps. 2 computes half of them, 1 all. Up to 2 little changes; beyond that look at the picture.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model, cached."),
+                TraceHandle.Output(
+                    display_name="trace", tooltip="What happens while sampling, and what was chosen: for Inspect."
+                ),
+                io.String.Output(
+                    display_name="choice", tooltip="What will be chosen and why, and which priors were looked at."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, speedup: float) -> io.NodeOutput:
+        trace = Trace()
+        shelf, looked = shelved(subject(model), speedup)
+        attached = attach(model, Auto(speedup, tuple(shelf)), trace, "errors")
+        return io.NodeOutput(attached, trace, told(model, speedup, shelf, looked))
+
+    @classmethod
+    def fingerprint_inputs(cls, model=None, speedup: float = 2.0):
+        """Priors that are saved, changed or removed are looked at anew."""
+        return [(name, path.stat().st_mtime_ns) for name, path in _files().items()]
+
+
+def _files() -> dict[str, Path]:
+    found = {name: folder_paths.get_full_path(FOLDER, name) for name in folder_paths.get_filename_list(FOLDER)}
+    return {name: Path(path) for name, path in found.items() if path}
+
+
+def shelved(about: Subject, speedup: float) -> tuple[list[Shelved], list[str]]:
+    """Plans for this goal in priors of this model; and one sentence for every prior that gives none and should be known of."""
+    found, looked = [], []
+    for name, path in _files().items():
+        try:
+            prior = Prior.load(path, TABLES)
+            if prior.subject.differences(about, MODEL_FIELDS):
+                continue
+            plan = reaching(prior.plans, speedup)
+            policy = plan.restored() if plan else None
+        except PriorCacheError as error:
+            looked.append(f"{name} was left out: {error}.")
+            continue
+        if policy is None:
+            looked.append(f"{name} belongs to this model, but {_missing(prior, speedup)}")
+        else:
+            s = prior.subject
+            source = f"{name} ({s.sampler}, {s.scheduler}, {s.steps} steps, cfg {s.cfg:g}; {plan.pictures} pictures)"
+            found.append(Shelved(plan, policy, _as_scheduled(s.sampler), source))
+    return list(preferred(found)), looked
+
+
+def _missing(prior: Prior, speedup: float) -> str:
+    if not prior.plans:
+        return "it holds no plans: put Search Plans behind Load Prior, and Save Prior behind that."
+    have = ", ".join(f"{plan.speedup:.2f}x" for plan in prior.plans)
+    return f"none of its plans ({have}) is for {speedup:g}x: search for it with Search Plans."
+
+
+def _as_scheduled(sampler: str) -> str:
+    """The name that a run with this sampler has in its schedule."""
+    known = sampler in comfy.samplers.KSampler.SAMPLERS
+    return named(comfy.samplers.sampler_object(sampler)) if known else sampler
+
+
+def told(model, speedup: float, shelf: list[Shelved], looked: list[str]) -> str:
+    """What will be chosen when sampling begins, as it is known before."""
+    network = unwrapped(model.model.diffusion_model)
+    name = type(network).__name__
+    if speedup == 1.0:
+        return f"{name} at 1x: every step is computed."
+    lines = [f"{name} at {speedup:g}x: chosen when sampling begins."]
+    for shelved in shelf:
+        lines.append(f"- A run like that of its prior: the plan of {shelved.describe()}.")
+    whole = "the whole network, because " + (misfit(network) or f"there is no adapter for {name}")
+    scope = "single branches" if adapter_for(network) is not None else whole
+    lines += [
+        f"- {'Any other run' if shelf else 'Every run'}: {Forecast(speedup).describe()}.",
+        f"- Samplers that add noise, such as euler_ancestral: FORA, which reuses {scope}.",
+        "- Samplers that call the model several times per step, such as heun: FORA on the whole network.",
+        f"- Fewer than {SHORTEST} steps: every step is computed.",
+    ]
+    if not shelf and not looked:
+        lines.append(
+            "No file in models/priorcache belongs to this model. Calibrate, Search Plans and Save Prior make one."
+        )
+    return "\n".join([*lines, *looked])
