@@ -131,6 +131,7 @@ def _inputs(spec: dict, given: dict) -> list[tuple[str, str, dict]]:
     return out
 
 
+INSPECT = {"preview": "at a glance", "theme": "light", "export": "nothing", "filename_prefix": "PriorCache/inspect"}
 DDIM = {"steps": 50, "cfg": 1.5, "sampler_name": "ddim", "scheduler": "ddim_uniform"}
 
 
@@ -193,7 +194,7 @@ def _side_by_side(name: str, source: list[Node], policy: list[Node], note: str, 
             Node("apply", "PriorCacheApply", (380, 630), (320, 120), {"model": ("model", 0), "policy": ("policy", 0), "measure": "errors", "store": "device"}, colour="#233"),
             _sampler("cached", ("apply", 0), (760, 390), "KSampler: cached", **settings),
             *_decoded("cached", "cached", (1080, 390), "Cached"),
-            Node("inspect", "PriorCacheInspect", (1800, -60), (760, 800), {"trace": ("apply", 1), "latent": ("cached", 0)}, colour="#233"),
+            Node("inspect", "PriorCacheInspect", (1800, -60), (760, 800), {"trace": ("apply", 1), "latent": ("cached", 0), **INSPECT}, colour="#233"),
             Node("text", "PreviewAny", (1800, 790), (760, 170), {"source": ("inspect", 1)}, "What happened"),
         ],
         [

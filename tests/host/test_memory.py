@@ -91,9 +91,10 @@ class TestTold:
 
         trace = Trace()
         host.sample(host.attach(model, ALIGNED, trace, store="8 bit"))
-        assert "The cache held 102 KiB in 8 bits at most (102 KiB expected)." in summary(trace.runs[0])
-        headings = [axes.get_title(loc="left") for axes in draw(trace.runs).subfigs[0].axes]
-        assert "Time per step, and memory held by the cache (102 KiB expected)" in headings
+        assert "the cache held 102 KiB in 8 bits at most (102 KiB expected)." in summary(trace.runs[0])
+        panels = {axes.get_title(loc="left"): axes for axes in draw(trace.runs).axes}
+        (line,) = panels["Memory held by the cache, in 8 bits"].get_legend().get_texts()
+        assert line.get_text() == "expected: 102 KiB"
         assert trace.runs[0].as_dict()["expected_bytes"] == trace.runs[0].expected_bytes
 
 

@@ -98,7 +98,9 @@ class TestSchemas:
             ],
             "PriorCacheSavePrior": ["prior", "name", "overwrite"],
             "PriorCacheLoadPrior": ["prior_name", "model"],
-            "PriorCacheInspect": ["trace", "latent", "prior"],
+            "PriorCacheInspect": [
+                "trace", "latent", "prior", "before", "before_latent", "preview", "theme", "export", "filename_prefix",
+            ],
             "PriorCacheDemoPrompt": ["prompt"],
             "PriorCacheDemoVAE": [],
             "PriorCacheEOC": ["policy", "prior", "theta", "least_error"],
@@ -123,7 +125,15 @@ class TestSchemas:
                 "denoise", "iterations", "penalty", "learning_rate", "threshold", "save_memory", "prior",
             ],
         }  # fmt: skip
-        later = {("PriorCacheLoadDiT", "prediction"), ("PriorCacheApply", "store"), ("PriorCacheFORA", "preset")}
+        later = {
+            *(
+                ("PriorCacheInspect", i)
+                for i in ("before", "before_latent", "preview", "theme", "export", "filename_prefix")
+            ),
+            ("PriorCacheLoadDiT", "prediction"),
+            ("PriorCacheApply", "store"),
+            ("PriorCacheFORA", "preset"),
+        }
         for name, inputs in promised.items():
             found = nodes[name].GET_SCHEMA().inputs
             assert [i.id for i in found][: len(inputs)] == inputs
