@@ -85,6 +85,7 @@ class RunTrace:
     about: str = ""  # sampler and shape, for titles
     measure: str = "off"
     store: str = "device"  # how features were kept
+    record: dict | None = None  # the policy as JSON types, with what was settled when the run began
     expected_bytes: int | None = None  # told before sampling
     rows: list[Row] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)

@@ -16,6 +16,7 @@ from .l2c import PriorCacheL2C, PriorCacheLoadRouter, PriorCacheTrainRouter
 from .pixart import PriorCacheLoadPixArt
 from .policies import PriorCacheFORA
 from .prior import PriorCacheLoadPrior, PriorCacheSavePrior, register_folder
+from .replay import PriorCacheReplay, PriorCacheStamp
 from .sweep import PriorCacheSweep
 
 NODES: list[type[io.ComfyNode]] = [
@@ -44,6 +45,8 @@ NODES: list[type[io.ComfyNode]] = [
     PriorCacheToCa,
     PriorCacheSweep,
     PriorCacheAuto,
+    PriorCacheStamp,
+    PriorCacheReplay,
 ]
 
 

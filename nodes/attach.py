@@ -17,6 +17,7 @@ from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun, Observer
 from ..cache_core.sites import MODEL, Action, Schedule
 from ..cache_core.trace import RunTrace, Trace, human_bytes
+from ..priors.record import recorded
 from .memory import expected_bytes, parts_of
 from .rivals import CacheError, refuse_rivals
 
@@ -89,6 +90,7 @@ def attach(
             compiled=COMPILE in wrappers.get(WrappersMP.APPLY_MODEL, {}),
         )
         _refuse_unbroken_graphs(run, guider.model_options)
+        run.trace.record = recorded(run.policy)
         if reason and policy.level != "model" and policy.history:
             run.decline(reason)
         expected = expected_bytes(guider.model_patcher, run, parts_of(guider, noise.shape))

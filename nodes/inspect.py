@@ -14,6 +14,7 @@ from comfy_api.latest import io, ui
 
 from ..priors.files import replace
 from ..priors.router import TABLE
+from .graph import upstream
 from .types import CATEGORY, PriorTable, TraceHandle
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class PriorCacheInspect(io.ComfyNode):
             node_id="PriorCacheInspect",
             display_name="Inspect",
             category=CATEGORY,
-            description="Draws the error per step, what was computed and what was reused, and where the time went; or what a prior says.",
+            description="Draws the error per step, what was computed and what was reused, and where the time went; or what a prior says. Compares two runs, and writes files where asked.",
             search_aliases=["cache error", "error curve", "trace", "cache statistics", "compare traces", "export csv"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
@@ -120,7 +121,7 @@ class PriorCacheInspect(io.ComfyNode):
 
     @classmethod
     def _runs(cls, trace: Trace | None, entry: str) -> list[RunTrace]:
-        return [] if trace is None else trace.of_nodes(_upstream(cls.hidden.prompt, cls.hidden.unique_id, entry))
+        return [] if trace is None else trace.of_nodes(upstream(cls.hidden.prompt, cls.hidden.unique_id, entry))
 
 
 @dataclass
@@ -219,19 +220,6 @@ def _written(parts: list[Part], wanted: tuple[str, ...], document: str, prefix: 
     for file, content in named.items():
         replace(Path(folder) / file, lambda part, content=content: part.write_bytes(content))
     return [Path(subfolder, file).as_posix() for file in named]
-
-
-def _upstream(prompt: dict | None, node: str | None, entry: str) -> set[str]:
-    """Ids of all nodes that an input depends on, from the queued prompt."""
-    seen: set[str] = set()
-    link = ((prompt or {}).get(str(node)) or {}).get("inputs", {}).get(entry)
-    waiting = [link[0]] if isinstance(link, list) and link else []
-    while waiting:
-        name = str(waiting.pop())
-        if name not in seen and name in prompt:
-            seen.add(name)
-            waiting += [v[0] for v in prompt[name].get("inputs", {}).values() if isinstance(v, list) and len(v) == 2]
-    return seen
 
 
 def _batch(pictures: list[np.ndarray], paper: str = "#FFFFFF") -> torch.Tensor:

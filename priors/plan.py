@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 from torch import Tensor
 
-from ..cache_core import policies
 from ..cache_core.extrapolation import front_loaded, spread
 from ..cache_core.policies import CachePolicy, Forecast
 from ..cache_core.sites import Schedule
 from ..errors import SettingError, shown
 from .fit import cheapest, coherent_cost, step_errors
+from .record import fits, record, restored
 from .search import Search
 
 MOST = 10_000
@@ -48,24 +46,10 @@ class Plan:
 
     def restored(self) -> CachePolicy:
         """The policy. Raises SettingError where this version has none such, or none with such settings."""
-        kind = getattr(policies, self.policy, None) if self.policy in policies.__all__ else None
-        if kind is None or not issubclass(kind, CachePolicy):
-            raise SettingError(
-                f"a plan for the policy {shown(self.policy)}, which this version of PriorCache does not have; update it"
-            )
-        known = _settings(kind)
-        found = {name: value for name, value in self.settings.items() if name in known}
-        for name, value in found.items():
-            if not _is(value, known[name]):
-                raise SettingError(
-                    f"a plan's {name} is {shown(value)}, which {self.policy} cannot use: search again with Search Plans"
-                )
         try:
-            return kind(**{name: _frozen(value) for name, value in found.items()})
-        except TypeError as error:  # it needs more than a file holds
-            raise SettingError(
-                f"{self.policy} cannot be made of a plan ({error}): search again with Search Plans"
-            ) from error
+            return restored(self.policy, self.settings)
+        except SettingError as error:
+            raise SettingError(f"a plan cannot be used: {error}. Search again with Search Plans") from error
 
     def as_dict(self) -> dict:
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -75,49 +59,18 @@ class Plan:
         """From what `as_dict` gave, out of a file. Raises SettingError, TypeError or KeyError on anything else."""
         plan = Plan(**{f.name: data[f.name] for f in fields(Plan)})
         counts = (plan.steps, plan.evaluations, plan.pictures)
-        if not all(_is(n, int) and n >= 1 for n in counts) or not plan.evaluations <= plan.steps <= MOST:
+        if not all(fits(n, int) and n >= 1 for n in counts) or not plan.evaluations <= plan.steps <= MOST:
             raise SettingError(
                 f"a plan that computes {shown(plan.evaluations)} of {shown(plan.steps)} steps, judged on "
                 f"{shown(plan.pictures)} pictures; whole numbers from 1 are meant, and at most {MOST} steps"
             )
-        if not all(_is(x, float) and x >= 0 for x in (plan.error, plan.unplanned)):
+        if not all(fits(x, float) and x >= 0 for x in (plan.error, plan.unplanned)):
             raise SettingError(
                 f"a plan whose errors are {shown(plan.error)} and {shown(plan.unplanned)}: finite numbers from 0 are meant"
             )
         if not isinstance(plan.policy, str) or not isinstance(plan.settings, dict):
             raise SettingError("a plan whose policy is no name, or whose settings are no object")
         return plan
-
-
-def _frozen(value):
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
-@lru_cache
-def _settings(kind: type[CachePolicy]) -> dict[str, type]:
-    """Name -> type of the fields that make a policy of this class."""
-    hints = get_type_hints(kind)
-    return {f.name: hints[f.name] for f in fields(kind) if f.init and f.repr}
-
-
-def _is(value, hint: type) -> bool:
-    """Whether a JSON value can be a field of this type: a number in reach of float32, or lists for tuples of such."""
-    if hint in (int, float):
-        return type(value) in (int, hint) and -3e38 < value < 3e38
-    if get_origin(hint) is not tuple:
-        return hint in (str, bool) and type(value) is hint
-    inner, *rest = get_args(hint)
-    hints = [inner] * len(value) if rest == [...] and type(value) is list else [inner, *rest]
-    return type(value) is list and len(value) == len(hints) and all(map(_is, value, hints))
-
-
-def _plain(value):
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
-
-
-def settings(policy: CachePolicy) -> dict:
-    """The fields that make a policy, as JSON types."""
-    return {name: _plain(getattr(policy, name)) for name in _settings(type(policy))}
 
 
 def merged(sets: Iterable[Sequence[Plan]]) -> tuple[Plan, ...]:
@@ -146,8 +99,16 @@ def search_plans(
         share = (samplings - search.spent) / (len(counts) - i)
         found, error = search.best(begin, share)
         unplanned = search.tried[repr(begin[0])][0]
-        name = type(found).__name__
-        plans.append(Plan(name, settings(found), search.steps, count, error, unplanned, pictures))
+        plans.append(
+            Plan(
+                **record(found),
+                steps=search.steps,
+                evaluations=count,
+                error=error,
+                unplanned=unplanned,
+                pictures=pictures,
+            )
+        )
     return plans
 
 

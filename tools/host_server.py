@@ -107,9 +107,12 @@ class Server:
         timeout = aiohttp.ClientTimeout(total=None)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             async with session.ws_connect(f"{self.url}/ws?clientId={client}", max_msg_size=2**26) as socket_:
-                async with session.post(f"{self.url}/prompt", json={"prompt": prompt, "client_id": client}) as reply:
+                queued = {"prompt": prompt, "client_id": client, "extra_data": {"extra_pnginfo": {}}}  # as the frontend
+                async with session.post(f"{self.url}/prompt", json=queued) as reply:
                     answer = await reply.json()
-                if "prompt_id" not in answer:
+                if "prompt_id" not in answer or answer.get(
+                    "node_errors"
+                ):  # the host goes on with the outputs that are right
                     raise ServerError(f"the workflow was refused: {json.dumps(answer, indent=1)[:3000]}")
                 seconds = await _follow(socket_, answer["prompt_id"])
             for _ in range(100):  # success is announced a moment before history is written

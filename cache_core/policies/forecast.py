@@ -100,7 +100,13 @@ class Forecast(CachePolicy):
         computed = computed or (front_loaded if flow else spread)(total, self.count(total))
         coordinate = ("sigma" if flow else "step") if self.coordinate == "auto" else self.coordinate
         order = self.order or (1 if len(computed) < FEWEST else 2)
-        settled = {"computed": computed, "gains": gains, "sigmas": sigmas, "coordinate": coordinate, "order": order}
+        settled = {
+            "computed": computed,
+            "gains": gains,
+            "sigmas": sigmas or schedule.sigmas,
+            "coordinate": coordinate,
+            "order": order,
+        }
         return replace(self, **settled, places=axis(schedule, coordinate))
 
     def count(self, total: int) -> int:

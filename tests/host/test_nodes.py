@@ -63,6 +63,7 @@ class TestSchemas:
                     "model_name",
                     "prior_name",
                     "router_name",
+                    "image",
                 )  # the user's own files
                 assert not widget or listed or entry.default is not None, f"{name}.{entry.id} has no default"
                 if entry.io_type in ("INT", "FLOAT"):
@@ -117,6 +118,8 @@ class TestSchemas:
                 "scheduler", "denoise", "vae", "policies",
             ],
             "PriorCacheAuto": ["model", "speedup"],
+            "PriorCacheStamp": ["images", "trace"],
+            "PriorCacheReplay": ["image", "run"],
             "PriorCacheLoadPixArt": ["model_name", "heads", "weight_dtype", "prediction"],
             "PriorCacheL2C": ["prior", "threshold"],
             "PriorCacheLoadRouter": ["router_name", "rule", "model"],

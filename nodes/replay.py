@@ -1,0 +1,156 @@
+"""Saved images say how their sampling was cached, and can be made again from that."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import folder_paths
+from comfy_api.latest import io
+from PIL import Image, UnidentifiedImageError
+
+from ..cache_core.trace import RunTrace, Trace
+from ..errors import PriorCacheError, shown
+from ..priors.record import restored
+from .graph import upstream
+from .types import CATEGORY, Policy, TraceHandle
+
+KEY = "priorcache"
+"""Of the text in a PNG, and in the host's `extra_pnginfo`."""
+
+
+class StampError(PriorCacheError):
+    """An image that does not say how it was cached. Says why, and what to do."""
+
+
+def stamp(runs: list[RunTrace]) -> dict:
+    """What an image says: of every whole sampling run its policy, in words and as a record where it can be made again."""
+    whole = [run for run in runs if run.complete]
+    return {"format": 1, "runs": [{"about": r.about, "policy": r.policy, "record": r.record} for r in whole]}
+
+
+class PriorCacheStamp(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorCacheStamp",
+            display_name="Stamp Images",
+            category=CATEGORY,
+            description="Between VAE Decode and Save Image: the saved files say how their sampling was cached, step by step, so that Replay Policy can repeat it. The images pass as they are.",
+            search_aliases=["metadata", "pnginfo", "reproduce", "provenance"],
+            inputs=[
+                io.Image.Input("images", tooltip="From VAE Decode; on to Save Image."),
+                TraceHandle.Input(
+                    "trace", tooltip="From Apply Cache: of the model that these images were sampled with."
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="images", tooltip="The same images, for Save Image.")],
+            hidden=[io.Hidden.extra_pnginfo, io.Hidden.prompt, io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, images, trace: Trace) -> io.NodeOutput:
+        said = cls.hidden.extra_pnginfo
+        if said is not None:  # None: somebody queued the prompt without anything to save in images
+            said[KEY] = stamp(trace.of_nodes(upstream(cls.hidden.prompt, cls.hidden.unique_id, "images")))
+        return io.NodeOutput(images)
+
+    @classmethod
+    def fingerprint_inputs(cls, **_):
+        return float("nan")  # never the same: every prompt has its own metadata
+
+
+class PriorCacheReplay(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        folder = folder_paths.get_input_directory()
+        files = [f for f in os.listdir(folder) if os.path.isfile(os.path.join(folder, f))]
+        return io.Schema(
+            node_id="PriorCacheReplay",
+            display_name="Replay Policy",
+            category=CATEGORY,
+            description="Takes the policy out of an image that Stamp Images marked: the same steps are computed, the others made by the same numbers. With the same workflow the image comes out bit by bit.",
+            search_aliases=["metadata", "reproduce", "policy from image"],
+            inputs=[
+                io.Combo.Input(
+                    "image",
+                    options=sorted(folder_paths.filter_files_content_types(files, ["image"])),
+                    upload=io.UploadType.image,
+                    image_folder=io.FolderType.input,
+                    tooltip="A PNG as ComfyUI saved it; other programs may drop what it says.",
+                ),
+                io.Int.Input(
+                    "run",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Which of the image's sampling runs, where there were several: 1 is the first.",
+                ),
+            ],
+            outputs=[
+                Policy.Output(display_name="policy", tooltip="For Apply Cache."),
+                io.String.Output(display_name="summary", tooltip="What the image says of its sampling runs."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, image: str, run: int = 1) -> io.NodeOutput:
+        runs = read(image)
+        listed = "\n".join(f"{i}. {of['policy']} ({of['about']})" for i, of in enumerate(runs, 1))
+        if run > len(runs):
+            raise StampError(f"{image} tells of {len(runs)} sampling run(s), and run is {run}. They are:\n{listed}")
+        record = runs[run - 1]["record"]
+        if record is None:
+            raise StampError(
+                f"{image} was made with {runs[run - 1]['policy']}, which needs more than an image holds (a router or mean "
+                "features): load its prior with Load Prior instead"
+            )
+        return io.NodeOutput(restored(record["policy"], record["settings"]), listed)
+
+    @classmethod
+    def fingerprint_inputs(cls, image: str, run: int = 1):
+        return os.stat(path_of(image)).st_mtime_ns
+
+    @classmethod
+    def validate_inputs(cls, image: str):
+        return True if os.path.isfile(path_of(image)) else f"{image} is not in ComfyUI's input folder; upload it"
+
+
+def path_of(image: str) -> str:
+    """Where an image of the host's input, output or temp folder lies. Raises StampError when it is in none of them."""
+    try:
+        path = os.path.realpath(folder_paths.get_annotated_filepath(image))
+        folder = folder_paths.annotated_filepath(image)[1] or folder_paths.get_input_directory()
+        inside = os.path.commonpath([path, os.path.realpath(folder)]) == os.path.realpath(folder)
+    except (TypeError, ValueError):  # no name, or one on another drive
+        inside = False
+    if not inside:
+        raise StampError(f"{shown(image)} is not in ComfyUI's input folder; upload it, or choose one from the list")
+    return path
+
+
+def read(image: str) -> list[dict]:
+    """The sampling runs that an image tells of: about, policy and record of each. Raises StampError when it tells of none."""
+    path = path_of(image)
+    try:
+        with Image.open(path) as opened:
+            opened.load()  # text may stand behind the pixels
+            text = getattr(opened, "text", {}).get(KEY)
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise StampError(f"{image} cannot be read as an image ({error}); choose a PNG as ComfyUI saved it") from error
+    if text is None:
+        raise StampError(
+            f"{image} does not say how it was cached: put Stamp Images before Save Image, and take the PNG as it was saved"
+        )
+    try:
+        runs = json.loads(text)["runs"]
+        for run in runs:
+            record = run["record"]
+            words = [run["about"], run["policy"], *([] if record is None else [record["policy"]])]
+            if not all(isinstance(word, str) for word in words):
+                raise TypeError("a name is no text")
+            if record is not None and not isinstance(record["settings"], dict):
+                raise TypeError("settings are no object")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StampError(f"what {image} says of its caching is damaged ({error}); take another image") from error
+    return runs

@@ -1,0 +1,51 @@
+"""Policies told as JSON and made again."""
+
+import json
+
+import pytest
+from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, DuCa, Forecast, Full, Taylor, ToCa
+from priorcache.cache_core.sites import Schedule
+from priorcache.errors import SettingError
+from priorcache.priors.record import record, recorded, restored
+
+SCHEDULE = Schedule(10, tuple(10 - float(i) for i in range(11)), "euler", "FLOW")
+POLICIES = [
+    Full(), FORA(3, "aligned", end=0.5, level="stack"), Forecast(2.5), Forecast(2.0, order=1, coordinate="log snr"),
+    GOC(FORA(2), eta=0.5), Taylor(FORA(2, level="model"), order=2), ToCa(), DuCa(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p.describe())
+@pytest.mark.parametrize("ready", [False, True], ids=["as set", "prepared"])
+def test_a_record_gives_the_same_policy(policy, ready):
+    policy = policy.prepared(SCHEDULE) if ready else policy
+    told = json.loads(json.dumps(record(policy)))
+    made = restored(told["policy"], told["settings"])
+    assert made.prepared(SCHEDULE) == policy.prepared(SCHEDULE)
+    assert record(made) == told
+
+
+@pytest.mark.parametrize("kind", [L2C, EOC])
+def test_what_is_made_of_tables_has_none(kind):
+    policy = {L2C: lambda: L2C(((1.0,), (0.0,)), ("blocks.0.attn",), 2), EOC: lambda: EOC(FORA(2), trends=None)}[kind]()
+    assert recorded(policy) is None
+    with pytest.raises(SettingError, match="tables"):
+        record(policy)
+
+
+NESTED = {"policy": "Full", "settings": {}}
+for _ in range(2000):
+    NESTED = {"policy": "GOC", "settings": {"base": NESTED}}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("NoSuchPolicy", {}), ("CachePolicy", {}), ("dataclass", {}), ("__builtins__", {}), ("FORA", {"interval": "2"}),
+        ("FORA", {"interval": 0}), ("GOC", {"base": 3}), ("GOC", {"base": {"policy": "open", "settings": {}}}),
+        ("GOC", {}), ("EOC", {"base": {"policy": "FORA", "settings": {}}}), (NESTED["policy"], NESTED["settings"]),
+    ],
+)  # fmt: skip
+def test_anything_else_is_refused(name, settings):
+    with pytest.raises(SettingError):
+        restored(name, settings)
