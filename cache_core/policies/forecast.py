@@ -163,7 +163,7 @@ class Forecast(CachePolicy):
     def describe(self) -> str:
         if not self.computed:
             return f"Forecast {self.speedup:g}x"
-        kind = "planned" if self.gains or self.sigmas else ("", "linear", "quadratic")[self.order]
+        kind = "planned" if self.gains else ("", "linear", "quadratic")[self.order]
         axis = "" if self.coordinate == "auto" else f"in {self.coordinate}"
         return ", ".join(
             part for part in (f"Forecast, {len(self.computed)} computed", f"{kind} {axis}".strip()) if part

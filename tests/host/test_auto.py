@@ -121,7 +121,7 @@ class TestWithPriors:
 
         policy = PriorCachePlan.execute(planned, "speed-up", 2.0).args[0]
         assert torch.equal(out, host.sample(host.attach(model, policy), **SETTINGS))
-        assert "chose Forecast, 5 computed, planned" in run.notes[0]
+        assert f"chose {run.policy}: a plan was searched for this model" in run.notes[0]
         assert "from mine.safetensors (euler, karras, 10 steps, cfg 1.5; 2 pictures)" in run.notes[0]
         assert "A run like that of its prior: the plan of 5 of 10 steps" in told
         assert "Any other run: Forecast 2x" in told
@@ -133,12 +133,12 @@ class TestWithPriors:
         planned.save(folder / "mine.safetensors")
         _, run, _ = sampled(host, model, **changes)
         assert run.notes[0].endswith("no plan fits this sampler and schedule.")
-        assert "planned" not in run.policy
+        assert not run.record["settings"]["gains"]
 
     def test_ddim_is_known_by_the_sampler_that_it_is(self, host, model, folder, planned):
         """The host runs ddim as euler, and so is a plan for ddim."""
         replace(planned, subject=replace(planned.subject, sampler="ddim")).save(folder / "mine.safetensors")
-        assert "planned" in sampled(host, model, sampler="ddim")[1].policy
+        assert "a plan was searched" in sampled(host, model, sampler="ddim")[1].notes[0]
 
     def test_no_plan_for_the_goal_is_said(self, host, model, folder, planned):
         planned.save(folder / "mine.safetensors")
@@ -158,7 +158,7 @@ class TestWithPriors:
         planned.save(folder / "mine.safetensors")
         (folder / "a broken one.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
         _, run, told = sampled(host, model)
-        assert "planned" in run.policy
+        assert "a plan was searched" in run.notes[0]
         assert "a broken one.safetensors was left out: a broken one.safetensors: not a safetensors file" in told
 
     def test_of_two_plans_the_one_judged_on_more_pictures_is_taken(self, host, model, folder, planned):

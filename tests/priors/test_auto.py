@@ -6,7 +6,8 @@ from priorcache.cache_core.policies.forecast import NOISY, SEVERAL
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import Action, Schedule, Site, Step
 from priorcache.priors.auto import Auto, Shelved, paced, preferred, reaching
-from priorcache.priors.plan import Plan, settings
+from priorcache.priors.plan import Plan
+from priorcache.priors.record import settings
 
 SIGMAS = tuple(float(20 - i) for i in range(21))
 SITES = (Site("blocks.0.attn", 0, 1), Site("blocks.0.mlp", 0, 1))
