@@ -154,10 +154,10 @@ def tried(
 ):
     """What a call gives, or None where it refuses; fails where it does anything else, or more than that.
 
-    refusal: its one class of errors. folder: all that it may read; `writable`: where it may write. says: what the message
+    family: under which it is counted, "" for not at all. refusal: its one class of errors. folder: all that it may read; `writable`: where it may write. says: what the message
     must hold.
     """
-    tally = TALLIES.setdefault(family, Tally())
+    tally = TALLIES.setdefault(family, Tally()) if family else Tally()
     before, began, refused, result = tree(folder), time.process_time(), None, None
     with within(SECONDS), bounded() as grown, WATCH.over((folder,), writable):
         try:

@@ -50,14 +50,13 @@ odd = st.one_of(
 
 def value(widget) -> st.SearchStrategy:
     """Mostly what the widget allows."""
-    name = type(widget).__qualname__.split(".")[0]
-    if name == "Combo":
+    if widget.io_type == "COMBO":
         usual = st.sampled_from(widget.options or [""])
-    elif name == "Int":
+    elif widget.io_type == "INT":
         usual = st.integers(widget.min, widget.max)
-    elif name == "Float":
+    elif widget.io_type == "FLOAT":
         usual = st.floats(widget.min, widget.max) | st.sampled_from(["nan", NAN])
-    elif name == "Boolean":
+    elif widget.io_type == "BOOLEAN":
         usual = st.booleans()
     else:
         usual = st.text(max_size=20)
@@ -86,6 +85,7 @@ def nodes(comfy, folder):
     put(models / "priorcache" / "router.pt", packed({f"{i}.prob": torch.zeros(4) for i in range(4)}))
     put(folder / "secret.pt", packed({f"{i}.prob": torch.zeros(4) for i in range(4)}))
     put(models / "diffusion_models" / "no.safetensors", b"nothing")
+    PRIOR.plans[0].restored()  # reads the types of its settings once
     found = {node.GET_SCHEMA().node_id: node for node in pack.NODES}
     theirs.NODE_CLASS_MAPPINGS.update(found)
     yield found
@@ -109,8 +109,8 @@ def drawn(data, node) -> dict | None:
     schema = node.GET_SCHEMA()
     wires = {i.id: WIRES[i.id] for i in schema.inputs if i.id in WIRES}
     widgets = {i.id: data.draw(value(i), i.id) for i in schema.inputs if i.id not in WIRES and i.id != "model"}
-    missing = data.draw(st.none() | st.sampled_from([*widgets, None]))
-    widgets.pop(missing, None)
+    if data.draw(st.integers(0, 7)) == 0:
+        widgets.pop(data.draw(st.sampled_from(sorted(widgets))))
     with suppress(RecursionError, OverflowError, KeyError, IndexError, TypeError, ValueError):  # the host's own ends
         passed = admitted(node, widgets | dict.fromkeys(wires, True))
         return None if passed is None else passed | wires
@@ -218,6 +218,28 @@ class TestLists:
             return positive
 
         tried("demo prompts", use, PriorCacheError, folder)
+
+    @cases(200)
+    @given(
+        goals=texts
+        | st.lists(st.sampled_from(["2x", "1.5", "10 steps", "1 step", "0x", "21X", "nanx", "9999 steps", ";"])).map(
+            ",".join
+        )
+    )
+    def test_goals_of_a_sweep(self, nodes, folder, goals):
+        from priorcache.nodes.sampling import Sampling
+        from priorcache.nodes.sweep import contenders
+
+        sampling = Sampling([], [], torch.zeros(1), T, 1.0, "euler", "normal")
+
+        def use():
+            found = contenders([], goals, sampling)
+            for entry in found:
+                asked(entry.policy, SCHEDULE)
+                assert entry.sampling.steps >= 1
+            return found
+
+        tried("goals of a sweep", use, PriorCacheError, folder)
 
 
 SEPARATORS = st.sampled_from(["/", "\\", "//", "\u2215", "\uff0f", "/./", "\u29f5"])
