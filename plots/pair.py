@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from ..cache_core.trace import RunTrace, human_bytes
@@ -41,14 +42,18 @@ def draw(before: RunTrace, after: RunTrace, theme: Theme = LIGHT) -> Figure:
     figure = new_figure(WIDTH, sum(rows) + 0.33 * len(rows) + 0.45, theme)
     sheet, size = Sheet(figure, theme, rows), RC["font"]
     sheet.heading("Before and after", _about(before, after), figures(before, after), 4)
-    drawn = _common(sheet, before, after, size, "Error of reuse: mean over branches, shaded up to the worst")
+    drawn = _common(sheet, before, after, size, panels.ERRORS)
     memory = sheet.panel(5, "Memory held by the cache")
     panels.held(memory, [before, after], theme, size, _colours(theme))
     maps = []
     if known:
         reach = float(np.clip(np.nanmax(np.abs(np.log(ratio))), np.log(1.25), np.log(WIDEST)))
         norm = LogNorm(np.exp(-reach), np.exp(reach))
-        maps = panels.maps(sheet, 6, table, ratio, theme, norm, RATIO, theme.better)
+        changed = Grid(table.sites, np.full(ratio.shape, ""), ratio)
+        ticks = (norm.vmin, 1.0, norm.vmax)
+        maps = panels.maps(sheet, 6, changed, ratio, theme, norm, RATIO, theme.better, ticks)
+        key = [Patch(facecolor=theme.better(x), label=label) for x, label in ((0.1, "less error"), (0.9, "more error"))]
+        legend(maps[0], theme, [*key, Patch(facecolor=theme.empty, label="not known in both")], size - 2)
     panels.below([*drawn, memory, *maps], panels.noise(after), theme, size)
     return figure
 

@@ -23,6 +23,7 @@ NAMES = {
     "txt_mlp": "Text MLP", "single": "Single-stream blocks",
 }  # fmt: skip
 """How a kind of branch is called over its map."""
+ERRORS = "Error of reuse: mean over branches, shaded up to the worst"
 ROW = 0.17
 """Height in inches of one block in a map, where there is room."""
 SMALLEST_DOT = 2.5
@@ -176,7 +177,9 @@ def curve(
 
 def rows_of(table: Grid) -> list[float]:
     """The height of each kind of branch's map, in inches."""
-    wanted = [min(max(ROW * len(rows), 0.3), 1.9) for rows in table.by_branch().values()]
+    wanted = [
+        min(max(ROW * len(rows), 0.3 if len(table.sites) > 1 else 0.4), 1.9) for rows in table.by_branch().values()
+    ]
     shrink = min(1.0, 5.2 / max(sum(wanted), 1e-9))
     return [max(height * shrink, 0.22) for height in wanted]
 
@@ -233,7 +236,17 @@ def _blocks(axes: Axes, sites: Sequence[Site], size: float) -> None:
     axes.set_yticks(range(0, len(sites), every), [str(s.block) for s in sites[::every]], fontsize=size - 2.5)
 
 
-def maps(sheet: Sheet, row: int, table: Grid, values: NDArray, theme: Theme, norm, label: str, cmap=None) -> list[Axes]:
+def maps(
+    sheet: Sheet,
+    row: int,
+    table: Grid,
+    values: NDArray,
+    theme: Theme,
+    norm,
+    label: str,
+    cmap=None,
+    ticks: Sequence[float] = (),
+) -> list[Axes]:
     """One map per kind of branch from this row on, and their scale beside them. values (S, T) belong to `table`."""
     found, image = [], None
     for branch, rows in table.by_branch().items():
@@ -241,7 +254,7 @@ def maps(sheet: Sheet, row: int, table: Grid, values: NDArray, theme: Theme, nor
         image = heat(axes, table, rows, theme, norm, sheet.size, values, cmap)
         found.append(axes)
     if norm is not None and found:
-        sheet.scale(image, label, row, row + len(found) - 1)
+        sheet.scale(image, label, row, row + len(found) - 1, ticks)
     return found
 
 

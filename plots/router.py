@@ -143,7 +143,7 @@ def _maps(sheet: Sheet, row: int, table: Grid, threshold: float) -> list[Axes]:
         _outline(axes, table.errors[rows] <= threshold, theme)
     if maps:
         handles = [
-            Patch(facecolor=theme.tint("reused"), ec=theme.kinds["reused"], label="reused"),
+            Patch(facecolor=theme.kinds["reused"], label="reused"),
             Patch(facecolor=theme.empty, label="no gate: computed"),
         ]
         legend(maps[0], theme, handles, sheet.size - 2)
@@ -180,7 +180,7 @@ def _cost(axes: Axes, points: Sequence[Point], rivals: Sequence[Point], theme: T
             for point in found:
                 last = point.removed == farthest
                 axes.annotate(
-                    point.label, (point.removed, point.error), xytext=(-7 if last else 5, 5), textcoords="offset points",
+                    point.label, (point.removed, point.error), xytext=(-7 if last else 6, 5 if last else -12), textcoords="offset points",
                     ha="right" if last else "left", fontsize=size - 2, color=theme.ink,
                 )  # fmt: skip
     axes.margins(0.15)

@@ -17,6 +17,7 @@ RC = {"font": 11, "title": 13, "dpi": 110}
 GLANCE = 5.0
 """Width in inches of a figure that is read inside a node, at twice the pixels of a node 400 wide."""
 GLANCE_DPI = 160
+LOW = 0.6  # inches
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,16 @@ def log_scale(axes: Axes) -> None:
 
 def plain_numbers(axis: Axis, span: float) -> None:
     """Numbers of a logarithmic axis as they are said: 0.1, not ten to the power of minus one."""
-    axis.set_major_locator(LogLocator(subs=(1.0,) if span > 50 else (1.0, 2.0, 5.0), numticks=8))
+    subs = (
+        (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+        if span < 4
+        else (1.0, 2.0, 5.0)
+        if span < 50
+        else (1.0, 3.0)
+        if span < 1000
+        else (1.0,)
+    )
+    axis.set_major_locator(LogLocator(subs=subs, numticks=8))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_locator(NullLocator())
 
@@ -161,15 +171,24 @@ class Sheet:
             for i, title in enumerate(titles)
         ]
 
-    def scale(self, image, label: str, first: int, last: int) -> None:
-        """A colour bar beside these rows."""
+    def scale(self, image, label: str, first: int, last: int, ticks: Sequence[float] = ()) -> None:
+        """A colour bar beside these rows, with numbers of its own or these; beside a low row there is room for its ends."""
         axes = self.part.add_subplot(self.spec[first : last + 1, 1])
         bar = self.part.colorbar(image, cax=axes)
-        bar.set_label(label, fontsize=self.size - 1.5, color=self.theme.soft)
         bar.outline.set_visible(False)
         axes.tick_params(which="both", colors=self.theme.soft, labelsize=self.size - 2, length=0)
-        if isinstance(image.norm, LogNorm):
+        low = sum(self.heights[first : last + 1]) < LOW
+        if ticks:
+            bar.set_ticks(ticks, labels=[f"{tick:.2g}x" for tick in ticks])
+        elif low:
+            ends = (image.norm.vmin, image.norm.vmax)
+            bar.set_ticks(ends, labels=[f"{end:.1g}" for end in ends])
+            for text, side in zip(axes.get_yticklabels(), ("bottom", "top"), strict=True):
+                text.set_verticalalignment(side)
+        elif isinstance(image.norm, LogNorm):
             plain_numbers(axes.yaxis, image.norm.vmax / image.norm.vmin)
+        if not low:
+            bar.set_label(label, fontsize=self.size - 1.5, color=self.theme.soft)
 
     def heading(self, title: str, about: str, figures: Sequence[tuple[str, str]] = (), columns: int = 5) -> None:
         """What it is; softer, what it was about; and the figures (value, caption) that matter."""
@@ -187,7 +206,7 @@ class Sheet:
         drawn.set_in_layout(False)
         room = self.part.bbox.width * 0.84 * wide
         width = drawn.get_window_extent().width
-        drawn.set_fontsize(size * min(1.0, max(room / max(width, 1), 0.7)))
+        drawn.set_fontsize(size * min(1.0, max(0.98 * room / max(width, 1), 0.7)))
         while (width := drawn.get_window_extent().width) > room and len(text) > 4:
             text = text[: min(int(len(text) * room / width), len(text) - 2)].rstrip(" ,;")
             drawn.set_text(f"{text}…")

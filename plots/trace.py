@@ -62,7 +62,7 @@ def _full(part: SubFigure, run: RunTrace, heights: list[float], theme: Theme, pr
     schedule = sheet.panel(1, "Schedule")
     panels.strip(schedule, run, theme, size)
     panels.key(schedule, panels.present([run]), theme, size - 2)
-    errors = sheet.panel(2, "Error of reuse: mean over branches, shaded up to the worst", "relative L2")
+    errors = sheet.panel(2, panels.ERRORS if len(table.sites) > 1 else "Error of reuse", "relative L2")
     panels.errors(errors, run, theme, size, prior)
     maps = panels.maps(sheet, 3, table, table.errors, theme, log_norm(table.errors), "relative L2 error")
     if maps:

@@ -189,6 +189,15 @@ def test_one_hiccup_does_not_flatten_the_times():
     assert "60000 ↑" in words(figure)
 
 
+def test_the_scale_beside_a_single_row_has_its_ends_only():
+    figure = plot.draw([trace(sites=[MODEL])])
+    scale = figure.axes[-3]
+    assert [text.get_text() for text in scale.get_yticklabels()] == ["0.01", "0.06"]
+    assert scale.get_ylabel() == ""
+    assert "Error of reuse" in titles(figure)
+    assert outside(figure) == []
+
+
 def test_times_of_a_run_in_shadow_are_compared_with_nothing():
     assert any("a full one" in text for text in words(plot.draw([trace()])))
     assert not any("a full one" in text for text in words(plot.draw([trace(measure="truth")])))
