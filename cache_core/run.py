@@ -37,6 +37,16 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (OutOfMemory, MemoryError)) or any(w in str(error).lower() for w in words)
 
 
+STATEFUL = ("ar_video",)
+"""The host's samplers whose network keeps keys and values from call to call, and winds them back for the next one."""
+
+
+def _stateful(schedule: Schedule) -> str | None:
+    if schedule.sampler not in STATEFUL:
+        return None
+    return f"with the sampler {schedule.sampler} the network remembers every call, and one that is skipped would be missing"
+
+
 def relative_error(approximate: Tensor, exact: Tensor) -> Tensor:
     """|approximate - exact| / |exact| over everything, a float32 scalar on the device."""
     exact = exact.float()
@@ -83,7 +93,7 @@ class CacheRun:
         self._step: Step | None = None
         self._upward = False
         self._visits: dict[tuple[int, Hashable], int] = {}
-        if objection := policy.objection(schedule):
+        if objection := _stateful(schedule) or policy.objection(schedule):
             self.decline(objection)
 
     @property

@@ -5,7 +5,7 @@ import torch
 from priorcache.cache_core.codecs import AsIs
 from priorcache.cache_core.policies import FORA, Decline, Full
 from priorcache.cache_core.run import CacheRun, out_of_memory, relative_error
-from priorcache.cache_core.sites import MODEL, Action, Site
+from priorcache.cache_core.sites import MODEL, Action, Schedule, Site
 
 SITE = Site("blocks.0.attn", 0, 1)
 ALIGNED = FORA(2, "aligned")
@@ -151,6 +151,15 @@ class Scarce(AsIs):
     def decode(self, kept):
         self._count("give")
         return super().decode(kept)
+
+
+@pytest.mark.parametrize("level", ["branch", "stack", "model"])
+def test_a_network_that_remembers_its_calls_is_called_every_time(level):
+    """Causal Wan: each call writes keys and values that the sampler winds back; a skipped one would leave them short."""
+    run = CacheRun(FORA(2, "aligned", level=level), Schedule(4, sampler="ar_video"))
+    assert walk(run, [1, 2, 3, 4], site=MODEL) == [1, 2, 3, 4]
+    assert len(run.trace.notes) == 1
+    assert "ar_video" in run.trace.notes[0]
 
 
 @pytest.mark.parametrize("measure", ["off", "errors", "truth"])
