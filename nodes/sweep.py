@@ -33,7 +33,7 @@ class PriorCacheSweep(io.ComfyNode):
                 "policy", optional=True, tooltip="A policy to try; connect it, and there is room for another."
             ),
             prefix="policy",
-            min=1,
+            min=0,
             max=MOST,
         )
         return io.Schema(
