@@ -7,10 +7,10 @@ import os
 
 import folder_paths
 from comfy_api.latest import io
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..cache_core.trace import RunTrace, Trace
-from ..errors import PriorCacheError, shown
+from ..errors import PriorCacheError, excerpt, shown
 from ..priors.record import restored
 from .graph import upstream
 from .types import CATEGORY, Policy, TraceHandle
@@ -96,13 +96,15 @@ class PriorCacheReplay(io.ComfyNode):
     @classmethod
     def execute(cls, image: str, run: int = 1) -> io.NodeOutput:
         runs = read(image)
-        listed = "\n".join(f"{i}. {of['policy']} ({of['about']})" for i, of in enumerate(runs, 1))
+        listed = "\n".join(f"{i}. {excerpt(of['policy'])} ({excerpt(of['about'])})" for i, of in enumerate(runs, 1))
         if run > len(runs):
-            raise StampError(f"{image} tells of {len(runs)} sampling run(s), and run is {run}. They are:\n{listed}")
+            raise StampError(
+                f"{image} tells of {len(runs)} sampling run(s), and run is {run}. They are:\n{listed[:600]}"
+            )
         record = runs[run - 1]["record"]
         if record is None:
             raise StampError(
-                f"{image} was made with {runs[run - 1]['policy']}, which needs more than an image holds (a router or mean "
+                f"{image} was made with {excerpt(runs[run - 1]['policy'])}, which needs more than an image holds (a router or mean "
                 "features): load its prior with Load Prior instead"
             )
         return io.NodeOutput(restored(record["policy"], record["settings"]), listed)
@@ -136,8 +138,10 @@ def read(image: str) -> list[dict]:
         with Image.open(path) as opened:
             opened.load()  # text may stand behind the pixels
             text = getattr(opened, "text", {}).get(KEY)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise StampError(f"{image} cannot be read as an image ({error}); choose a PNG as ComfyUI saved it") from error
+    except Exception as error:  # whatever a broken file makes its reader raise
+        raise StampError(
+            f"{image} cannot be read as an image ({excerpt(error)}); choose a PNG as ComfyUI saved it"
+        ) from error
     if text is None:
         raise StampError(
             f"{image} does not say how it was cached: put Stamp Images before Save Image, and take the PNG as it was saved"
@@ -152,5 +156,7 @@ def read(image: str) -> list[dict]:
             if record is not None and not isinstance(record["settings"], dict):
                 raise TypeError("settings are no object")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StampError(f"what {image} says of its caching is damaged ({error}); take another image") from error
+        raise StampError(
+            f"what {image} says of its caching is damaged ({excerpt(error)}); take another image"
+        ) from error
     return runs
