@@ -169,6 +169,27 @@ class TestLatestHost:
         assert [r["evaluations"] for r in result.outputs["other"]["priorcache"]] == [5, 9]
         assert [r["evaluations"] for r in result.outputs[ids["PriorCacheInspect"]]["priorcache"]] == [5]
 
+    def test_two_traces_of_one_workflow_are_compared_and_written(self, server):
+        prompt, ids = first_run(seed=21)
+        full, inspect = ids["KSampler: every step in full"], prompt[ids["PriorCacheInspect"]]["inputs"]
+        policy, apply = (json.loads(json.dumps(prompt[ids[name]])) for name in ("PriorCacheFORA", "PriorCacheApply"))
+        policy["inputs"]["interval"] = 1
+        apply["inputs"] |= {"policy": ["all", 0]}
+        prompt |= {"all": policy, "applied": apply}
+        prompt[full]["inputs"]["model"] = ["applied", 0]
+        inspect |= {
+            "before": ["applied", 1],
+            "before_latent": [full, 0],
+            "export": "PNG, CSV and JSON",
+            "theme": "dark",
+        }
+        shown = server.run(prompt).outputs[ids["PriorCacheInspect"]]
+        assert len(shown["images"]) == 2
+        assert "where before (FORA N=1 (published)) took" in shown["text"][0]
+        names = {path.name for path in (server.base / "output" / "PriorCache").iterdir()}
+        assert {f"inspect_00001_{n}" for n in ("comparison.png", "trace.png", "trace_steps.csv", "all.json")} <= names
+        assert all(name in shown["text"][0] for name in names)
+
     def test_bypassing_apply_gives_exactly_the_uncached_picture(self, server):
         prompt, ids = first_run(seed=16)
         prompt[ids["KSampler: cached"]]["inputs"]["model"] = ["1", 0]  # what the canvas sends for a bypassed node
