@@ -115,6 +115,10 @@ class PriorCachePlan(io.ComfyNode):
         if not prior.plans:
             raise PriorError("this prior holds no plans: put Search Plans behind Calibrate or Load Prior")
         wanted = round(value) if goal == "computed steps" else value
+        if not wanted > 0:
+            raise SettingError(
+                f"Plan Policy: value is {value:g}, and {goal} = {wanted:g} is no goal; give a larger one"
+            )
         plan = chosen(prior.plans, **{GOALS[goal]: wanted})
         image, text = pictured(prior, plan)
         return io.NodeOutput(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -86,6 +87,7 @@ class Watch:
 
 WATCH = Watch()
 
+import_module("torch.nested._internal.nested_tensor")  # torch does so where a broken pickle makes it ask
 for codec in (
     "cp437",
     "raw_unicode_escape",

@@ -5,6 +5,8 @@ import torch
 from priorcache.cache_core.policies import Forecast
 from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
+from priorcache.errors import SettingError
+from priorcache.priors.plan import Plan
 from priorcache.priors.prior import Prior, PriorError
 
 SETTINGS = {"steps": 10, "sampler": "euler", "scheduler": "karras"}
@@ -120,6 +122,14 @@ class TestNodes:
         exact = host.sample(model, **SETTINGS, seed=40)
         error = ((out - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).mean().item()
         assert error == pytest.approx(planned.plans[0].error, rel=0.02)
+
+    @pytest.mark.parametrize(
+        ("goal", "value"), [("computed steps", 0.3), ("speed-up", float("nan")), ("error", float("inf"))]
+    )
+    def test_a_value_that_is_no_goal_is_refused(self, nodes, prior, goal, value):
+        plan = Plan("FORA", {"interval": 2, "level": "model"}, 10, 5, 0.1, 0.2, 4)
+        with pytest.raises(SettingError, match="Plan Policy: value is"):
+            nodes["PriorCachePlan"].execute(prior.planned([plan]), goal, value)
 
     def test_a_plan_serves_another_number_of_steps(self, host, nodes, model, conds, prior):
         planned, *_ = search(nodes, prior, model, conds, samplings=1.0, speedups="2")
