@@ -499,7 +499,7 @@ class TestPriorFiles:
 
 class TestInspect:
     def test_walks_up_from_the_latent_to_the_samplers(self):
-        from priorcache.nodes.inspect import _upstream
+        from priorcache.nodes.graph import upstream
 
         prompt = {
             "1": {"inputs": {}},
@@ -508,9 +508,9 @@ class TestInspect:
             "8": {"inputs": {"model": ["1", 0]}},
             "9": {"inputs": {"latent": ["7", 0], "trace": ["5", 1]}},
         }
-        assert _upstream(prompt, "9", "latent") == {"7", "6", "1"}
-        assert _upstream(prompt, "9", "prior") == set()
-        assert _upstream(None, "9", "latent") == set()
+        assert upstream(prompt, "9", "latent") == {"7", "6", "1"}
+        assert upstream(prompt, "9", "prior") == set()
+        assert upstream(None, "9", "latent") == set()
 
     def test_pictures_of_different_size_become_one_batch(self):
         import numpy as np
