@@ -96,7 +96,17 @@ def summary(plans: Sequence[Plan], chosen: Plan | None = None) -> str:
         f"{p.evaluations} of {p.steps} steps ({p.speedup:.2f}x): {p.error:.3f}, evenly spread {p.unplanned:.3f}"
         for p in plans
     ]
-    return f"{title(plans, None)}. Relative error of the final latent with " + "; ".join(parts) + "."
+    told = f"{title(plans, None)}. Relative error of the final latent with " + "; ".join(parts) + "."
+    return f"{told} {_advice(plans)}" if plans else told
+
+
+def _advice(plans: Sequence[Plan]) -> str:
+    """Which of them to try, and whether the search found anything."""
+    best = min(plans, key=lambda p: p.error / p.unplanned if p.unplanned else 1.0)
+    if best.error >= best.unplanned:
+        return "No plan is better than evenly spread steps: try more samplings in Search Plans."
+    gain = 1 - best.error / best.unplanned
+    return f"Try {best.speedup:.2f}x in Plan Policy first: there planning takes {gain:.0%} off the error of evenly spread steps."
 
 
 def _curve(axes: Axes, plans: Sequence[Plan], chosen: Plan | None, theme: Theme, size: float) -> None:

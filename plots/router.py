@@ -93,7 +93,27 @@ def summary(prior: Prior, threshold: float = 0.1, points: Sequence[Point] = (), 
     said = [title(prior).replace("\n", "; ") + ".", _counted(prior, threshold) + "."]
     said += [f"Penalty {p.label} removes {p.removed:.1%} at a relative error of {p.error:.3f}." for p in points]
     said += [f"{p.label} removes {p.removed:.1%} at {p.error:.3f}." for p in rivals]
-    return " ".join(said)
+    return " ".join([*said, _advice(prior, threshold)])
+
+
+def _advice(prior: Prior, threshold: float) -> str:
+    """What to try next; above all where nothing is reused."""
+    reused, trained, _ = _numbers(prior, threshold)
+    if not trained:
+        return "Try Train Router: this router has no gate, so that nothing would be reused."
+    gates = prior.tables[TABLE].double().numpy()
+    if not reused:
+        smallest = np.nanmin(gates)
+        return (
+            f"Nothing would be reused, because the smallest gate is {smallest:.2g}: try threshold {np.ceil(smallest * 100) / 100:g} "
+            "or more, longer training, or a larger penalty."
+        )
+    if reused == trained:
+        return (
+            "Try a smaller penalty or a lower threshold if the pictures change: every branch that has a gate is reused."
+        )
+    more = np.sort(gates[np.isfinite(gates)])[min(trained - 1, reused + max(trained // 10, 1) - 1)]
+    return f"Try threshold {np.ceil(more * 100) / 100:g} to reuse about a tenth more, and Inspect with a trace for what it costs."
 
 
 def _counted(prior: Prior, threshold: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ...errors import SettingError
@@ -52,10 +53,14 @@ class L2C(CachePolicy):
             )
         if not any(self.reused):
             return (
-                f"no gate of its router is at or below threshold {self.threshold:g}; raise it, or train the router longer "
+                f"no gate of its router is at or below threshold {self.threshold:g}{self._smallest()}; raise it, or train the router longer "
                 "or with a larger penalty"
             )
         return None
+
+    def _smallest(self) -> str:
+        gates = [gate for row in self.scores for gate in row if math.isfinite(gate)]
+        return f", the smallest is {min(gates):.2g}" if gates else ""
 
     def describe(self) -> str:
         count = sum(map(len, self.reused))

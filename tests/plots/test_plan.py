@@ -42,4 +42,8 @@ def test_few_and_strange_plans_are_drawn(draw, plans):
 
 def test_sentences():
     assert "6 of 12 steps (2.00x): 0.020, evenly spread 0.030" in plot.summary(PLANS)
+    assert plot.summary(PLANS).endswith("there planning takes 33% off the error of evenly spread steps.")
+    vain = [Plan("Forecast", {}, 12, 6, 0.1, 0.1, 8)]
+    assert plot.summary(vain).endswith("try more samplings in Search Plans.")
+    assert plot.summary([]).startswith("0 plans")
     assert plot.summary(PLANS, PLANS[2]).endswith("Computed: 0, 4, 8.")

@@ -64,3 +64,13 @@ def test_counts_gates_up_to_the_threshold():
     assert "Penalty 1e-06 removes 25.0% at a relative error of 0.012." in said
     assert "FORA N=2 removes 50.0% at 0.100." in said
     assert "3 of 8" in router.summary(prior(GATES), 0.2)
+
+
+def test_what_to_try_next():
+    assert router.summary(prior(GATES), 0.1).endswith(
+        "Try threshold 0.2 to reuse about a tenth more, and Inspect with a trace for what it costs."
+    )
+    none = router.summary(prior([[NAN, NAN], [0.388, 0.9]]), 0.12)
+    assert "Nothing would be reused, because the smallest gate is 0.39: try threshold 0.39 or more" in none
+    assert "every branch that has a gate is reused" in router.summary(prior(GATES), 1.0)
+    assert "Try Train Router" in router.summary(prior([[NAN, NAN]]), 0.1)

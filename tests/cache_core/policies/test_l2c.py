@@ -50,7 +50,7 @@ def test_serves_its_own_run_and_one_of_which_the_branches_are_unknown():
 
 def test_declines_when_no_gate_is_low_enough():
     high = L2C((FULL, (0.5,) * 4), POLICY.sites, 2)
-    assert "no gate of its router is at or below threshold 0.1" in high.objection(Schedule(2))
+    assert "no gate of its router is at or below threshold 0.1, the smallest is 0.5;" in high.objection(Schedule(2))
 
 
 @pytest.mark.parametrize("bad", [{"threshold": 1.5}, {"threshold": -0.1}, {"sites": ("a",)}])
