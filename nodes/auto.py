@@ -126,8 +126,8 @@ def told(model, speedup: float, shelf: list[Shelved], looked: list[str]) -> str:
         "- Samplers that call the model several times per step, such as heun: FORA on the whole network.",
         f"- Fewer than {SHORTEST} steps: every step is computed.",
     ]
-    if not shelf and not looked:
+    if not shelf:
         lines.append(
-            "No file in models/priorcache belongs to this model. Calibrate, Search Plans and Save Prior make one."
+            "models/priorcache has no plan for this model and goal; Calibrate, Search Plans and Save Prior make one."
         )
     return "\n".join([*lines, *looked])

@@ -59,7 +59,7 @@ class TestWithoutPriors:
         assert run.policy == "Forecast, 5 computed, linear in step"
         assert run.notes == [f"auto 2x chose {run.policy}: there is no plan for this model and goal."]
         assert "Every run: Forecast 2x" in told
-        assert "No file in models/priorcache belongs to this model" in told
+        assert "models/priorcache has no plan for this model and goal" in told
         assert "auto 2x chose" in summary(run)
 
     @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ class TestWithPriors:
 
     def test_a_prior_of_another_model_is_passed_by(self, host, folder, planned):
         planned.save(folder / "mine.safetensors")
-        assert "No file in models/priorcache belongs to this model" in auto(host.model(depth=2))[2]
+        assert "models/priorcache has no plan for this model and goal" in auto(host.model(depth=2))[2]
 
     def test_broken_files_are_named_and_stop_nothing(self, host, model, folder, planned):
         planned.save(folder / "mine.safetensors")
