@@ -293,7 +293,7 @@ def cases(share: int):
         derandomize="PRIORCACHE_FUZZ" not in os.environ,
         deadline=None,
         database=None,
-        phases=(Phase.generate,),
+        phases=(Phase.generate, Phase.shrink),
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
     )
 
