@@ -132,7 +132,7 @@ class Part:
     full: Callable[[], Figure]
     small: Callable[[], Figure]
     text: str
-    tables: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, Callable[[], str]] = field(default_factory=dict)
 
 
 def _of_nothing(theme: Theme) -> Part:
@@ -142,11 +142,11 @@ def _of_nothing(theme: Theme) -> Part:
 
 
 def _of_trace(trace, runs, before, earlier, prior, theme: Theme) -> list[Part]:
-    from ..plots import export, pair
+    from ..plots import pair
     from ..plots import trace as plot
 
     text = "\n\n".join(map(plot.summary, runs)) or plot.WAITING
-    tables = {"steps": export.steps_csv(runs), "branches": export.branches_csv(runs)} if runs else {}
+    tables = _tables(runs) if runs else {}
     own = Part("trace", lambda: plot.draw(runs, theme=theme, prior=prior), lambda: plot.glance(runs, theme=theme), text, tables)  # fmt: skip
     if before is None:
         return [own]
@@ -154,8 +154,13 @@ def _of_trace(trace, runs, before, earlier, prior, theme: Theme) -> list[Part]:
         own.text = f"{own.text}\n\n{ALONE}"
         return [own]
     a, b = earlier[-1], runs[-1]
-    tables = {"steps": export.steps_csv([a, b]), "branches": export.branches_csv([a, b])}
-    return [Part("comparison", lambda: pair.draw(a, b, theme), lambda: pair.glance(a, b, theme), pair.summary(a, b), tables), own]  # fmt: skip
+    return [Part("comparison", lambda: pair.draw(a, b, theme), lambda: pair.glance(a, b, theme), pair.summary(a, b), _tables([a, b])), own]  # fmt: skip
+
+
+def _tables(runs: list[RunTrace]) -> dict[str, Callable[[], str]]:
+    from ..plots import export
+
+    return {"steps": lambda: export.steps_csv(runs), "branches": lambda: export.branches_csv(runs)}
 
 
 def _of_prior(prior: Prior, theme: Theme) -> list[Part]:
@@ -172,7 +177,7 @@ def _of_prior(prior: Prior, theme: Theme) -> list[Part]:
                 lambda: prior_plot.draw(prior, theme),
                 lambda: prior_plot.glance(prior, theme),
                 prior_plot.summary(prior),
-                {"": export.prior_csv(prior)},
+                {"": lambda: export.prior_csv(prior)},
             )
         )
     if learned:
@@ -182,7 +187,7 @@ def _of_prior(prior: Prior, theme: Theme) -> list[Part]:
                 lambda: router_plot.draw(prior, theme=theme),
                 lambda: router_plot.glance(prior, theme=theme),
                 router_plot.summary(prior),
-                {} if parts else {"": export.prior_csv(prior)},
+                {} if parts else {"": lambda: export.prior_csv(prior)},
             )
         )
     if prior.plans:
@@ -192,7 +197,7 @@ def _of_prior(prior: Prior, theme: Theme) -> list[Part]:
                 lambda: plan_plot.draw(prior.plans, theme=theme),
                 lambda: plan_plot.glance(prior.plans, theme=theme),
                 plan_plot.summary(prior.plans),
-                {"": export.plans_csv(prior)},
+                {"": lambda: export.plans_csv(prior)},
             )
         )
     return parts
@@ -210,9 +215,9 @@ def _written(parts: list[Part], wanted: tuple[str, ...], document: str, prefix: 
         files |= {f"{part.name}.png": png(part.full()) for part in parts}
     if "CSV" in wanted:
         files |= {
-            f"{part.name}{table and '_'}{table}.csv": content.encode()
+            f"{part.name}{table and '_'}{table}.csv": written().encode()
             for part in parts
-            for table, content in part.tables.items()
+            for table, written in part.tables.items()
         }
     if "JSON" in wanted:
         files["all.json"] = document.encode()

@@ -48,12 +48,14 @@ def branches_csv(runs: Sequence[RunTrace]) -> str:
 def prior_csv(prior: Prior) -> str:
     """A row per evaluation, branch and distance: the relative L2 error of reuse; and the gate, where there is a router."""
     names = ("step", "sigma", "site", "distance", "error", "gate")
+    errors = [prior.reuse_error(gap + 1).tolist() for gap in range(len(prior.tables["difference"]))]
+    gates = prior.tables[TABLE].tolist() if TABLE in prior.tables else None
     rows = [
-        [t, sigma, site, gap, _known(prior.reuse_error(gap)[t, s]), _known(prior.tables[TABLE][t, s]) if TABLE in prior.tables else None]
+        [t, sigma, site, gap, _known(table[t][s]), None if gates is None else _known(gates[t][s])]
         for t, sigma in enumerate(prior.tables["sigmas"].tolist())
         for s, site in enumerate(prior.sites)
-        for gap in range(1, len(prior.tables["difference"]) + 1)
-    ]  # fmt: skip
+        for gap, table in enumerate(errors, 1)
+    ]
     return _csv(names, rows)
 
 
