@@ -3,8 +3,9 @@
 import dataclasses
 
 import pytest
-from priorcache.cache_core.policies import FORA, GOC, L2C, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
+from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
 from priorcache.cache_core.sites import Action, Schedule, Site, Step
+from priorcache.errors import SettingError
 
 POLICIES = [
     Full(),
@@ -60,6 +61,18 @@ class TestEveryPolicy:
 
     def test_names_itself_in_a_few_words(self, policy):
         assert 0 < len(policy.describe()) < 60
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("make", [
+    lambda: GOC(FORA(2), NAN), lambda: EOC(FORA(2), None, NAN), lambda: ToCa(ratio=NAN), lambda: Forecast(NAN), lambda: FORA(start=NAN),
+    lambda: L2C((), (), 2, NAN), lambda: GOC(FORA(2), float("inf")), lambda: FORA(level="everywhere"), lambda: Forecast(level=""),
+])  # fmt: skip
+def test_a_number_that_is_none_or_a_level_that_is_none_is_refused(make):
+    with pytest.raises(SettingError):
+        make()
 
 
 def test_full_never_reuses():
