@@ -57,18 +57,19 @@ def randomised(network: torch.nn.Module) -> None:
                 weight += 1
 
 
-def built(name: str, **settings):
+def built(name: str, dtype: torch.dtype = torch.float32, **settings):
     """A model of the host's, of a size that its loader would not recognise."""
+    import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
 
     config = getattr(comfy.supported_models, name)(settings)
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     with torch.inference_mode():
         base = config.get_model({}, "")
         randomised(base.diffusion_model)
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.CoreModelPatcher(base, load_device=cpu, offload_device=cpu)
+    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    return comfy.model_patcher.CoreModelPatcher(base, load_device=device, offload_device=offload)
 
 
 def texts(words: int, width: int, pooled: int = 64) -> list[list]:

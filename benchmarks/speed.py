@@ -1,0 +1,306 @@
+"""What caching saves on the clock, at real geometries: python tools/dev.py bench speed [--gpu] [--networks ...].
+
+Networks of the published sizes with random weights in bfloat16 are sampled with every policy and without one, in one
+process, in another order every round. Steps are told apart by what was done in them; a step's time is the median over
+all rounds, and `wall / FLOPs` is the share of the saved arithmetic that arrives on the clock over a whole run. On a CPU
+the larger ones have fewer blocks or a smaller picture, which the table says; `--gpu` takes them as they were published.
+Written to docs/benchmarks.json and docs/benchmarks.md, where what was measured on another device stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from ..cache_core.adapters import adapter_for, sites_of
+from ..cache_core.policies import EOC, FORA, GOC, L2C, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
+from ..cache_core.sites import Action, Site
+from ..cache_core.trace import RunTrace, Trace, human_bytes
+from .overhead import Ground, built, randomised, texts
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs"
+STOCK = "none"
+STEPS = 10
+
+
+@dataclass(frozen=True)
+class Trended:
+    """A trend for EOC where only its time counts: the same one for every branch of a width."""
+
+    sites: tuple[Site, ...]
+    shapes: dict[str, tuple[int, int]]  # of each branch: tokens, width
+    dtype: torch.dtype
+    device: torch.device
+    sigmas: tuple[float, ...]
+    steps: int = STEPS
+    made: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def knows(self, site: str) -> bool:
+        return site in self.shapes
+
+    def at(self, step: int, site: str) -> Tensor:
+        shape = self.shapes[site]
+        if shape not in self.made:
+            self.made[shape] = torch.full(shape, 0.1, dtype=self.dtype, device=self.device)
+        return self.made[shape]
+
+
+def policies(model, trends: Trended) -> dict[str, CachePolicy | None]:
+    """By name; every second step is reused wherever a policy leaves the choice."""
+    names = tuple(site.name for site in trends.sites)
+    half = tuple(float(i % 2) for i in range(len(names)))  # every other branch
+    router = tuple((1.0,) * len(names) if step % 2 == 0 else half for step in range(STEPS))
+    base = FORA(2)
+    return {
+        STOCK: None,
+        "attached, all computed": Full(),
+        "FORA": base,
+        "FORA, all blocks": FORA(2, level="stack"),
+        "FORA, whole network": FORA(2, level="model"),
+        "L2C, half of the branches": L2C(router, names, STEPS),
+        "GOC": GOC(base),
+        "EOC": EOC(base, trends),
+        "Taylor": Taylor(base),
+        "ToCa": ToCa(),
+        "DuCa": DuCa(),
+        "Forecast": Forecast(2.0),
+    }
+
+
+def dit(size: int) -> Callable[[bool], Ground]:
+    def make(_: bool) -> Ground:
+        from ..models import host
+        from ..models.dit import DiT, DiTConfig
+        from ..nodes.dit import conditioning
+
+        config = DiTConfig(1152, 28, 16, 2, 4, 1000, learn_sigma=True, grid_size=size // 16)
+        with torch.inference_mode():
+            network = DiT(config, dtype=torch.bfloat16)
+            randomised(network)
+            model = host.from_weights(config, network.state_dict())
+        prompts = [conditioning(torch.tensor([n])) for n in (1, -1)]
+        return Ground(model, torch.zeros(1, 4, size // 8, size // 8), prompts, (size // 16) ** 2)
+
+    return make
+
+
+def pixart(full: bool) -> Ground:
+    side = 128 if full else 64
+    model = built(
+        "PixArtSigma", torch.bfloat16, image_model="pixart_sigma", hidden_size=1152, num_heads=16, depth=28, patch_size=2,
+        caption_channels=4096, input_size=128, pe_interpolation=2, micro_condition=False, model_max_length=300,
+    )  # fmt: skip
+    return Ground(model, torch.zeros(1, 4, side, side), texts(300, 4096), (side // 2) ** 2)
+
+
+def flux(full: bool) -> Ground:
+    side, (double, single) = (128, (19, 38)) if full else (64, (2, 4))
+    model = built(
+        "Flux", torch.bfloat16, image_model="flux", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096,
+        hidden_size=3072, mlp_ratio=4.0, num_heads=24, depth=double, depth_single_blocks=single, axes_dim=[16, 56, 56],
+        theta=10000, patch_size=2, qkv_bias=True, guidance_embed=True, txt_ids_dims=[],
+    )  # fmt: skip
+    return Ground(model, torch.zeros(1, 16, side, side), texts(512, 4096, 768), (side // 2) ** 2)
+
+
+def sd3(full: bool) -> Ground:
+    side, depth = (128, 24) if full else (64, 8)
+    context = {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 1536}}
+    model = built(
+        "SD3", torch.bfloat16, in_channels=16, pos_embed_scaling_factor=None, depth=depth, input_size=None,
+        adm_in_channels=2048, num_patches=384**2, pos_embed_max_size=384, qk_norm="rms", context_embedder_config=context,
+        x_block_self_attn_layers=list(range(13)),
+    )  # fmt: skip
+    return Ground(model, torch.zeros(1, 16, side, side), texts(333, 4096, 2048), (side // 2) ** 2)
+
+
+NETWORKS: dict[str, tuple[Callable[[bool], Ground], str]] = {
+    "DiT-XL/2 256": (dit(256), "as published"),
+    "DiT-XL/2 512": (dit(512), "as published"),
+    "PixArt-Sigma": (pixart, "all 28 blocks, 512 x 512"),
+    "Flux.1-dev": (flux, "2 + 4 of its 19 + 38 blocks, 512 x 512"),
+    "SD3.5-medium": (sd3, "8 of its 24 blocks, 512 x 512"),
+}
+"""How a network is made, at full size or for a CPU, and what is smaller there."""
+
+
+def sample(ground: Ground, model, cfg: float, callback: Callable[[], None] = lambda: None) -> list[float]:
+    """Seconds of every step."""
+    import comfy.sample
+
+    device = model.load_device
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    marks: list[float] = []
+
+    def step(*_) -> None:
+        marks.append(now())
+        callback()
+
+    noise = comfy.sample.prepare_noise(ground.latent, 0)
+    with torch.inference_mode():
+        begin = now()
+        comfy.sample.sample(
+            model, noise, STEPS, cfg, "euler", "simple", *ground.prompts, ground.latent, disable_pbar=True, seed=0,
+            callback=step,
+        )  # fmt: skip
+    return [after - before for before, after in zip([begin, *marks], marks, strict=False)]
+
+
+def counted(ground: Ground, model, cfg: float) -> list[int]:
+    """FLOPs of every step; matrix products and attention."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def attention(q, k, v, *_, out_shape=None, **__) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    marks = [0]
+    with FlopCounterMode(display=False, custom_mapping={flash: attention}) as counter:
+        sample(ground, model, cfg, lambda: marks.append(counter.get_total_flops()))
+    return [after - before for before, after in pairwise(marks)]
+
+
+def kinds(run: RunTrace | None) -> list[str]:
+    """What was done in each step: "full", or the least that was done of a branch in it."""
+    done: dict[int, set[Action]] = {}
+    for row in run.rows if run else ():
+        done.setdefault(row.step, set()).add(row.action)
+    return [_kind(done.get(step, set())) for step in range(STEPS)]
+
+
+def _kind(actions: set[Action]) -> str:
+    if actions <= {Action.COMPUTE}:
+        return "full"
+    if Action.PARTIAL in actions:
+        return "some tokens"
+    return "some branches" if Action.COMPUTE in actions else "reused"
+
+
+def measured(ground: Ground, cfg: float, rounds: int) -> dict[str, dict]:
+    """Policy -> what it costs and saves."""
+    import comfy.samplers
+
+    from ..nodes.attach import attach
+
+    model, (context, _) = ground.model, ground.prompts[0][0]
+    network, text = model.model.diffusion_model, context.shape[1] if context.ndim == 3 else 0
+    sizes = adapter_for(network).sizes(network, [tuple(ground.latent.shape[1:])], text)
+    shapes = {site.name: shape for site, shape in sizes.items()}
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS).tolist()
+    trends = Trended(sites_of(network), shapes, torch.bfloat16, model.load_device, tuple(sigmas))
+    traces = {name: Trace() for name in policies(model, trends)}
+    models = {
+        name: model if policy is None else attach(model, policy, traces[name])
+        for name, policy in policies(model, trends).items()
+    }
+    flops = {name: counted(ground, attached, cfg) for name, attached in models.items()}  # and warms up
+    seconds: dict[str, list[list[float]]] = {name: [] for name in models}
+    peaks = dict.fromkeys(models, 0)
+    order, rng = list(models), random.Random(0)
+    for _ in range(rounds):
+        rng.shuffle(order)
+        for name in order:
+            if model.load_device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(model.load_device)
+            seconds[name].append(sample(ground, models[name], cfg))
+            if model.load_device.type == "cuda":
+                peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(model.load_device))
+    whole = {name: [sum(run[1:]) for run in runs] for name, runs in seconds.items()}  # the first step warms up
+    found = {}
+    for name in models:
+        run = traces[name].runs[-1] if traces[name].runs else None
+        by_kind: dict[str, list[float]] = {}
+        for of in seconds[name]:
+            for step, kind in list(enumerate(kinds(run)))[1:]:
+                by_kind.setdefault(kind, []).append(of[step])
+        faster = [stock / own for stock, own in zip(whole[STOCK], whole[name], strict=True)]
+        fewer = sum(flops[STOCK][1:]) / sum(flops[name][1:])
+        found[name] = {
+            "milliseconds": {kind: 1e3 * statistics.median(times) for kind, times in by_kind.items()},
+            "faster": statistics.median(faster),
+            "spread": [min(faster), max(faster)],
+            "fewer_flops": fewer,
+            "wall_over_flops": statistics.median(faster) / fewer,
+            "bytes": run.peak_bytes if run else 0,
+            "expected_bytes": run.expected_bytes if run else 0,
+            "peak_device_bytes": peaks[name] or None,
+            "notes": run.notes if run else [],
+        }
+    return found
+
+
+def table(results: dict) -> str:
+    """docs/benchmarks.md."""
+    text = (
+        "# What caching saves on the clock\n\nWritten by `python tools/dev.py bench speed` (on an accelerator with `--gpu`): "
+        f"{STEPS} euler steps, random weights in bfloat16, every second step reused wherever a policy leaves the choice. "
+        "*faster* and *fewer FLOPs* are those of a whole run without its first step, against the run without a cache "
+        "beside it; *wall / FLOPs* is one over the other. Bytes are what was held, and what Apply Cache said before.\n"
+    )
+    for device, of_device in results.items():
+        text += f"\n## {device}\n\n{of_device['about']}\n"
+        for name, of in of_device["networks"].items():
+            text += (
+                f"\n### {name}, {of['tokens']} tokens, cfg {of['cfg']:g}\n\n{of['size']}; {of['rounds']} rounds.\n\n"
+            )
+            text += "| policy | ms a step | faster | from to | fewer FLOPs | wall / FLOPs | held | said before |\n"
+            text += "|---|---|---|---|---|---|---|---|\n"
+            for policy, row in of["policies"].items():
+                times = ", ".join(f"{kind} {ms:.0f}" for kind, ms in row["milliseconds"].items())
+                low, high = row["spread"]
+                held, said = human_bytes(row["bytes"]), human_bytes(row["expected_bytes"] or 0)
+                text += (
+                    f"| {policy} | {times} | {row['faster']:.2f}x | {low:.2f} to {high:.2f} | {row['fewer_flops']:.2f}x "
+                    f"| {row['wall_over_flops']:.2f} | {held} | {said} |\n"
+                )
+    if not any("GPU" in device or "NVIDIA" in device for device in results):
+        text += "\n## Accelerator\n\nNot measured yet: `python tools/dev.py bench speed --gpu`.\n"
+    return text
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="dev.py bench speed", description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--cfg", nargs="+", type=float, default=[1.0, 4.0], help="1: one cond, above: two")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args(argv)
+    import comfy.model_management
+    import comfyui_version
+
+    device = comfy.model_management.get_torch_device()
+    full = device.type != "cpu"
+    name = torch.cuda.get_device_name(device) if full else f"CPU, {torch.get_num_threads()} threads"
+    file = FOLDER / "benchmarks.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    mine = results.setdefault(name, {"networks": {}})
+    mine["about"] = (
+        f"{platform.machine()}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}, "
+        f"Python {platform.python_version()}."
+    )
+    for network in args.networks:
+        make, smaller = NETWORKS[network]
+        ground = make(full)
+        for cfg in args.cfg:
+            mine["networks"][f"{network}, cfg {cfg:g}"] = {
+                "tokens": ground.tokens, "cfg": cfg, "rounds": args.rounds, "size": "as published" if full else smaller,
+                "policies": measured(ground, cfg, args.rounds),
+            }  # fmt: skip
+            file.write_text(json.dumps(results, indent=1) + "\n")
+            (FOLDER / "benchmarks.md").write_text(table(results))
+            print(f"{network}, cfg {cfg:g}: written to docs/benchmarks.md", flush=True)
