@@ -206,19 +206,23 @@ def heat(axes: Axes, table: Grid, rows: list[int], theme: Theme, norm, size: flo
     return image
 
 
-def dots(axes: Axes, table: Grid, rows: list[int], theme: Theme) -> None:
-    """Marks on cells that were not computed and whose error is known; drawn once the size of the axes is settled."""
+def dots(axes: Axes, table: Grid, rows: list[int], theme: Theme) -> bool:
+    """Marks on cells that were not computed and whose error is known, where there is room; the size of the axes is settled.
+
+    Returns whether any was drawn.
+    """
     box = axes.get_window_extent()
     across, down = (
         72 / axes.figure.dpi * length for length in (box.width / table.errors.shape[1], box.height / len(rows))
     )
     size = min(0.42 * across, 0.42 * down, 5.0)
-    if size < SMALLEST_DOT:
-        return
-    kinds, known = table.kinds[rows], np.isfinite(table.errors[rows])
+    kinds, known = table.kinds[rows], np.isfinite(table.true[rows])
+    if size < SMALLEST_DOT or not known.any():
+        return False
     for kind in KINDS[1:]:
         y, x = np.nonzero((kinds == kind) & known)
         axes.plot(x, y, "o", ls="", ms=size, color=theme.kinds[kind], mec=theme.paper, mew=0.5)
+    return True
 
 
 def _stretches(line: NDArray[np.bool_]) -> list[tuple[int, int]]:

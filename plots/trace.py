@@ -35,11 +35,7 @@ def draw(
     figure = new_figure(WIDTH, sum(tall), theme)
     parts = np.atleast_1d(figure.subfigures(len(runs), 1, height_ratios=tall))
     more = f"  (the last {len(runs)} runs; {left_out} earlier ones are not drawn)" if left_out else ""
-    maps = [
-        part
-        for run, rows, sub in zip(runs, heights, parts, strict=True)
-        for part in _full(sub, run, rows, theme, prior, more)
-    ]
+    maps = [_full(*one, theme, prior, more) for one in zip(parts, runs, heights, strict=True)]
     _dotted(figure, maps, theme)
     return figure
 
@@ -65,9 +61,7 @@ def _full(part: SubFigure, run: RunTrace, heights: list[float], theme: Theme, pr
     errors = sheet.panel(2, panels.ERRORS if len(table.sites) > 1 else "Error of reuse", "relative L2")
     panels.errors(errors, run, theme, size, prior)
     maps = panels.maps(sheet, 3, table, table.errors, theme, log_norm(table.errors), "relative L2 error")
-    if maps:
-        legend(maps[0], theme, _cells(table, theme), size - 2)
-    else:
+    if not maps:
         note(sheet.panel(3), theme, "no branch was looked at in this run")
     time = sheet.panel(len(heights) - 2, "Time per evaluation")
     panels.seconds(time, run, theme, size)
@@ -80,12 +74,12 @@ def _full(part: SubFigure, run: RunTrace, heights: list[float], theme: Theme, pr
 STORED = {"device": "", "cpu": ", in main memory", "8 bit": ", in 8 bits"}
 
 
-def _cells(table: Grid, theme: Theme) -> list:
+def _cells(table: Grid, theme: Theme, dotted: bool) -> list:
     """What the cells of the maps mean that hold no colour of the scale."""
     known, found = np.isfinite(table.errors), []
     for kind in KINDS[1:]:
         at = table.kinds == kind
-        if (at & known).any():
+        if dotted and (at & known).any():
             found.append(Line2D([], [], ls="", marker="o", color=theme.kinds[kind], label=f"{kind}, true error"))
         if (at & ~known).any():
             found.append(Patch(facecolor=theme.tint(kind), label=f"{kind}, error unknown"))
@@ -94,13 +88,14 @@ def _cells(table: Grid, theme: Theme) -> list:
     return found
 
 
-def _dotted(figure: Figure, maps: list, theme: Theme) -> None:
-    """Settle the layout, then put dots that fit into the cells."""
-    if not any((np.isfinite(table.true[rows])).any() for _, table, rows in maps):
-        return
-    figure.get_layout_engine().execute(figure)
-    for axes, table, rows in maps:
-        panels.dots(axes, table, rows, theme)
+def _dotted(figure: Figure, maps: list[list], theme: Theme) -> None:
+    """Settle the layout, then put dots where they fit into the cells, and say what the cells mean."""
+    if any(np.isfinite(table.true).any() for own in maps for _, table, _ in own):
+        figure.get_layout_engine().execute(figure)
+    for own in maps:
+        drawn = [panels.dots(axes, table, rows, theme) for axes, table, rows in own]
+        if own:
+            legend(own[0][0], theme, _cells(own[0][1], theme, any(drawn)), RC["font"] - 2)
 
 
 def glance(runs: Sequence[RunTrace], otherwise: str = WAITING, theme: Theme = LIGHT) -> Figure:

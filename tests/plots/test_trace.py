@@ -131,7 +131,8 @@ def test_true_errors_are_dots_on_the_scale_and_a_curve_of_their_own():
 def test_dots_too_small_to_see_are_left_out():
     figure = plot.draw([trace(400, measure="truth")])
     (attention,) = (axes for axes in figure.axes if axes.get_title(loc="left") == "Attention")
-    assert attention.lines == [] or not list(attention.lines)
+    assert not list(attention.lines)
+    assert "reused, true error" not in words(figure)
 
 
 def test_a_curve_runs_through_its_own_steps_only():
