@@ -477,7 +477,7 @@ def workflows() -> list[Workflow]:
             *_source(12),
             _fora("fora", (380, 0), preset="50 %"),
             Node("taylor", "PriorCacheTaylor", (380, 270), (320, 110), {"policy": ("fora", 0), "order": 1, "exact": False}, colour="#233"),
-            Node("sweep", "PriorCacheSweep", (760, 0), (420, 860), {**links, "vae": ("vae", 0), "policies.policy0": ("fora", 0), "policies.policy1": ("taylor", 0), **DDIM, "goals": "1.5x, 2x, 3x, 10 steps", "seed": 7, "runs": 2, "steps": 20, "denoise": 1.0}, colour="#233"),
+            Node("sweep", "PriorCacheSweep", (760, 0), (420, 860), {**links, "vae": ("vae", 0), "policies.policy0": ("fora", 0), "policies.policy1": ("taylor", 0), **DDIM, "goals": "1.5x, 2x, 3x, 10 steps", "seed": 7, "runs": 3, "steps": 20, "denoise": 1.0}, colour="#233"),
             Node("grid", "PreviewImage", (1240, 0), (700, 560), {"images": ("sweep", 1)}, "The pictures"),
             Node("table", "PreviewAny", (1240, 620), (700, 240), {"source": ("sweep", 2)}, "The figures"),
         ],
