@@ -98,12 +98,14 @@ def counted(report: ElementTree.Element) -> dict:
 def rows(record: dict) -> list[list[str]]:
     """One row per host, newest first."""
 
-    def cell(part: dict) -> str:
+    def cell(part: dict | None) -> str:
+        if part is None:
+            return "not run"
         failed = len(part["failed"])
         return f"{part['passed']} of {part['passed'] + failed}" if failed else f"✓ {part['passed']}"
 
     newest_first = sorted(record, key=lambda v: tuple(map(int, v.split("."))), reverse=True)
-    return [[version, *(cell(record[version][part]) for part in CORE)] for version in newest_first]
+    return [[version, *(cell(record[version].get(part)) for part in CORE)] for version in newest_first]
 
 
 def inserted(readme: str, record: dict) -> str:

@@ -1,0 +1,77 @@
+"""The table of hosts is what the tests reported."""
+
+import json
+from xml.etree import ElementTree
+
+import hosts
+import pytest
+
+REPORT = """<testsuites><testsuite>
+<testcase name="a" /><testcase name="b" />
+<testcase name="c"><skipped message="no such class" /></testcase>
+<testcase name="d"><failure message="AssertionError: 1 is not 2&#10;more" /></testcase>
+<testcase name="e"><error message="ImportError: gone" /></testcase>
+</testsuite></testsuites>"""
+
+
+def test_a_report_is_counted_with_the_reason_of_every_failure():
+    found = hosts.counted(ElementTree.fromstring(REPORT))
+    assert found == {
+        "passed": 2,
+        "skipped": 1,
+        "failed": {"d": "AssertionError: 1 is not 2", "e": "ImportError: gone"},
+    }
+
+
+@pytest.fixture
+def record():
+    good, bad = {"passed": 5, "skipped": 0, "failed": {}}, {"passed": 4, "skipped": 0, "failed": {"x": "why"}}
+    return {"0.9.1": dict.fromkeys(hosts.CORE, good), "0.10.0": dict.fromkeys(hosts.CORE, good) | {"nodes": bad}}
+
+
+def test_rows_are_newest_first_and_tell_what_failed(record):
+    newest, oldest = hosts.rows(record)
+    assert (newest[0], oldest[0]) == ("0.10.0", "0.9.1")
+    assert newest[1 + list(hosts.CORE).index("nodes")] == "4 of 5"
+    assert set(oldest[1:]) == {"✓ 5"}
+
+
+def test_a_part_that_was_not_run_is_not_shown_as_passed(record):
+    del record["0.9.1"]["sampling"]
+    assert hosts.rows(record)[1][1 + list(hosts.CORE).index("sampling")] == "not run"
+
+
+def test_the_readme_changes_between_its_marks_only(record):
+    text = f"before\n{hosts.BEGIN}old\n{hosts.END}after\n"
+    found = hosts.inserted(text, record)
+    assert found.startswith(f"before\n{hosts.BEGIN}")
+    assert found.endswith(f"{hosts.END}after\n")
+    assert "old" not in found
+    assert hosts.inserted(found, record) == found
+
+
+def test_what_is_not_ours_to_mend_is_said_where_it_fails(record, monkeypatch):
+    monkeypatch.setattr(hosts, "KNOWN", {"0.10.0": "Why it fails.", "0.9.1": "Not shown: nothing failed."})
+    found = hosts.inserted(f"{hosts.BEGIN}{hosts.END}.", record)
+    assert "0.10.0: Why it fails.\n" in found
+    assert "Not shown" not in found
+
+
+def test_a_readme_without_marks_is_told(record):
+    with pytest.raises(SystemExit, match="no place for the table"):
+        hosts.inserted("nothing here", record)
+
+
+def test_every_part_names_tests_that_there_are():
+    for tests in hosts.CORE.values():
+        for test in tests:
+            path, _, name = test.partition("::")
+            assert f"def {name.split('::')[-1]}(" in (text := (hosts.dev.ROOT / path).read_text()) or not name, test
+            assert "def test_" in text
+
+
+def test_the_readme_shows_what_was_recorded():
+    record = json.loads(hosts.RECORD.read_text())
+    assert set(record) == set(hosts.dev.HOSTS)
+    readme = hosts.README.read_text()
+    assert hosts.inserted(readme, record) == readme
