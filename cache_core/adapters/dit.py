@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ...models.dit import modulate
@@ -26,6 +27,7 @@ class DiTAdapter(Adapter):
 @returns("x")
 def block(self: nn.Module, branch: Branch, x: Tensor, c: Tensor) -> Tensor:
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=-1)
-    x = x + gate_a * branch("attn", lambda x: self.attn(modulate(self.norm1(x), shift_a, scale_a)), x)
-    x = x + gate_m * branch("mlp", lambda x: self.mlp(modulate(self.norm2(x), shift_m, scale_m)), x, tokenwise=True)
-    return x
+    attn = branch("attn", lambda x: self.attn(modulate(self.norm1(x), shift_a, scale_a)), x)
+    x = torch.addcmul(x, gate_a, attn)
+    mlp = branch("mlp", lambda x: self.mlp(modulate(self.norm2(x), shift_m, scale_m)), x, tokenwise=True)
+    return torch.addcmul(x, gate_m, mlp)

@@ -145,7 +145,7 @@ class Forecast(CachePolicy):
             return f"the sampler {name} adds noise, which no past step foretells; use one without, such as euler or dpmpp_2m"
         if schedule.sampler in SEVERAL:
             return f"the sampler {name} calls the model several times per step; use one that does not, such as euler or dpmpp_2m"
-        if self.sigmas and not _alike(self.sigmas, schedule.sigmas):
+        if self.sigmas and not (_equal(self.sigmas, schedule.sigmas) or _alike(self.sigmas, schedule.sigmas)):
             (a, b), (c, d) = _range(self.sigmas), _range(schedule.sigmas)
             return f"its plan is for noise from {a:.3g} to {b:.3g}, this run has {c:.3g} to {d:.3g}; plan with this run's settings"
         return None
