@@ -155,7 +155,10 @@ def _config(
 ) -> DiTConfig:
     def shape(name: str, dims: int) -> tuple[int, ...]:
         if name not in weights:
-            raise CheckpointError(f"{name} is missing: the file is incomplete or not a class-conditional DiT")
+            raise CheckpointError(
+                f"{name} is missing: the file is incomplete, or not a class-conditional DiT; load other models with the "
+                "loader of their own architecture"
+            )
         if weights[name].ndim != dims:
             raise CheckpointError(f"{name} has shape {tuple(weights[name].shape)}; {dims} dimensions were expected")
         return tuple(weights[name].shape)

@@ -68,7 +68,10 @@ def read(weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = Non
     sizes = {}
     for name, dims in SIZED.items():
         if name not in weights or weights[name].ndim != dims:
-            raise CheckpointError(f"{name} is missing or not a tensor of {dims} dimensions: this is no PixArt")
+            raise CheckpointError(
+                f"{name} is missing or not a tensor of {dims} dimensions: this is no PixArt; load it with the loader of its "
+                "own architecture"
+            )
         sizes[name] = tuple(weights[name].shape)
     hidden, channels, patch, _ = sizes["x_embedder.proj.weight"]
     words, caption = sizes["y_embedder.y_embedding"]

@@ -251,5 +251,6 @@ def _schedule(model, sampler, sigmas: torch.Tensor) -> Schedule:
 def _new_trace(policy: CachePolicy, schedule: Schedule, noise: torch.Tensor) -> RunTrace:
     context = get_executing_context()
     origin = (context.prompt_id, context.node_id) if context else ("", "")
-    about = f"{schedule.sampler}, {schedule.total} steps, {' x '.join(map(str, noise.shape))}"
+    steps = f"{schedule.total} step{'s'[: schedule.total > 1]}"
+    about = f"{schedule.sampler}, {steps}, {' x '.join(map(str, noise.shape))}"
     return RunTrace(policy.describe(), schedule.total, origin=origin, about=about)

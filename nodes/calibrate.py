@@ -101,7 +101,8 @@ class PriorCacheCalibrate(io.ComfyNode):
             subject(model, sampler_name, scheduler, steps, cfg, denoise), tuple(latent.shape[1:]), seeds
         )
         image = torch.from_numpy(pixels(plot.draw(prior)))[None]
-        return io.NodeOutput(prior, image, plot.summary(prior), ui=ui.PreviewImage(image, cls=cls))
+        small = torch.from_numpy(pixels(plot.glance(prior)))[None]  # readable in the node; the output has everything
+        return io.NodeOutput(prior, image, plot.summary(prior), ui=ui.PreviewImage(small, cls=cls))
 
 
 def subject(model, sampler="", scheduler="", steps=0, cfg=0.0, denoise=1.0) -> Subject:

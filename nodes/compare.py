@@ -45,7 +45,10 @@ class PriorCacheCompare(io.ComfyNode):
 
         for name, (a, b) in {"images": (images_a, images_b), "latent": (latent_a, latent_b)}.items():
             if (a is None) != (b is None):
-                raise SettingError(f"Compare: {name}_{'b' if b is None else 'a'} is missing; a pair is compared.")
+                missing, given = (f"{name}_{side}" for side in ("ba" if b is None else "ab"))
+                raise SettingError(
+                    f"Compare: {missing} is missing; connect it, or take {given} off: pairs are compared."
+                )
         if images_a is None and latent_a is None:
             raise SettingError(NOTHING)
         parts, picture, error = [], torch.ones(1, 64, 64, 3), 0.0

@@ -124,7 +124,8 @@ def parse_labels(text: str) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or len(out) + last - first >= MAX_LABELS:
             raise SettingError(
-                f"DiT Class Label: range {part!r} runs backwards or makes more than {MAX_LABELS} labels."
+                f"DiT Class Label: range {part!r} runs backwards or makes more than {MAX_LABELS} labels; write the smaller "
+                "number first, and fewer."
             )
         out += range(first, last + 1)
     return out

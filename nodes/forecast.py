@@ -120,9 +120,9 @@ class PriorCachePlan(io.ComfyNode):
                 f"Plan Policy: value is {value:g}, and {goal} = {wanted:g} is no goal; give a larger one"
             )
         plan = chosen(prior.plans, **{GOALS[goal]: wanted})
-        image, text = pictured(prior, plan)
+        image, small, text = pictured(prior, plan)
         return io.NodeOutput(
-            plan.restored(), image, text, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": (text,)}
+            plan.restored(), image, text, ui={**ui.PreviewImage(small, cls=cls).as_dict(), "text": (text,)}
         )
 
 
@@ -198,9 +198,9 @@ class PriorCacheSearch(io.ComfyNode):
         gram = prior.tables.get("gram/positive")
         plans = search_plans(search, forecasts(sample.schedule, gram), counts, samplings)
         prior = prior.planned(merged([plans, prior.plans]))
-        image, text = pictured(prior)
+        image, small, text = pictured(prior)
         text += f" The search cost {search.spent:.0f} samplings and tried {len(search.tried)} settings."
-        return io.NodeOutput(prior, image, text, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": (text,)})
+        return io.NodeOutput(prior, image, text, ui={**ui.PreviewImage(small, cls=cls).as_dict(), "text": (text,)})
 
 
 class Sampler:
@@ -272,10 +272,13 @@ def evaluations(speedups: str, steps: int) -> list[int]:
     return sorted({max(2, int(steps / v + 1e-6)) for v in values}, reverse=True)
 
 
-def pictured(prior: Prior, plan: Plan | None = None) -> tuple[torch.Tensor, str]:
+def pictured(prior: Prior, plan: Plan | None = None) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """Everything; what reads inside a node; sentences."""
     from ..plots import plan as plot
     from ..plots.style import pixels
 
     gram = prior.tables.get("gram/positive")
     errors = step_errors_of(plan, gram, prior.subject.prediction) if plan and gram is not None else ()
-    return torch.from_numpy(pixels(plot.draw(prior.plans, plan, errors)))[None], plot.summary(prior.plans, plan)
+    figures = plot.draw(prior.plans, plan, errors), plot.glance(prior.plans, plan)
+    full, small = (torch.from_numpy(pixels(figure))[None] for figure in figures)
+    return full, small, plot.summary(prior.plans, plan)

@@ -242,8 +242,9 @@ class PriorCacheTrainRouter(io.ComfyNode):
             points.append(judged(f"{training.penalty:g}", policy(made, threshold)))
         rivals = [judged(rival.describe(), rival) for rival in rivals]
         image = torch.from_numpy(pixels(plot.draw(made, threshold, training.losses, points, rivals)))[None]
+        small = torch.from_numpy(pixels(plot.glance(made, threshold)))[None]  # readable in the node
         return io.NodeOutput(
-            made, image, plot.summary(made, threshold, points, rivals), ui=ui.PreviewImage(image, cls=cls)
+            made, image, plot.summary(made, threshold, points, rivals), ui=ui.PreviewImage(small, cls=cls)
         )
 
 

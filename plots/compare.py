@@ -83,6 +83,7 @@ def checked(a: Tensor, b: Tensor, what: str) -> tuple[Tensor, Tensor]:
     if a.shape != b.shape:
         there, here = (" x ".join(map(str, x.shape)) for x in (a, b))
         raise SettingError(
-            f"Compare: {what}_a is {there} and {what}_b is {here}; compare batches of one size and number"
+            f"Compare: {what}_a is {there} and {what}_b is {here}; compare batches of one size and number, as from two "
+            "samplers with the same empty latent"
         )
     return a.detach().to(torch.device("cpu")), b.detach().to(torch.device("cpu"))

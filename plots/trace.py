@@ -19,7 +19,10 @@ from .words import summary
 __all__ = ["draw", "figures", "glance", "kinds", "summary", "title"]
 
 MOST_RUNS, MOST_AT_A_GLANCE = 12, 3
-WAITING = "No sampling run yet: queue the workflow with a sampler behind Apply Cache."
+WAITING = (
+    "No sampling run yet: connect the latent of the sampler behind Apply Cache, so that Inspect waits for it. "
+    "Where it is connected, another Apply Cache between the two has taken this one's place."
+)
 WIDTH, TITLES = 10.5, 0.33  # inches; of a panel's title
 
 

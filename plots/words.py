@@ -21,6 +21,8 @@ KNOBS = {
     "Forecast": ("a higher speedup", "a lower speedup"),
 }
 """How a policy is told to skip more, and less."""
+MILDEST = {"FORA": "more sampler steps"}
+"""What is left to try where every second step is computed: the next smaller interval reuses nothing."""
 PLACES = {MODEL.name: "the whole network", STACK.name: "all blocks"}
 DECLINED = " computed everything"
 
@@ -39,7 +41,8 @@ def happened(run: RunTrace) -> str:
     steps, skipped = run.evaluations, run.evaluations - len(run.full_steps())
     where = {"device": "", "cpu": " of main memory", "8 bit": " in 8 bits"}[run.store]
     expected = "" if run.expected_bytes is None else f" ({human_bytes(run.expected_bytes)} expected)"
-    done = f"{skipped} of {steps} evaluations skipped work ({_parts(run)})" if skipped else f"all {steps} evaluations were computed in full"  # fmt: skip
+    full = f"all {steps} evaluations were computed in full" if steps > 1 else "its one evaluation was computed in full"
+    done = f"{skipped} of {steps} evaluations skipped work ({_parts(run)})" if skipped else full
     return (
         f"{run.policy}, {run.about}: {done} in {run.seconds:.2f} s in the model{_speed(run)}, and the cache held "
         f"{human_bytes(run.peak_bytes)}{where} at most{expected}."
@@ -127,6 +130,8 @@ def advice(run: RunTrace) -> str:
     """The one thing to try next."""
     named = run.policy.rpartition(" on ")[2].split(" ")[0].rstrip(",")
     more, less = KNOBS.get(named, ("a policy that skips more", "a policy that skips less"))
+    if f"{named} N=2 " in f"{run.policy} ":
+        less = MILDEST.get(named, less)
     if not run.complete:
         return "Try to let it run to the end."
     if not _skipped(run):
@@ -144,15 +149,16 @@ def advice(run: RunTrace) -> str:
     rough = _roughest(errors)
     if rough is not None and mean > CALM:
         begin, end, there, elsewhere = rough
-        window = "start and end" if named == "FORA" else "the policy"
-        return (
-            f"Try {window} so that steps {begin} to {end} are computed, where the error is {there:.2f} against "
-            f"{elsewhere:.2f} elsewhere, or {less}."
-        )
+        where = f"the error is {there:.2f} against {elsewhere:.2f} elsewhere"
+        if named == "FORA":
+            return f"Try start and end so that steps {begin} to {end} are computed, where {where}, or {less}."
+        return f"Try {less}: at steps {begin} to {end} {where}."
     if mean > ROUGH:
         return f"Try {less}, or GOC, EOC or Taylor Policy to correct what is reused." if " on " not in run.policy else f"Try {less}."  # fmt: skip
-    if mean < CALM:
+    if mean < CALM and any(site.name != MODEL.name for site in table.sites):
         return f"Try {more}: there is room for it."
+    if mean < CALM:  # of the whole network, whose errors go into the picture as they are
+        return f"Try {more} if the picture holds, and compare with fewer steps: Sweep draws both."
     if run.measure != "truth":
         return (
             f"Try measure = truth in Apply Cache for the error that was really made, and {more} if the picture holds."

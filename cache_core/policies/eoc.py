@@ -76,11 +76,13 @@ class EOC(Correction):
         if schedule.sites and not any(self.trends.knows(site.name) for site in schedule.sites):
             return "its prior knows none of the branches of this model; calibrate this model"
         if schedule.sigmas and not self._fits(schedule):
-            return (
-                f"its prior was measured at {self.trends.steps} steps from noise {self.trends.sigmas[0]:.3g} and this run "
-                f"has {schedule.total} from {schedule.sigmas[0]:.3g}, or at others in between; calibrate with the settings "
-                "that you sample with"
+            there, here = ((n, f"{sigmas[0]:.3g}") for n, sigmas in ((self.trends.steps, self.trends.sigmas), (schedule.total, schedule.sigmas)))  # fmt: skip
+            differ = (
+                f"measured at {there[0]} steps from noise {there[1]} and this run has {here[0]} from {here[1]}"
+                if there != here
+                else "measured at other noise than this run has at its steps"
             )
+            return f"its prior was {differ}; calibrate with the settings that you sample with"
         return super().objection(schedule)
 
     def _fits(self, schedule: Schedule) -> bool:

@@ -139,7 +139,7 @@ class Forecast(CachePolicy):
 
     def objection(self, schedule: Schedule) -> str | None:
         if schedule.total < SHORTEST:
-            return f"a schedule of {schedule.total} steps has none to spare; {SHORTEST} are the least"
+            return f"a schedule of {schedule.total} step{'s'[: schedule.total > 1]} has none to spare; {SHORTEST} are the least"
         name = schedule.sampler.removesuffix("_function")
         if any(part in name for part in NOISY):
             return f"the sampler {name} adds noise, which no past step foretells; use one without, such as euler or dpmpp_2m"

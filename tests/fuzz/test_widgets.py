@@ -159,7 +159,7 @@ class TestPolicies:
         from priorcache.nodes import forecast
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(forecast, "pictured", lambda *a: (torch.zeros(1, 1, 1, 3), ""))
+            patch.setattr(forecast, "pictured", lambda *a: (torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 1, 3), ""))
             patch.setattr(forecast.ui, "PreviewImage", lambda *a, **k: type("Shown", (), {"as_dict": dict})())
             yield
 

@@ -46,6 +46,11 @@ def test_without_a_full_step_no_speed_is_claimed():
     assert "faster" not in said
 
 
+def test_one_step_is_one():
+    said = words.summary(trace(1, compute))
+    assert "its one evaluation was computed in full" in said
+
+
 def test_times_in_shadow_are_called_so():
     said = words.summary(trace(measure="truth"))
     assert "computing in shadow included" in said
@@ -122,15 +127,26 @@ class TestAdvice:
     def test_one_rough_third_is_to_be_computed(self):
         run = trace(12, error=lambda step, site: 0.9 if step >= 8 else 0.1)
         assert words.advice(run) == (
-            "Try start and end so that steps 8 to 11 are computed, where the error is 0.90 against 0.10 elsewhere, or a "
-            "smaller interval."
+            "Try start and end so that steps 8 to 11 are computed, where the error is 0.90 against 0.10 elsewhere, or more "
+            "sampler steps."
         )
+        run = trace(12, error=lambda step, site: 0.9 if step >= 8 else 0.1, policy="Forecast 2x", sites=[MODEL])
+        assert words.advice(run) == "Try a lower speedup: at steps 8 to 11 the error is 0.90 against 0.10 elsewhere."
 
     def test_large_errors_everywhere_are_to_be_corrected_or_avoided(self):
-        assert words.advice(trace(error=lambda *_: 0.5)) == (
+        assert words.advice(trace(error=lambda *_: 0.5, policy="FORA N=3 (published)")) == (
             "Try a smaller interval, or GOC, EOC or Taylor Policy to correct what is reused."
         )
-        assert words.advice(trace(error=lambda *_: 0.5, policy="GOC 0.8 on FORA N=2")) == "Try a smaller interval."
+        assert words.advice(trace(error=lambda *_: 0.5, policy="GOC 0.8 on FORA N=3")) == "Try a smaller interval."
+
+    @pytest.mark.parametrize("policy", ["FORA N=2 (published)", "GOC 0.8 on FORA N=2 (aligned)", "GOC 0.8 on FORA N=2"])
+    def test_where_every_second_step_is_computed_no_smaller_interval_is_left(self, policy):
+        said = words.advice(trace(error=lambda *_: 0.5, policy=policy))
+        assert said.startswith("Try more sampler steps")
+
+    def test_a_calm_whole_network_promises_no_room(self):
+        said = words.advice(trace(policy="Forecast 2x", error=lambda *_: 0.01, sites=[MODEL]))
+        assert said == "Try a higher speedup if the picture holds, and compare with fewer steps: Sweep draws both."
 
     def test_a_saving_that_does_not_arrive_on_the_clock_is_named(self):
         run = trace()
