@@ -59,9 +59,9 @@ def glance(plans: Sequence[Plan], chosen: Plan | None = None, theme: Theme = LIG
 
 
 def _named(plans: Sequence[Plan], chosen: Plan | None) -> tuple[str, str]:
-    first, _, second = title(plans, chosen).partition("\n")
-    if chosen is not None:
-        return first, second
+    if chosen is not None:  # the speed-up is among the figures
+        first, _, second = title(plans, chosen).partition("\n")
+        return first.rpartition(",")[0], second
     count = f"{len(plans)} plan{'s'[: len(plans) != 1]}"
     return count, f"{', '.join(sorted({p.policy for p in plans}))}; judged on {_judged(plans)} pictures"
 

@@ -170,7 +170,7 @@ def _fora(key: str = "policy", at: tuple[int, int] = (380, 390), **changes) -> N
         "scope": "branches",
         "preset": "custom",
     } | changes
-    return Node(key, "PriorCacheFORA", at, (320, 210), settings, colour="#233")
+    return Node(key, "PriorCacheFORA", at, (320, 185), settings, colour="#233")
 
 
 def _corrected(name: str, preset: str, correction: Node, note: str, *others: Node) -> Workflow:
@@ -461,15 +461,15 @@ def workflows() -> list[Workflow]:
         _source(12),
         [
             *few,
-            Node("calibrate", "PriorCacheCalibrate", (380, 880), (420, 620), {**judged, **settings, "seed": 100, "runs": 1, "steps": 20}, colour="#233"),
-            Node("search", "PriorCacheSearch", (860, 880), (420, 620), {"prior": ("calibrate", 0), **judged, "seed": 1000, "samplings": 40.0, "speedups": "2, 2.5, 3.3, 4"}, colour="#233"),
-            Node("policy", "PriorCachePlan", (1340, 880), (420, 620), {"prior": ("search", 0), "model": ("model", 0), "goal": "speed-up", "value": 2.0}, colour="#233"),
+            Node("calibrate", "PriorCacheCalibrate", (380, 880), (420, 800), {**judged, **settings, "seed": 100, "runs": 1, "steps": 20}, colour="#233"),
+            Node("search", "PriorCacheSearch", (860, 880), (420, 800), {"prior": ("calibrate", 0), **judged, "seed": 1000, "samplings": 40.0, "speedups": "2, 2.5, 3.3, 4"}, colour="#233"),
+            Node("policy", "PriorCachePlan", (1340, 880), (420, 800), {"prior": ("search", 0), "model": ("model", 0), "goal": "speed-up", "value": 2.0}, colour="#233"),
             Node("said", "PreviewAny", (1800, 1040), (760, 170), {"source": ("policy", 2)}, "What is planned"),
         ],
         PLAN_NOTE,
         steps=20,
     )  # fmt: skip
-    plan.groups.append(("Calibrate, search, choose", (-20, 800, 1800, 730)))
+    plan.groups.append(("Calibrate, search, choose", (-20, 800, 1800, 910)))
     plan.groups.append(("What is planned", (1780, 985, 800, 245)))
     sweep = Workflow(
         "11_sweep",
@@ -493,7 +493,8 @@ def workflows() -> list[Workflow]:
     auto.nodes[[node.key for node in auto.nodes].index("apply")] = Node(
         "apply", "PriorCacheAuto", (380, 390), (320, 110), {"model": ("model", 0), "speedup": 2.0}, colour="#233"
     )
-    auto.nodes.append(Node("choice", "PreviewAny", (380, 540), (320, 205), {"source": ("apply", 2)}, "What is chosen"))
+    auto.nodes.append(Node("choice", "PreviewAny", (380, 840), (680, 230), {"source": ("apply", 2)}, "What is chosen"))
+    auto.groups.append(("What is chosen", (360, 770, 720, 320)))
     return [first, calibrate, pixart, flux, learned, eoc, goc, duca, taylor, forecast, plan, sweep, auto]
 
 
