@@ -85,6 +85,8 @@ class Auto(CachePolicy):
         return self.choice(schedule)[0].prepared(schedule)
 
     def remark(self, schedule: Schedule) -> str:
+        if schedule.total < SHORTEST or self.speedup == 1.0:
+            return f"{self.describe()} chose to compute every step."
         chosen, why = self.choice(schedule)
         return f"{self.describe()} chose {chosen.prepared(schedule).describe()}{': ' if why else ''}{why}."
 
