@@ -160,7 +160,7 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     marker = tmp_path / "executed"
     for name, content in {"flat": {"0.prob": Evil(marker)}, "args": {"routers": {}, "args": Evil(marker)}}.items():
         torch.save(content, tmp_path / f"{name}.pt")
-        with pytest.raises(RouterError, match=rf"{name}\.pt: it refers to 'io open', which weights do not need"):
+        with pytest.raises(RouterError, match=rf"{name}\.pt: it refers to '_?io open', which weights do not need"):
             published.read(tmp_path / f"{name}.pt")
     assert not marker.exists()
 
