@@ -8,16 +8,14 @@ Error: relative L2 distance of the final latent to that of all evaluations, mean
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
 
 from ..cache_core.policies import CachePolicy, Taylor
 from ..cache_core.trace import Trace
-from ..plots.metrics import relative_l2
 from ..priors.auto import paced
-from .frontier import Bench, pairs_of
+from .frontier import Bench, measured, pairs_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,9 +36,8 @@ def judged(bench: Bench, goals: list[float]) -> list[tuple[str, float, float, fl
     for goal in goals:
         for name, policy in candidates(goal).items():
             trace = Trace()
-            errors = relative_l2(bench.sample(attach(bench.model, policy, trace)).latents, exact)
-            doubt = errors.std().item() / math.sqrt(len(errors)) if len(errors) > 1 else 0.0
-            rows.append((name, goal, trace.runs[-1].computed_fraction, errors.mean().item(), doubt))
+            point = measured(name, bench.sample(attach(bench.model, policy, trace)), exact)
+            rows.append((name, goal, trace.runs[-1].computed_fraction, point.error, point.spread))
     return rows
 
 

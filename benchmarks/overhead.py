@@ -121,17 +121,29 @@ def pixart() -> Ground:
 NETWORKS: dict[str, Callable[[], Ground]] = {"dit": dit, "flux": flux, "pixart": pixart, "sd3": sd3}
 
 
-def sample(ground: Ground, model, steps: int, clock: Callable[[], float]) -> tuple[torch.Tensor, list[float]]:
-    """(picture, seconds of every step)."""
+def sample(
+    ground: Ground,
+    model,
+    steps: int,
+    clock: Callable[[], float],
+    cfg: float = 2.0,
+    stepped: Callable[[], object] = lambda: None,
+) -> tuple[torch.Tensor, list[float]]:
+    """(picture, seconds of every step). stepped: called after every step."""
     import comfy.sample
 
     marks: list[float] = []
+
+    def callback(*_) -> None:
+        marks.append(clock())
+        stepped()
+
     noise = comfy.sample.prepare_noise(ground.latent, 0)
     with torch.inference_mode():
         begin = clock()
         out = comfy.sample.sample(
-            model, noise, steps, 2.0, "euler", "simple", *ground.prompts, ground.latent, disable_pbar=True, seed=0,
-            callback=lambda *_: marks.append(clock()),
+            model, noise, steps, cfg, "euler", "simple", *ground.prompts, ground.latent, disable_pbar=True, seed=0,
+            callback=callback,
         )  # fmt: skip
     return out, [after - before for before, after in zip([begin, *marks], marks, strict=False)]
 

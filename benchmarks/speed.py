@@ -28,7 +28,7 @@ from ..cache_core.adapters import adapter_for, sites_of
 from ..cache_core.policies import EOC, FORA, GOC, L2C, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
 from ..cache_core.sites import Action, Site
 from ..cache_core.trace import RunTrace, Trace, human_bytes
-from .overhead import Ground, built, randomised, texts
+from .overhead import Ground, built, randomised, sample, texts
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs"
 STOCK = "none"
@@ -136,31 +136,11 @@ NETWORKS: dict[str, tuple[Callable[[bool], Ground], str]] = {
 """How a network is made, at full size or for a CPU, and what is smaller there."""
 
 
-def sample(ground: Ground, model, cfg: float, callback: Callable[[], None] = lambda: None) -> list[float]:
-    """Seconds of every step."""
-    import comfy.sample
-
-    device = model.load_device
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    marks: list[float] = []
-
-    def step(*_) -> None:
-        marks.append(now())
-        callback()
-
-    noise = comfy.sample.prepare_noise(ground.latent, 0)
-    with torch.inference_mode():
-        begin = now()
-        comfy.sample.sample(
-            model, noise, STEPS, cfg, "euler", "simple", *ground.prompts, ground.latent, disable_pbar=True, seed=0,
-            callback=step,
-        )  # fmt: skip
-    return [after - before for before, after in zip([begin, *marks], marks, strict=False)]
+def now() -> float:
+    """Seconds, once the device has done what it was told to."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def counted(ground: Ground, model, cfg: float) -> list[int]:
@@ -172,7 +152,7 @@ def counted(ground: Ground, model, cfg: float) -> list[int]:
 
     marks = [0]
     with FlopCounterMode(display=False, custom_mapping={flash: attention}) as counter:
-        sample(ground, model, cfg, lambda: marks.append(counter.get_total_flops()))
+        sample(ground, model, STEPS, now, cfg, lambda: marks.append(counter.get_total_flops()))
     return [after - before for before, after in pairwise(marks)]
 
 
@@ -218,7 +198,7 @@ def measured(ground: Ground, cfg: float, rounds: int) -> dict[str, dict]:
         for name in order:
             if model.load_device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(model.load_device)
-            seconds[name].append(sample(ground, models[name], cfg))
+            seconds[name].append(sample(ground, models[name], STEPS, now, cfg)[1])
             if model.load_device.type == "cuda":
                 peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(model.load_device))
     whole = {name: [sum(run[1:]) for run in runs] for name, runs in seconds.items()}  # the first step warms up

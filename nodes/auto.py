@@ -17,6 +17,7 @@ from ..priors.auto import Auto, Shelved, preferred, reaching
 from ..priors.prior import MODEL_FIELDS, Prior, Subject
 from .attach import attach, named
 from .calibrate import subject
+from .forecast import goal
 from .prior import FOLDER
 from .types import CATEGORY, TraceHandle
 
@@ -35,14 +36,8 @@ class PriorCacheAuto(io.ComfyNode):
             search_aliases=["speed up", "accelerate", "teacache", "easycache", "one node", "automatic"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up. LoRA nodes may stand before or after."),
-                io.Float.Input(
-                    "speedup",
-                    default=2.0,
-                    min=1.0,
-                    max=20.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="The goal: steps over computed steps. 2 computes half of them, 1 all. Up to 2 little changes; beyond that look at the picture.",
+                goal(
+                    "The goal: steps over computed steps. 2 computes half of them, 1 all. Up to 2 little changes; beyond that look at the picture."
                 ),
             ],
             outputs=[

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import comfy.utils
-import torch
 from comfy_api.latest import io, ui
 
 from ..cache_core.adapters import unwrapped
@@ -13,7 +12,8 @@ from ..cache_core.policies import Full
 from ..priors.prior import Subject
 from ..priors.statistics import Statistics
 from .attach import attach
-from .sampling import Sampling, fixed, settings
+from .pictures import as_image
+from .sampling import Sampling, fixed, seeded, settings
 from .types import CATEGORY, Policy, PriorTable
 
 
@@ -32,14 +32,7 @@ class PriorCacheCalibrate(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="A typical prompt or class label."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt or null class."),
                 io.Latent.Input("latent_image", tooltip="The empty latent: its size and batch are used."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the first run; each further run adds 1.",
-                ),
+                seeded("Seed of the first run; each further run adds 1."),
                 io.Int.Input(
                     "runs",
                     default=4,
@@ -82,7 +75,6 @@ class PriorCacheCalibrate(io.ComfyNode):
         longest_gap, mean_features, policy=None,
     ) -> io.NodeOutput:  # fmt: skip
         from ..plots import prior as plot
-        from ..plots.style import pixels
 
         statistics = Statistics(longest_gap, mean_features, policy if mean_features else None)
         watched = attach(model, Full(), observers=(statistics,))
@@ -100,8 +92,8 @@ class PriorCacheCalibrate(io.ComfyNode):
         prior = statistics.prior(
             subject(model, sampler_name, scheduler, steps, cfg, denoise), tuple(latent.shape[1:]), seeds
         )
-        image = torch.from_numpy(pixels(plot.draw(prior)))[None]
-        small = torch.from_numpy(pixels(plot.glance(prior)))[None]  # readable in the node; the output has everything
+        image = as_image(plot.draw(prior))
+        small = as_image(plot.glance(prior))  # readable in the node; the output has everything
         return io.NodeOutput(prior, image, plot.summary(prior), ui=ui.PreviewImage(small, cls=cls))
 
 

@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..errors import SettingError
+from .pictures import as_image
 from .types import CATEGORY
 
 NOTHING = "Compare: nothing to compare; connect images_a and images_b, or latent_a and latent_b."
@@ -41,7 +42,6 @@ class PriorCacheCompare(io.ComfyNode):
     @classmethod
     def execute(cls, images_a=None, images_b=None, latent_a=None, latent_b=None) -> io.NodeOutput:
         from ..plots import compare
-        from ..plots.style import pixels
 
         for name, (a, b) in {"images": (images_a, images_b), "latent": (latent_a, latent_b)}.items():
             if (a is None) != (b is None):
@@ -55,7 +55,7 @@ class PriorCacheCompare(io.ComfyNode):
         if images_a is not None:
             a, b = compare.checked(images_a, images_b, "images")
             found = compare.of_pictures(a, b)
-            picture = torch.from_numpy(pixels(compare.draw(a, b, found)))[None]
+            picture = as_image(compare.draw(a, b, found))
             parts.append("Pictures\n" + compare.table(found))
             error = sum(d.relative for d in found) / len(found)
         if latent_a is not None:

@@ -18,11 +18,17 @@ from ..priors.prior import Prior, PriorError
 from ..priors.search import Outcome, Search
 from .attach import attach
 from .calibrate import subject
-from .sampling import Sampling, fixed
+from .pictures import as_image
+from .sampling import Sampling, fixed, seeded
 from .types import CATEGORY, Policy, PriorTable
 
 ORDERS = {"auto": 0, "linear": 1, "quadratic": 2}
 GOALS = {"speed-up": "speedup", "computed steps": "evaluations", "error": "error"}
+
+
+def goal(tooltip: str) -> io.Input:
+    """How much faster, in the range that a Forecast takes."""
+    return io.Float.Input("speedup", default=2.0, min=1.0, max=20.0, step=0.1, round=0.01, tooltip=tooltip)
 
 
 class PriorCacheForecast(io.ComfyNode):
@@ -35,14 +41,8 @@ class PriorCacheForecast(io.ComfyNode):
             description="Computes some steps and extrapolates the model's output in between. Works with every model, and needs no prior.",
             search_aliases=["taylorseer", "spectrum", "extrapolate", "easycache", "speed up"],
             inputs=[
-                io.Float.Input(
-                    "speedup",
-                    default=2.0,
-                    min=1.0,
-                    max=20.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="The goal: steps over computed steps. 2 computes half of them, 1 all. Time comes close to it where the model is large.",
+                goal(
+                    "The goal: steps over computed steps. 2 computes half of them, 1 all. Time comes close to it where the model is large."
                 ),
                 io.Combo.Input(
                     "coordinate",
@@ -150,14 +150,7 @@ class PriorCacheSearch(io.ComfyNode):
                     "latent_image",
                     tooltip="The empty latent: its batch is how many pictures are judged at once. 4 to 8 are enough; a smaller size than you generate saves time.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=1000,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the judged pictures; not one you generate with.",
-                ),
+                seeded("Seed of the judged pictures; not one you generate with.", default=1000),
                 io.Float.Input(
                     "samplings",
                     default=40.0,
@@ -275,10 +268,9 @@ def evaluations(speedups: str, steps: int) -> list[int]:
 def pictured(prior: Prior, plan: Plan | None = None) -> tuple[torch.Tensor, torch.Tensor, str]:
     """Everything; what reads inside a node; sentences."""
     from ..plots import plan as plot
-    from ..plots.style import pixels
 
     gram = prior.tables.get("gram/positive")
     errors = step_errors_of(plan, gram, prior.subject.prediction) if plan and gram is not None else ()
     figures = plot.draw(prior.plans, plan, errors), plot.glance(prior.plans, plan)
-    full, small = (torch.from_numpy(pixels(figure))[None] for figure in figures)
+    full, small = (as_image(figure) for figure in figures)
     return full, small, plot.summary(prior.plans, plan)

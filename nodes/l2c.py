@@ -26,8 +26,9 @@ from ..priors.statistics import Statistics
 from .attach import attach
 from .calibrate import subject
 from .files import located
+from .pictures import as_image
 from .prior import FOLDER, ROUTERS
-from .sampling import Sampling, fixed, settings
+from .sampling import Sampling, fixed, seeded, settings
 from .types import CATEGORY, Policy, PriorTable
 
 log = logging.getLogger(__name__)
@@ -113,13 +114,8 @@ class PriorCacheTrainRouter(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="Typical prompts or class labels."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt or null class."),
                 io.Latent.Input("latent_image", tooltip="The empty latent: its size and batch are used."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the gates and of the first run; each further run adds 1, and so does the picture that the result is judged on.",
+                seeded(
+                    "Seed of the gates and of the first run; each further run adds 1, and so does the picture that the result is judged on."
                 ),
                 io.Int.Input(
                     "runs",
@@ -192,7 +188,6 @@ class PriorCacheTrainRouter(io.ComfyNode):
         iterations, penalty, learning_rate, threshold, save_memory, prior=None,
     ) -> io.NodeOutput:  # fmt: skip
         from ..plots import router as plot
-        from ..plots.style import pixels
 
         finite("Train Router", learning_rate=learning_rate, threshold=threshold)
         penalties = parse_penalties(penalty)
@@ -241,8 +236,8 @@ class PriorCacheTrainRouter(io.ComfyNode):
             made = _with_router(made, training)
             points.append(judged(f"{training.penalty:g}", policy(made, threshold)))
         rivals = [judged(rival.describe(), rival) for rival in rivals]
-        image = torch.from_numpy(pixels(plot.draw(made, threshold, training.losses, points, rivals)))[None]
-        small = torch.from_numpy(pixels(plot.glance(made, threshold)))[None]  # readable in the node
+        image = as_image(plot.draw(made, threshold, training.losses, points, rivals))
+        small = as_image(plot.glance(made, threshold))  # readable in the node
         return io.NodeOutput(
             made, image, plot.summary(made, threshold, points, rivals), ui=ui.PreviewImage(small, cls=cls)
         )

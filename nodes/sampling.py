@@ -48,6 +48,13 @@ def settings() -> list[io.Input]:
     ]
 
 
+def seeded(tooltip: str, default: int = 0) -> io.Input:
+    """A seed. The frontend adds a widget behind every input of this name; saved values fit only where that is declared."""
+    return io.Int.Input(
+        "seed", default=default, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
+    )
+
+
 def fixed(model, latent_image: dict) -> torch.Tensor:
     """The latent with as many channels as the model works on."""
     return comfy.sample.fix_empty_latent_channels(

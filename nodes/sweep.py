@@ -16,7 +16,8 @@ from ..cache_core.policies import CachePolicy, Forecast, Full
 from ..cache_core.trace import RunTrace, Trace
 from ..errors import SettingError, shown
 from .attach import attach
-from .sampling import Sampling, fixed, settings
+from .pictures import as_image
+from .sampling import Sampling, fixed, seeded, settings
 from .types import CATEGORY, Policy
 
 MOST = 20
@@ -53,14 +54,7 @@ class PriorCacheSweep(io.ComfyNode):
                     default="1.5x, 2x, 3x, 10 steps",
                     tooltip="What to try, with commas, beside the policies that are connected. 2x: Forecast Policy with speed-up 2. 10 steps: no cache, but fewer steps, which every cache should beat.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the first run; each further run adds 1. All policies sample the same seeds.",
-                ),
+                seeded("Seed of the first run; each further run adds 1. All policies sample the same seeds."),
                 io.Int.Input(
                     "runs",
                     default=1,
@@ -95,7 +89,6 @@ class PriorCacheSweep(io.ComfyNode):
         vae=None, policies: io.Autogrow.Type | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         from ..plots import sweep as plot
-        from ..plots.style import pixels
 
         latent = fixed(model, latent_image)
         sampling = Sampling(
@@ -105,9 +98,9 @@ class PriorCacheSweep(io.ComfyNode):
         entries = [Entry("uncached", Full(), sampling), *contenders(given, goals, sampling)]
         found = swept(model, entries, [seed + i for i in range(runs)])
         points = [point(entry, own, found[0]) for entry, own in zip(entries, found, strict=True)]
-        chart = _image(pixels(plot.draw(points, about(model, sampling, runs))))
+        chart = as_image(plot.draw(points, about(model, sampling, runs)))
         rows = [(p, pictures(vae, own[0].latents)) for p, own in zip(points, found, strict=True)] if vae else []
-        grid = _image(pixels(plot.pictures(rows)))
+        grid = as_image(plot.pictures(rows))
         text = plot.table(points)
         return io.NodeOutput(chart, grid, text, ui={**ui.PreviewImage(chart, cls=cls).as_dict(), "text": (text,)})
 
@@ -197,7 +190,3 @@ def pictures(vae, latents: torch.Tensor) -> np.ndarray:
     if decoded.ndim == 5:
         decoded = decoded[:, decoded.shape[1] // 2]
     return decoded[..., :3].float().cpu().numpy()
-
-
-def _image(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pixels)[None]

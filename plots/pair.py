@@ -17,6 +17,7 @@ from .style import (
     GLANCE_DPI,
     LIGHT,
     RC,
+    WIDTH,
     Sheet,
     Theme,
     grid,
@@ -28,7 +29,6 @@ from .style import (
     step_axis,
 )  # fmt: skip
 
-WIDTH = 10.5
 WIDEST = 8.0
 """Up to how many times the error the scale of the maps reaches."""
 RATIO = "error, after over before"

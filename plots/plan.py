@@ -13,9 +13,8 @@ from matplotlib.ticker import NullLocator
 
 from ..priors.plan import Plan
 from . import panels
-from .style import GLANCE, GLANCE_DPI, LIGHT, Sheet, Theme, grid, legend, log_scale, new_figure, step_axis
+from .style import GLANCE, GLANCE_DPI, LIGHT, WIDTH, Sheet, Theme, grid, legend, log_scale, new_figure, step_axis
 
-WIDTH = 10.5
 STEPS = "step, from noise to picture"
 
 

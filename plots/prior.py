@@ -16,6 +16,7 @@ from .style import (
     GLANCE,
     GLANCE_DPI,
     LIGHT,
+    WIDTH,
     Sheet,
     Theme,
     grid,
@@ -29,7 +30,7 @@ from .style import (
     step_axis,
 )  # fmt: skip
 
-WIDTH, MARKS = 10.5, "osD^v"
+MARKS = "osD^v"
 NONE = "no adapter for this architecture: only whole-network tables"
 
 

@@ -23,6 +23,7 @@ from .style import (
     GLANCE,
     GLANCE_DPI,
     LIGHT,
+    WIDTH,
     Sheet,
     Theme,
     dressed,
@@ -33,7 +34,6 @@ from .style import (
     step_axis,
 )  # fmt: skip
 
-WIDTH = 10.5
 WINDOW = 0.02  # of all iterations, over which the training curve is averaged
 
 

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 RC = {"font": 11, "title": 13, "dpi": 110}
+WIDTH = 10.5
+"""Width in inches of a figure in full."""
 GLANCE = 5.0
 """Width in inches of a figure that is read inside a node, at twice the pixels of a node 400 wide."""
 GLANCE_DPI = 160
@@ -67,7 +69,6 @@ COLOURS = {
     "compute": LIGHT.kinds["computed"], "reuse": LIGHT.kinds["reused"], "partial": LIGHT.kinds["partial"],
     "mixed": LIGHT.kinds["partial"], "worst": "#D55E00", "bytes": "#555555",
 }  # fmt: skip
-HEAT = "Blues"
 
 
 def new_figure(width: float, height: float, theme: Theme = LIGHT, dpi: int = RC["dpi"]) -> Figure:
@@ -220,21 +221,6 @@ def note(axes: Axes, theme: Theme, text: str, size: float = RC["font"] - 1) -> N
     """In place of what cannot be drawn."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=theme.soft, fontsize=size)
     axes.set_yticks([])
-
-
-def heat_map(axes, errors: np.ndarray, sites: list[str], norm: LogNorm | None):
-    """errors (S, T), nan where unknown; sites labelled as sparsely as it takes to stay readable."""
-    axes.set_facecolor("#DDDDDD")
-    columns = errors.shape[1]
-    image = axes.imshow(
-        np.ma.masked_invalid(errors), aspect="auto", interpolation="nearest", cmap=HEAT, norm=norm,
-        extent=(-0.5, columns - 0.5, len(sites) - 0.5, -0.5),
-    )  # fmt: skip
-    every = max(1, -(-len(sites) // 14))
-    axes.set_yticks(range(0, len(sites), every), [sites[i] for i in range(0, len(sites), every)], fontsize=9)
-    axes.set_ylabel("branch")
-    step_axis(axes, columns)
-    return image
 
 
 def step_axis(axes, columns: int) -> None:

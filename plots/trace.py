@@ -13,7 +13,7 @@ from ..cache_core.trace import KINDS, RunTrace, human_bytes
 from ..priors.prior import Prior
 from . import panels
 from .panels import Grid
-from .style import GLANCE, GLANCE_DPI, LIGHT, RC, Sheet, Theme, legend, log_norm, new_figure, note
+from .style import GLANCE, GLANCE_DPI, LIGHT, RC, WIDTH, Sheet, Theme, legend, log_norm, new_figure, note
 from .words import summary
 
 __all__ = ["draw", "figures", "glance", "kinds", "summary", "title"]
@@ -23,7 +23,7 @@ WAITING = (
     "No sampling run yet: connect the latent of the sampler behind Apply Cache, so that Inspect waits for it. "
     "Where it is connected, another Apply Cache between the two has taken this one's place."
 )
-WIDTH, TITLES = 10.5, 0.33  # inches; of a panel's title
+TITLES = 0.33  # inches; of a panel's title
 
 
 def draw(

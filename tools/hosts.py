@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import dev
-from scenarios import table
+from scenarios import between, table
 
 README, RECORD = dev.ROOT / "README.md", dev.ROOT / "docs" / "hosts.json"
 BEGIN, END = "<!-- hosts: written by tools/dev.py hosts -->\n", "<!-- /hosts -->\n"
@@ -110,13 +110,9 @@ def rows(record: dict) -> list[list[str]]:
 
 def inserted(readme: str, record: dict) -> str:
     """README.md with its table anew."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if not after:
-        raise SystemExit(f"README.md has no place for the table: put the lines {BEGIN!r} and {END!r} there")
     failing = [v for v, parts in record.items() if any(part["failed"] for part in parts.values())]
     reasons = "".join(f"\n{v}: {KNOWN[v]}\n" for v in failing if v in KNOWN)
-    return f"{before}{BEGIN}\n{table(['ComfyUI', *CORE], rows(record))}{reasons}\n{END}{after}"
+    return between(readme, BEGIN, END, table(["ComfyUI", *CORE], rows(record)) + reasons)
 
 
 def main() -> None:

@@ -124,11 +124,16 @@ Each for {", ".join(LEVELS)}: what a scenario changes concerns the level, not th
 
 def inserted(readme: str, cells: Cells) -> str:
     """README.md with its table anew."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    return between(readme, BEGIN, END, policies_table(cells))
+
+
+def between(readme: str, begin: str, end: str, text: str) -> str:
+    """README.md with other text between two lines of its own."""
+    before, _, rest = readme.partition(begin)
+    _, _, after = rest.partition(end)
     if not after:
-        raise SystemExit(f"README.md has no place for the table: put the lines {BEGIN!r} and {END!r} there")
-    return f"{before}{BEGIN}\n{policies_table(cells)}\n{END}{after}"
+        raise SystemExit(f"README.md has no place for the table: put the lines {begin!r} and {end!r} there")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def main() -> None:
