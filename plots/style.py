@@ -181,6 +181,7 @@ class Sheet:
         low = sum(self.heights[first : last + 1]) < LOW
         if ticks:
             bar.set_ticks(ticks, labels=[f"{tick:.2g}x" for tick in ticks])
+            bar.minorticks_off()  # a logarithmic scale labels its own beside these
         elif low:
             ends = (image.norm.vmin, image.norm.vmax)
             bar.set_ticks(ends, labels=[f"{end:.1g}" for end in ends])
