@@ -67,9 +67,9 @@ class TestEveryArchitecture:
 
     def test_a_large_penalty_closes_every_gate_and_none_of_it_opens_them(self, nodes, models, name):
         subject = models[name]
-        closed = train(nodes, subject, penalty="1e4", iterations=40, learning_rate=1.0)[0].tables["router"]
+        closed = train(nodes, subject, penalty="1e4", iterations=20, learning_rate=2.0)[0].tables["router"]
         assert (closed[1::2] < 0.01).all()
-        free = train(nodes, subject, penalty="0", iterations=40, learning_rate=0.3)[0].tables["router"]
+        free = train(nodes, subject, penalty="0", iterations=20, learning_rate=0.6)[0].tables["router"]
         assert free[1::2].mean() > 0.6
 
     def test_what_was_learned_is_what_is_reused(self, nodes, models, name, host):

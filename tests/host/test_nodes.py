@@ -472,14 +472,12 @@ class TestPriorFiles:
         loaded = nodes["PriorCacheLoadPrior"].execute("mine.safetensors", model).args[0]
         assert loaded.subject == prior.subject
 
-    @pytest.mark.parametrize(
-        "name",
-        ["../up", "a/b", "a\\b", "", " ", ".hidden", "nul\0", "x" * 200, "..", "a.", "NUL", "con.old", "字" * 99],
-    )
-    def test_no_name_leaves_the_folder(self, host, nodes, model, prior_folder, name):
+    def test_no_name_leaves_the_folder(self, host, nodes, model, prior_folder):
         prior = calibrate(host, nodes, model, runs=1, steps=2).args[0]
-        with pytest.raises(PriorError, match="file name"):
-            nodes["PriorCacheSavePrior"].execute(prior, name, False)
+        bad = ["../up", "a/b", "a\\b", "", " ", ".hidden", "nul\0", "x" * 200, "..", "a.", "NUL", "con.old", "字" * 99]
+        for name in bad:
+            with pytest.raises(PriorError, match="file name"):
+                nodes["PriorCacheSavePrior"].execute(prior, name, False)
         assert list(prior_folder.iterdir()) == []
 
     def test_a_prior_of_another_model_is_refused_by_name(self, host, nodes, model, prior_folder):
