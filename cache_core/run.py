@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from threading import RLock
 from typing import Protocol
 
 import torch
@@ -84,11 +86,12 @@ class CacheRun:
             self.trace.policy = policy.describe()
             self.trace.notes.append(self.remark)
         wanted = [policy.history, int(measure != "off"), *(o.history for o in self.observers)]
-        self.store = FeatureStore(max(wanted), codec)
+        self.store = FeatureStore(max(wanted), codec, policy.limit)
         self.keeps = max(wanted) > 0 or bool(self.observers)  # whether computed outputs are looked at and kept
         self.declined: str | None = None
         self.checked: set[Hashable] = set()  # kinds of blocks whose equation was compared with the host
         self.routes: dict = {}  # what `adapters.installed` prepared for each network of this run
+        self.lock = RLock()  # a host that splits conds over devices has a thread for each
         self._clock = Clock(torch.device(device))
         self._step: Step | None = None
         self._upward = False
@@ -115,6 +118,10 @@ class CacheRun:
     def wants(self, site: Site) -> bool:
         """Whether outputs of this site are looked at or kept."""
         return self.policy.serves(site) or (self._watches and site != STACK)
+
+    def holds(self, site: Site) -> bool:
+        """Whether outputs of this site are kept."""
+        return self.wants(site) and (self._watches or self.policy.keeps(site))
 
     def decline(self, reason: str) -> None:
         """Compute everything from here on; the first reason is kept."""
@@ -169,6 +176,17 @@ class CacheRun:
         self.trace.finish(complete)
 
 
+def _alone(method: Callable) -> Callable:
+    """One thread at a time; what the network itself computes is called outside."""
+
+    @wraps(method)
+    def locked(self: Forward, *args, **kwargs):
+        with self.run.lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
+
 class Forward:
     """What an adapter talks to: the run, for the rows of one forward."""
 
@@ -184,6 +202,7 @@ class Forward:
             setattr(self, name, torch.compiler.disable(getattr(self, name)))
         self.branch = torch.compiler.disable(self.branch, recursive=False)
 
+    @_alone
     def action(self, site: Site) -> Action:
         """What `branch` will do. Asking changes nothing; a miss always computes."""
         action = self._actions.get(site.name)
@@ -212,6 +231,7 @@ class Forward:
         exact = fn(x) if self.run.measure == "truth" else None
         return self.reused(site, out, where, fresh, exact)
 
+    @_alone
     def approximate(self, site: Site, action: Action, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What the policy makes of the past, and which tokens of it (B, K) to compute.
 
@@ -235,6 +255,7 @@ class Forward:
                 raise
             return None, None
 
+    @_alone
     def reused(
         self, site: Site, out: Tensor, where: Tensor | None, fresh: Tensor | None, exact: Tensor | None
     ) -> Tensor:
@@ -252,6 +273,7 @@ class Forward:
             run.store.touch(site, self.streams, self.step)
         return out
 
+    @_alone
     def computed(self, site: Site, out: Tensor) -> Tensor:
         """Take note of an output that was computed, here or by the host's own forward."""
         run = self.run
@@ -287,7 +309,7 @@ class Forward:
                     observer.model(self.step, self.streams, out)
                 else:
                     observer.branch(self.step, site, self.streams, out, past)
-            if run.store.history:
+            if run.store.history and run.holds(site):
                 marks = self._marks.pop(site.name, None)
                 run.store.put(site, self.streams, out, self.step, computed, where, marks)
         except (RuntimeError, MemoryError) as problem:

@@ -32,12 +32,14 @@ class Group:
 class FeatureStore:
     """Keeps the last `history` outputs of every (site, streams), in the form that the codec gives them.
 
+    limit: bytes; what would come to more, were every history full, is not taken in.
+
     Conds may be batched in one call and split in the next. Each lane of a site therefore has exactly one owner: asking
     for another grouping splits the old groups by rows and joins the new one, so nothing stale is left behind.
     """
 
-    def __init__(self, history: int, codec: Codec = CODECS["device"]):
-        self.history, self.codec = history, codec
+    def __init__(self, history: int, codec: Codec = CODECS["device"], limit: int | None = None):
+        self.history, self.codec, self.limit = history, codec, limit
         self._groups: dict[Streams, dict[str, Group]] = {}
         self._owner: dict[tuple[str, Lane], Streams] = {}
 
@@ -72,13 +74,16 @@ class FeatureStore:
         if group is None:
             for lane in streams:
                 self._forget(site.name, lane)
+            if self.limit is not None and self._reserved(past) > self.limit:
+                return
             group = self._own(site.name, streams, Group(deque(maxlen=self.history), step.index))
         group.history.appendleft(past)
         group.used = step.index
 
     def touch(self, site: Site, streams: Streams, step: Step) -> None:
-        """Mark an entry as still in use."""
-        self._groups[streams][site.name].used = step.index
+        """Mark an entry as still in use, unless it is gone: another device's thread may have cleared everything."""
+        if group := self._groups.get(streams, {}).get(site.name):
+            group.used = step.index
 
     def expire(self, before: int) -> None:
         """Drop what was last used at an evaluation earlier than `before`."""
@@ -96,6 +101,11 @@ class FeatureStore:
         pasts = (p for groups in self._groups.values() for g in groups.values() for p in g.history)
         storages = (t.untyped_storage() for p in pasts for t in (*p.kept.parts, *_of_tokens(p)))
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+    def _reserved(self, more: Past) -> int:
+        """What everything held, and one more, will take when every history is full."""
+        newest = [g.history[0] for groups in self._groups.values() for g in groups.values()]
+        return self.history * sum(t.nbytes for p in (*newest, more) for t in (*p.kept.parts, *_of_tokens(p)))
 
     def _find(self, site: str, streams: Streams) -> Group | None:
         return self._groups.get(streams, {}).get(site) or self._regroup(site, streams)

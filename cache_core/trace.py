@@ -97,10 +97,12 @@ class RunTrace:
         """Bring errors and times over from the device, all at once."""
         measured = [r for r in self.rows if isinstance(r.error, Tensor)]
         if measured:
-            values = iter(torch.stack([r.error.float() for r in measured]).cpu().tolist())
+            device = measured[0].error.device  # a host that splits conds over devices leaves errors on each
+            values = iter(torch.stack([r.error.float().to(device) for r in measured]).cpu().tolist())
             self.rows = [r._replace(error=next(values)) if isinstance(r.error, Tensor) else r for r in self.rows]
         self.moments = [Moment(step, Clock.seconds(a, b), size) for step, a, b, size in self._marks]
         self._marks = []
+        self.notes = list(dict.fromkeys(self.notes))  # every device's network says the same
         self.complete = complete
 
     @property

@@ -79,7 +79,7 @@ class Statistics:
         for lane, own in zip(streams, value.chunk(len(streams)), strict=True):
             if lane.cond == 0 and lane.visit == 0:
                 total = own.sum(0)
-                sums[key] = sums[key] + total if key in sums else total
+                sums[key] = sums[key].to(total.device) + total if key in sums else total
                 weights[key] += len(own)
 
     def model(self, step: Step, streams: Streams, derivative: Tensor) -> None:
@@ -139,4 +139,4 @@ class Statistics:
 
 
 def _means(sums: dict, weights: dict, site: str, steps: Iterable[int]) -> Tensor:
-    return torch.stack([sums[t, site] / weights[t, site] for t in steps]).half().cpu()
+    return torch.stack([(sums[t, site] / weights[t, site]).half().cpu() for t in steps])
