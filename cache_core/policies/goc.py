@@ -70,7 +70,7 @@ class GOC(Correction):
         newest = past[0].value
         if len(past) < 2 or not self.corrects(step, site):
             return newest
-        return torch.add(newest, newest - past[1].value, alpha=self.eta)
+        return torch.lerp(past[1].value, newest, 1 + self.eta)  # past the newest, in one pass
 
     def objection(self, schedule: Schedule) -> str | None:
         if self.steps and schedule.sigmas and schedule.total != self.steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ...errors import SettingError
@@ -44,13 +45,12 @@ class Taylor(Correction):
         if len(known) < 2:
             return past[0].value
         (f0, t0), (f1, t1), *older = [(feature.value, feature.step.index) for feature in known]
-        x, slope = step.index - t0, (f0 - f1) / (t0 - t1)
-        out = f0 + x * slope
-        if older:
-            f2, t2 = older[0]
-            bend = slope - (f1 - f2) / (t1 - t2)
-            out = out + bend * (x * (x + t0 - t1) / (t0 - t2) if self.exact else x * x / (2 * (t0 - t1)))
-        return out
+        x, distance = step.index - t0, t0 - t1
+        if not older:
+            return torch.lerp(f1, f0, 1 + x / distance)
+        f2, t2 = older[0]
+        bend = x * (x + distance) / (t0 - t2) if self.exact else x * x / (2 * distance)
+        return torch.lerp(f1, f0, 1 + (x + bend) / distance).sub_(f1 - f2, alpha=bend / (t1 - t2))
 
     def describe(self) -> str:
         return f"Taylor {self.order}{' exact' if self.exact and self.order > 1 else ''} on {self.base.describe()}"

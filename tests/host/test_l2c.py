@@ -74,7 +74,7 @@ class TestEveryArchitecture:
 
     def test_what_was_learned_is_what_is_reused(self, nodes, models, name, host):
         subject = models[name]
-        prior = train(nodes, subject, penalty="1e-3", iterations=20, learning_rate=0.5)[0]
+        prior = train(nodes, subject, penalty="1e-3", iterations=12, learning_rate=0.5)[0]
         gates = prior.tables["router"]
         threshold = float(gates[~gates.isnan()].median())  # half of them are at or below it
         made = nodes["PriorCacheL2C"].execute(prior, threshold).args[0]
@@ -188,7 +188,7 @@ class TestGoingOn:
 
 
 def test_several_penalties_make_a_curve_that_falls_in_fraction_computed(nodes, models):
-    prior, _, summary = train(nodes, models["dit"], penalty="0, 1e4", iterations=40, learning_rate=1.0)
+    prior, _, summary = train(nodes, models["dit"], penalty="0, 1e4", iterations=20, learning_rate=2.0)
     assert (prior.tables["router"][1::2] < 0.1).all()
     assert "Penalty 0 removes 0.0% at a relative error of 0.000" in summary
     assert "Penalty 10000 removes 50.0%" in summary

@@ -45,7 +45,7 @@ def first_run(**changes) -> tuple[dict, dict[str, str]]:
     return prompt, ids
 
 
-SMALL = {"steps": 9, "batch_size": 2, "runs": 1, "iterations": 20, "samplings": 4}
+SMALL = {"steps": 9, "batch_size": 2, "runs": 1, "iterations": 8, "samplings": 4}
 
 
 def smaller(prompt: dict) -> dict:

@@ -1,0 +1,56 @@
+"""What an adapter says of the work of branches, against what is counted while they run."""
+
+import architectures
+import pytest
+import torch
+from priorcache.cache_core.adapters import adapter_for, overridden
+from priorcache.cache_core.sites import STACK
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+CASES = architectures.cases()
+NAMES = [
+    "auraflow", "dit learned sigma", "flux kontext", "flux.2 with yak mlp", "chroma", "hunyuan video", "ltxv modulated text",
+    "lumina", "z-image", "pixart sigma", "qwen image one word, two references", "sd3 second attention",
+    "sd3 register tokens, rms norm", "wan image to video",
+]  # fmt: skip
+"""One of every kind of block; others are told roughly, such as keys that are thinned or come from sounds."""
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def attention(q, k, v, *_, out_shape=None, **__) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def counted(network, adapter, inputs) -> dict:
+    """Operations of every branch in one forward, for one row."""
+    found = {}
+
+    def equation(block):
+        def branch(name, fn, x, tokenwise=False):
+            with FlopCounterMode(display=False, custom_mapping={FLASH: attention}) as counter:
+                out = fn(x)
+            found[block.sites[name]] = counter.get_total_flops() / len(x)
+            return out
+
+        return lambda *args, **kwargs: block.equation(block.module, branch, *args, **kwargs)
+
+    with overridden([(block.module, equation(block)) for block in adapter.blocks(network)]):
+        network(**inputs)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_operations_are_told_beforehand(request, name):
+    architecture, make = CASES[name]
+    if architecture not in architectures.WITHOUT_HOST:
+        request.getfixturevalue("comfy")
+    with torch.inference_mode():
+        network, inputs = make()
+        given, adapter = inputs(0), adapter_for(network)
+        found = counted(network, adapter, given)
+    references = [*(given.get("ref_latents") or ())]
+    references += [given["reference_latent"]] if "reference_latent" in given else []
+    text = given["context"].shape[1] if "context" in given else 0
+    told = adapter.flops(network, [tuple(x.shape[1:]) for x in (given["x"], *references)], text)
+    assert told.pop(STACK) == sum(told.values())
+    assert {site: told[site] for site in found} == {site: pytest.approx(n, rel=0.1) for site, n in found.items()}
