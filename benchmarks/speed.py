@@ -4,6 +4,7 @@ Networks of the published sizes with random weights in bfloat16 are sampled with
 process, in another order every round. Steps are told apart by what was done in them; a step's time is the median over
 all rounds, and `wall / FLOPs` is the share of the saved arithmetic that arrives on the clock over a whole run. On a CPU
 the larger ones have fewer blocks or a smaller picture, which the table says; `--gpu` takes them as they were published.
+`--compile` puts every one of these behind the host's torch.compile node, with and without a cache alike.
 Written to docs/benchmarks.json and docs/benchmarks.md, where what was measured on another device stays.
 """
 
@@ -172,9 +173,10 @@ def _kind(actions: set[Action]) -> str:
     return "some branches" if Action.COMPUTE in actions else "reused"
 
 
-def measured(ground: Ground, cfg: float, rounds: int) -> dict[str, dict]:
-    """Policy -> what it costs and saves."""
+def measured(ground: Ground, cfg: float, rounds: int, compiled: bool = False) -> dict[str, dict]:
+    """Policy -> what it costs and saves. compiled: by the host's node, before the cache is attached."""
     import comfy.samplers
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
 
     from ..nodes.attach import attach
 
@@ -190,6 +192,11 @@ def measured(ground: Ground, cfg: float, rounds: int) -> dict[str, dict]:
         for name, policy in policies(model, trends).items()
     }
     flops = {name: counted(ground, attached, cfg) for name, attached in models.items()}  # and warms up
+    if compiled:
+        base = TorchCompileModel.execute(model, "inductor").args[0]
+        models = {n: base if p is None else attach(base, p, traces[n]) for n, p in policies(model, trends).items()}
+        for attached in models.values():
+            sample(ground, attached, STEPS, now, cfg)  # compiles
     seconds: dict[str, list[list[float]]] = {name: [] for name in models}
     peaks = dict.fromkeys(models, 0)
     order, rng = list(models), random.Random(0)
@@ -236,9 +243,7 @@ def table(results: dict) -> str:
     for device, of_device in results.items():
         text += f"\n## {device}\n\n{of_device['about']}\n"
         for name, of in of_device["networks"].items():
-            text += (
-                f"\n### {name}, {of['tokens']} tokens, cfg {of['cfg']:g}\n\n{of['size']}; {of['rounds']} rounds.\n\n"
-            )
+            text += f"\n### {name}\n\n{of['size'].capitalize()}; {of['rounds']} rounds.\n\n"
             text += "| policy | ms a step | faster | from to | fewer FLOPs | wall / FLOPs | held | said before |\n"
             text += "|---|---|---|---|---|---|---|---|\n"
             for policy, row in of["policies"].items():
@@ -259,6 +264,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--cfg", nargs="+", type=float, default=[1.0, 4.0], help="1: one cond, above: two")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="through the host's torch.compile node")
     args = parser.parse_args(argv)
     import comfy.model_management
     import comfyui_version
@@ -277,10 +283,11 @@ def main(argv: list[str]) -> None:
         make, smaller = NETWORKS[network]
         ground = make(full)
         for cfg in args.cfg:
-            mine["networks"][f"{network}, cfg {cfg:g}"] = {
-                "tokens": ground.tokens, "cfg": cfg, "rounds": args.rounds, "size": "as published" if full else smaller,
-                "policies": measured(ground, cfg, args.rounds),
+            title = f"{network}, {ground.tokens} tokens, cfg {cfg:g}" + ", compiled" * args.compile
+            mine["networks"][title] = {
+                "cfg": cfg, "rounds": args.rounds, "size": "as published" if full else smaller,
+                "policies": measured(ground, cfg, args.rounds, args.compile),
             }  # fmt: skip
             file.write_text(json.dumps(results, indent=1) + "\n")
             (FOLDER / "benchmarks.md").write_text(table(results))
-            print(f"{network}, cfg {cfg:g}: written to docs/benchmarks.md", flush=True)
+            print(f"{title}: written to docs/benchmarks.md", flush=True)

@@ -1,0 +1,82 @@
+"""The speed benchmark itself: that it tells steps apart, counts what was done, and writes what it found."""
+
+import json
+
+import pytest
+import torch
+from priorcache.cache_core.sites import Action, Site
+from priorcache.cache_core.trace import Row, RunTrace
+
+
+@pytest.fixture
+def speed(comfy):
+    from priorcache.benchmarks import speed
+
+    return speed
+
+
+def test_steps_are_told_apart_by_what_was_done_in_them(speed):
+    run, site, other = RunTrace("policy", 4), Site("a", 0, 1), Site("b", 0, 1)
+    for step, done in enumerate(
+        [(Action.COMPUTE,) * 2, (Action.REUSE,) * 2, (Action.REUSE, Action.COMPUTE), (Action.REUSE, Action.PARTIAL)]
+    ):
+        run.rows += [Row(step, s, action, None) for s, action in zip((site, other), done, strict=True)]
+    assert speed.kinds(run)[:4] == ["full", "reused", "some branches", "some tokens"]
+    assert speed.kinds(None) == ["full"] * speed.STEPS
+
+
+def test_every_policy_is_measured_against_the_run_without_one(speed):
+    from priorcache.benchmarks.overhead import Ground, randomised
+    from priorcache.models import host
+    from priorcache.models.dit import DiT, DiTConfig
+    from priorcache.nodes.dit import conditioning
+
+    config = DiTConfig(64, 2, 4, 2, 4, 10, learn_sigma=False, grid_size=8)
+    with torch.inference_mode():
+        randomised(network := DiT(config))
+        model = host.from_weights(config, network.state_dict())
+    prompts = [conditioning(torch.tensor([n])) for n in (1, -1)]
+    found = speed.measured(Ground(model, torch.zeros(1, 4, 16, 16), prompts, 64), 2.0, 1)
+    assert set(found) >= {speed.STOCK, "FORA", "GOC", "EOC", "L2C, half of the branches", "ToCa", "DuCa", "Forecast"}
+    assert {name: of["notes"] for name, of in found.items() if of["notes"]} == {}
+    assert found[speed.STOCK]["faster"] == found[speed.STOCK]["fewer_flops"] == 1.0
+    assert found["attached, all computed"]["fewer_flops"] == 1.0
+    # nine steps after the first, five of them computed
+    assert found["FORA, whole network"]["fewer_flops"] == pytest.approx(9 / 5)
+    assert 1.5 < found["FORA"]["fewer_flops"] < 9 / 5  # what is left of a reused step are gates and the last layer
+    assert found["GOC"]["fewer_flops"] == found["EOC"]["fewer_flops"] == found["FORA"]["fewer_flops"]
+    assert set(found["FORA"]["milliseconds"]) == {"full", "reused"}
+    assert set(found["ToCa"]["milliseconds"]) == {"full", "some tokens"}
+    assert found[speed.STOCK]["bytes"] == 0
+    assert found["FORA"]["bytes"] == found["FORA"]["expected_bytes"] > 0
+
+
+def test_what_was_measured_elsewhere_stays(speed, monkeypatch, tmp_path, capsys):
+    from priorcache.benchmarks.overhead import dit
+
+    other = {"about": "Elsewhere.", "networks": {}}
+    (tmp_path / "benchmarks.json").write_text(json.dumps({"NVIDIA X": other}))
+    monkeypatch.setattr(speed, "FOLDER", tmp_path)
+    monkeypatch.setitem(speed.NETWORKS, "DiT-XL/2 256", (lambda full: dit(), "a small one"))
+    row = {
+        "milliseconds": {"full": 1.0}, "faster": 1.0, "spread": [1.0, 1.0], "fewer_flops": 1.0, "wall_over_flops": 1.0,
+        "bytes": 0, "expected_bytes": 0, "peak_device_bytes": None, "notes": [],
+    }  # fmt: skip
+    asked = []
+
+    def measured(ground, cfg, rounds, compiled):
+        asked.append((ground.tokens, cfg, rounds, compiled))
+        return {"none": row}
+
+    monkeypatch.setattr(speed, "measured", measured)
+    speed.main(["--networks", "DiT-XL/2 256", "--cfg", "1", "--rounds", "2", "--compile"])
+    assert asked == [(256, 1.0, 2, True)]
+    written = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert written.pop("NVIDIA X") == other
+    (mine,) = written.values()
+    assert mine["networks"]["DiT-XL/2 256, 256 tokens, cfg 1, compiled"]["policies"] == {"none": row}
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert "Elsewhere." in page
+    assert "### DiT-XL/2 256, 256 tokens, cfg 1, compiled\n\nA small one; 2 rounds." in page
+    assert "Not measured yet" not in page
+    assert "written to docs/benchmarks.md" in capsys.readouterr().out
