@@ -29,10 +29,12 @@ from ..cache_core.adapters import adapter_for, sites_of
 from ..cache_core.policies import EOC, FORA, GOC, L2C, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
 from ..cache_core.sites import Action, Site
 from ..cache_core.trace import RunTrace, Trace, human_bytes
+from ..priors.statistics import Statistics
 from .overhead import Ground, built, randomised, sample, texts
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs"
 STOCK = "none"
+CALIBRATING = "calibrating"
 STEPS = 10
 
 
@@ -186,15 +188,20 @@ def measured(ground: Ground, cfg: float, rounds: int, compiled: bool = False) ->
     shapes = {site.name: shape for site, shape in sizes.items()}
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS).tolist()
     trends = Trended(sites_of(network), shapes, torch.bfloat16, model.load_device, tuple(sigmas))
-    traces = {name: Trace() for name in policies(model, trends)}
-    models = {
-        name: model if policy is None else attach(model, policy, traces[name])
-        for name, policy in policies(model, trends).items()
-    }
+    traces = {name: Trace() for name in (*policies(model, trends), CALIBRATING)}
+
+    def attached_to(base) -> dict:
+        """Every policy on this MODEL, and what Calibrate does with it."""
+        found = {
+            name: base if policy is None else attach(base, policy, traces[name])
+            for name, policy in policies(model, trends).items()
+        }
+        return found | {CALIBRATING: attach(base, Full(), traces[CALIBRATING], observers=(Statistics(),))}
+
+    models = attached_to(model)
     flops = {name: counted(ground, attached, cfg) for name, attached in models.items()}  # and warms up
     if compiled:
-        base = TorchCompileModel.execute(model, "inductor").args[0]
-        models = {n: base if p is None else attach(base, p, traces[n]) for n, p in policies(model, trends).items()}
+        models = attached_to(TorchCompileModel.execute(model, "inductor").args[0])
         for attached in models.values():
             sample(ground, attached, STEPS, now, cfg)  # compiles
     seconds: dict[str, list[list[float]]] = {name: [] for name in models}
@@ -238,7 +245,8 @@ def table(results: dict) -> str:
         "# What caching saves on the clock\n\nWritten by `python tools/dev.py bench speed` (on an accelerator with `--gpu`): "
         f"{STEPS} euler steps, random weights in bfloat16, every second step reused wherever a policy leaves the choice. "
         "*faster* and *fewer FLOPs* are those of a whole run without its first step, against the run without a cache "
-        "beside it; *wall / FLOPs* is one over the other. Bytes are what was held, and what Apply Cache said before.\n"
+        "beside it; *wall / FLOPs* is one over the other. Bytes are what was held, and what Apply Cache said before. "
+        "*calibrating* is what Calibrate does on top of the sampling that it watches.\n"
     )
     for device, of_device in results.items():
         text += f"\n## {device}\n\n{of_device['about']}\n"
