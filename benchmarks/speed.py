@@ -16,8 +16,9 @@ import platform
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 
@@ -175,8 +176,10 @@ def _kind(actions: set[Action]) -> str:
     return "some branches" if Action.COMPUTE in actions else "reused"
 
 
-def measured(ground: Ground, cfg: float, rounds: int, compiled: bool = False) -> dict[str, dict]:
-    """Policy -> what it costs and saves. compiled: by the host's node, before the cache is attached."""
+def measured(
+    ground: Ground, cfg: float, rounds: int, compiled: bool = False, chosen: Iterable[str] = ("*",)
+) -> dict[str, dict]:
+    """Policy -> what it costs and saves. compiled: by the host's node, before the cache is attached. chosen: patterns."""
     import comfy.samplers
     from comfy_extras.nodes_torch_compile import TorchCompileModel
 
@@ -196,7 +199,8 @@ def measured(ground: Ground, cfg: float, rounds: int, compiled: bool = False) ->
             name: base if policy is None else attach(base, policy, traces[name])
             for name, policy in policies(model, trends).items()
         }
-        return found | {CALIBRATING: attach(base, Full(), traces[CALIBRATING], observers=(Statistics(),))}
+        found[CALIBRATING] = attach(base, Full(), traces[CALIBRATING], observers=(Statistics(),))
+        return {n: m for n, m in found.items() if n == STOCK or any(fnmatch(n, pattern) for pattern in chosen)}
 
     models = attached_to(model)
     flops = {name: counted(ground, attached, cfg) for name, attached in models.items()}  # and warms up
@@ -239,6 +243,10 @@ def measured(ground: Ground, cfg: float, rounds: int, compiled: bool = False) ->
     return found
 
 
+def rows(batch: int, cfg: float) -> str:
+    return f"{batch} picture{'s' * (batch > 1)}, cfg {cfg:g}"
+
+
 def table(results: dict) -> str:
     """docs/benchmarks.md."""
     text = (
@@ -272,6 +280,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--cfg", nargs="+", type=float, default=[1.0, 4.0], help="1: one cond, above: two")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=1, help="pictures at once")
+    parser.add_argument("--policies", nargs="+", default=["*"], help="names or patterns such as 'FORA*'")
     parser.add_argument("--compile", action="store_true", help="through the host's torch.compile node")
     args = parser.parse_args(argv)
     import comfy.model_management
@@ -290,11 +300,12 @@ def main(argv: list[str]) -> None:
     for network in args.networks:
         make, smaller = NETWORKS[network]
         ground = make(full)
+        ground = ground._replace(latent=ground.latent.repeat(args.batch, *[1] * (ground.latent.ndim - 1)))
         for cfg in args.cfg:
-            title = f"{network}, {ground.tokens} tokens, cfg {cfg:g}" + ", compiled" * args.compile
+            title = f"{network}, {ground.tokens} tokens, {rows(args.batch, cfg)}" + ", compiled" * args.compile
             mine["networks"][title] = {
                 "cfg": cfg, "rounds": args.rounds, "size": "as published" if full else smaller,
-                "policies": measured(ground, cfg, args.rounds, args.compile),
+                "policies": measured(ground, cfg, args.rounds, args.compile, args.policies),
             }  # fmt: skip
             file.write_text(json.dumps(results, indent=1) + "\n")
             (FOLDER / "benchmarks.md").write_text(table(results))

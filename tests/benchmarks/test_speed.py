@@ -64,19 +64,19 @@ def test_what_was_measured_elsewhere_stays(speed, monkeypatch, tmp_path, capsys)
     }  # fmt: skip
     asked = []
 
-    def measured(ground, cfg, rounds, compiled):
-        asked.append((ground.tokens, cfg, rounds, compiled))
+    def measured(ground, cfg, rounds, compiled, chosen):
+        asked.append((len(ground.latent), cfg, rounds, compiled, chosen))
         return {"none": row}
 
     monkeypatch.setattr(speed, "measured", measured)
-    speed.main(["--networks", "DiT-XL/2 256", "--cfg", "1", "--rounds", "2", "--compile"])
-    assert asked == [(256, 1.0, 2, True)]
+    speed.main(["--networks", "DiT-XL/2 256", "--cfg", "1", "--rounds", "2", "--compile", "--batch", "3"])
+    assert asked == [(3, 1.0, 2, True, ["*"])]
     written = json.loads((tmp_path / "benchmarks.json").read_text())
     assert written.pop("NVIDIA X") == other
     (mine,) = written.values()
-    assert mine["networks"]["DiT-XL/2 256, 256 tokens, cfg 1, compiled"]["policies"] == {"none": row}
+    assert mine["networks"]["DiT-XL/2 256, 256 tokens, 3 pictures, cfg 1, compiled"]["policies"] == {"none": row}
     page = (tmp_path / "benchmarks.md").read_text()
     assert "Elsewhere." in page
-    assert "### DiT-XL/2 256, 256 tokens, cfg 1, compiled\n\nA small one; 2 rounds." in page
+    assert "### DiT-XL/2 256, 256 tokens, 3 pictures, cfg 1, compiled\n\nA small one; 2 rounds." in page
     assert "Not measured yet" not in page
     assert "written to docs/benchmarks.md" in capsys.readouterr().out
