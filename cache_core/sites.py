@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -54,6 +54,9 @@ class Schedule:
     sampler: str = ""  # as the host names it: "euler"
     prediction: str = ""  # the host's name of what the model predicts: "EPS", "V_PREDICTION", "FLOW", "FLUX", ...
     sites: tuple[Site, ...] = ()  # every branch of the network, in execution order
+    # of every branch and STACK by name, for all conds together, where a policy asks for it by a limit:
+    nbytes: dict[str, int] = field(default_factory=dict, hash=False)  # what keeping one output takes
+    flops: dict[str, int] = field(default_factory=dict, hash=False)  # operations that computing one takes
 
 
 class Action(Enum):

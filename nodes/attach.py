@@ -18,7 +18,7 @@ from ..cache_core.run import CacheRun, Observer
 from ..cache_core.sites import MODEL, Action, Schedule
 from ..cache_core.trace import RunTrace, Trace, human_bytes
 from ..priors.record import recorded
-from .memory import expected_bytes, parts_of
+from .memory import expected_bytes, informed, parts_of
 from .rivals import CacheError, refuse_rivals
 
 log = logging.getLogger("PriorCache")
@@ -78,7 +78,9 @@ def attach(
         refuse_rivals(guider.model_options, wrappers, KEY)
         if RUN in options:
             raise CacheError("PriorCache is attached twice to one model: remove one of the Apply Cache nodes.")
+        parts = parts_of(guider, noise.shape)
         schedule = _schedule(guider.model_patcher.model, sampler, sigmas)
+        schedule = informed(schedule, guider.model_patcher, policy, parts, CODECS[store])
         run = CacheRun(
             policy,
             schedule,
@@ -93,7 +95,7 @@ def attach(
         run.trace.record = recorded(run.policy)
         if reason and policy.level != "model" and policy.history:
             run.decline(reason)
-        expected = expected_bytes(guider.model_patcher, run, parts_of(guider, noise.shape))
+        expected = expected_bytes(guider.model_patcher, run, parts)
         run.trace.expected_bytes = expected
         log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
         options[RUN] = _Sampling(run, sigmas.tolist(), expected if run.store.codec.on_device else 0)

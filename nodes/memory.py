@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from ..cache_core.adapters import adapter_for, misfit, uncompiled, unwrapped
-from ..cache_core.codecs import CODECS
+from ..cache_core.adapters import adapter_for, misfit, sites_of, uncompiled, unwrapped
+from ..cache_core.codecs import CODECS, Codec
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun
+from ..cache_core.sites import Action, Schedule, Site, Step
 from ..cache_core.trace import human_bytes
 
-TEXT = 256
-"""Tokens of text that `memory` supposes; sampling counts the real ones."""
+TEXT, STEPS = 256, 50
+"""Tokens of text and steps that are supposed beforehand; sampling counts the real ones."""
+
+PADDED = {"Flux2": 512}
+"""Tokens to which the host, for a model of this class of its own, fills up a shorter text."""
 
 
 class Part(NamedTuple):
@@ -33,15 +39,54 @@ def expected_bytes(model, run: CacheRun, parts: Iterable[Part]) -> int:
     parts, codec, total = list(parts), run.store.codec, 0
     if run.policy.level == "model" or run.observers:
         total += sum(codec.nbytes((part.rows, *part.latents[0]), torch.float32) for part in parts)
-    network = unwrapped(model.model.diffusion_model)
-    adapter = adapter_for(network) if run.wants_branches else None
-    if adapter is not None:
-        dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
-        with uncompiled(network):
-            for part in parts:
-                sizes = adapter.sizes(network, part.latents, part.text).items()
-                total += sum(codec.nbytes((part.rows, *size), dtype) for site, size in sizes if run.wants(site))
+    if run.wants_branches:
+        each = bytes_of_sites(model, run.policy, run.total, parts, codec)
+        total += sum(nbytes for site, nbytes in each.items() if run.holds(site))
     return total * run.store.history
+
+
+def bytes_of_sites(model, policy: CachePolicy, total: int, parts: list[Part], codec: Codec) -> dict[Site, int]:
+    """What keeping one output of every branch and of STACK takes, for all of these conds in a run of `total` steps.
+
+    With what the policy asks to note of tokens, and how often they were passed by, where it computes some of them.
+    """
+    network = unwrapped(model.model.diffusion_model)
+    adapter = adapter_for(network)
+    if adapter is None:
+        return {}
+    dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+    steps = [Step(i, total, i / total, 0.0) for i in range(total)]
+    of_token: dict[Site, int] = {}
+    found: Counter[Site] = Counter()
+    with uncompiled(network):
+        marked = [b.sites[name] for b in adapter.blocks(network) for what, name in b.marks if what == policy.marks]
+        for part in parts:
+            for site, (tokens, width) in adapter.sizes(network, part.latents, part.text).items():
+                if site not in of_token:
+                    passed_by = any(policy.decide(step, site) is Action.PARTIAL for step in steps)
+                    of_token[site] = torch.float32.itemsize * (site in marked) + torch.int16.itemsize * passed_by
+                found[site] += codec.nbytes((part.rows, tokens, width), dtype) + part.rows * tokens * of_token[site]
+    return found
+
+
+def flops_of_sites(model, parts: list[Part]) -> dict[Site, int]:
+    """Operations that computing every branch once takes, and STACK, for all of these conds."""
+    network = unwrapped(model.model.diffusion_model)
+    adapter, found = adapter_for(network), Counter()
+    with uncompiled(network):
+        for part in parts if adapter else ():
+            for site, flops in adapter.flops(network, part.latents, part.text).items():
+                found[site] += part.rows * flops
+    return found
+
+
+def informed(schedule: Schedule, model, policy: CachePolicy, parts: list[Part], codec: Codec) -> Schedule:
+    """With what keeping and computing takes, for a policy that has a limit."""
+    if policy.limit is None:
+        return schedule
+    nbytes = bytes_of_sites(model, policy, schedule.total, parts, codec)
+    told = ({site.name: n for site, n in table.items()} for table in (nbytes, flops_of_sites(model, parts)))
+    return replace(schedule, **dict(zip(("nbytes", "flops"), told, strict=True)))
 
 
 def parts_of(guider, shape: tuple[int, ...]) -> list[Part]:
@@ -49,8 +94,13 @@ def parts_of(guider, shape: tuple[int, ...]) -> list[Part]:
     whole = guider.model_options.get("disable_cfg1_optimization")
     skipped = {"negative"} if math.isclose(getattr(guider, "cfg", 0.0), 1.0) and not whole else set()
     batch, *latent = shape
+    least = max(PADDED.get(kind.__name__, 0) for kind in type(guider.model_patcher.model).__mro__)
     return [
-        Part(batch, [tuple(latent), *(tuple(r.shape[1:]) for r in cond.get("reference_latents") or ())], _text(cond))
+        Part(
+            batch,
+            [tuple(latent), *(tuple(r.shape[1:]) for r in cond.get("reference_latents") or ())],
+            max(_text(cond), least),
+        )
         for role, conds in guider.conds.items()
         if role not in skipped
         for cond in conds
@@ -62,22 +112,38 @@ def _text(cond: dict) -> int:
     return embedding.shape[1] if isinstance(embedding, torch.Tensor) and embedding.ndim == 3 else 0
 
 
-def memory(model, policy: CachePolicy, measure: str, store: str) -> str:
-    """One sentence: what the cache will hold, for usual sizes of what this model makes."""
-    run = CacheRun(policy, 1000, measure=measure, codec=CODECS[store])
-    if not run.keeps:
-        return f"{policy.describe()} keeps nothing."
-    if policy.level != "model" and (reason := misfit(model.model.diffusion_model)):
-        return f"{policy.describe()} keeps nothing: {reason}."
+def usual(model) -> dict[str, list[Part]]:
+    """A positive and a negative prompt for usual sizes of what this model makes, by the name of the size."""
     form = model.model.latent_format
     down, frames = form.spacial_downscale_ratio, getattr(form, "temporal_downscale_ratio", 4)
+    spaces: dict[str, tuple[int, ...]] = {}
     if form.latent_dimensions == 2:
         spaces = {f"{side} x {side}": (side // down,) * 2 for side in (512, 1024)}
     elif form.latent_dimensions == 3:
         spaces = {f"{n} frames of 832 x 480": ((n - 1) // frames + 1, 480 // down, 832 // down) for n in (33, 81)}
-    else:
+    return {name: [Part(2, [(form.latent_channels, *space)], TEXT)] for name, space in spaces.items()}
+
+
+def supposed(model, policy: CachePolicy, parts: list[Part], codec: Codec) -> Schedule:
+    """A run of a usual number of steps with these conds."""
+    return informed(Schedule(STEPS, sites=sites_of(model.model.diffusion_model)), model, policy, parts, codec)
+
+
+def memory(model, policy: CachePolicy, measure: str, store: str) -> str:
+    """One sentence: what the cache will hold, for usual sizes of what this model makes."""
+    if not policy.history and measure == "off":
+        return f"{policy.describe()} keeps nothing."
+    if policy.level != "model" and (reason := misfit(model.model.diffusion_model)):
+        return f"{policy.describe()} keeps nothing: {reason}."
+    codec, each = CODECS[store], []
+    for name, parts in usual(model).items():
+        run = CacheRun(policy, supposed(model, policy, parts, codec), measure=measure, codec=codec)
+        run.keeps = True  # whatever it has against so many steps
+        each.append(f"{human_bytes(expected_bytes(model, run, parts))} for {name}")
+    if not each:
         return f"What {policy.describe()} takes is told in the log when sampling begins."
-    pairs = {name: [Part(2, [(form.latent_channels, *space)], TEXT)] for name, space in spaces.items()}
-    each = " and ".join(f"{human_bytes(expected_bytes(model, run, pair))} for {name}" for name, pair in pairs.items())
-    where = "the device's memory" if run.store.codec.on_device else "the computer's main memory"
-    return f"{policy.describe()} takes about {each} of {where}, with a positive and a negative prompt, store = {store}."
+    where = "the device's memory" if codec.on_device else "the computer's main memory"
+    return (
+        f"{policy.describe()} takes about {' and '.join(each)} of {where}, with a positive and a negative prompt, "
+        f"store = {store}."
+    )

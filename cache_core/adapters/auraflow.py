@@ -43,6 +43,12 @@ class AuraFlowAdapter(Adapter):
             ("single_layers", single_block, single, {"values": of_single}),
         )
 
+    def work(self, block: Block, name: str) -> tuple[tuple[nn.Module, ...], ...]:
+        if name != "attn" or len(block.captures[name]) == 1:
+            return super().work(block, name)
+        a = block.module.attn
+        return (a.w1q, a.w1k, a.w1v, a.w1o), (a.w2q, a.w2k, a.w2v, a.w2o)
+
 
 @returns("c", "x")
 def double_block(

@@ -90,6 +90,36 @@ class Adapter(ABC):
         last = [found[site] for name, site in blocks[-1].sites.items() if not name.startswith("txt_")]
         return found | {STACK: min(last)}  # a branch that both streams share has more tokens than the picture
 
+    def flops(self, network: nn.Module, latents: list[tuple[int, ...]], text: int) -> dict[Site, int]:
+        """Operations that computing every branch takes for one row, 2 per multiply-add; STACK: all of them.
+
+        Those of its matrices and of its attention, which are nearly all there is; told before sampling, as `sizes`.
+        """
+        image, text = self.lengths(network, sum(patches(network, latent) for latent in latents), text)
+        found = {
+            site: self._flops(block, name, image, text)
+            for block in self.blocks(network)
+            for name, site in block.sites.items()
+        }
+        return found | {STACK: sum(found.values())}
+
+    def _flops(self, block: Block, name: str, image: int, text: int) -> int:
+        tokens, parts, crossing = self.tokens(block, name, image, text), self.work(block, name), name in CROSSING
+        lengths = (text, image) if len(parts) > 1 else (tokens,)
+        linear = sum(
+            layer.in_features * layer.out_features * (text if crossing and of_keys(place) else length)
+            for modules, length in zip(parts, lengths, strict=True)
+            for module in modules
+            for place, layer in module.named_modules()
+            if hasattr(layer, "out_features")
+        )
+        attention = 2 * tokens * (text if crossing else tokens) * width(block.captures[name][-1])
+        return 2 * (linear + attention * name.endswith(("attn", "attn2", "single")))
+
+    def work(self, block: Block, name: str) -> tuple[tuple[nn.Module, ...], ...]:
+        """The modules that run when a branch is computed; where it joins two parts, those of each, in that order."""
+        return tuple((module,) for module in block.captures[name])
+
     def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
         """Tokens of the picture and of the text inside of the network, with what it puts beside them."""
         return image, text
@@ -99,6 +129,15 @@ class Adapter(ABC):
         if name.startswith("txt_"):
             return text
         return image + text if len(block.captures[name]) > 1 else image
+
+
+CROSSING = ("cross_attn", "audio_attn")
+"""Branches whose keys and values come from outside: those of the text, whose length stands for that of sounds, too."""
+
+
+def of_keys(place: str) -> bool:
+    """Whether a layer of a branch, by its name, makes keys or values."""
+    return place.removeprefix("to_").startswith(("k", "v"))
 
 
 def patches(network: nn.Module, latent: tuple[int, ...]) -> int:

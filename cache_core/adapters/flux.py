@@ -36,6 +36,11 @@ class FluxAdapter(Adapter):
             ("single_blocks", single_block, single),
         )
 
+    def work(self, block: Block, name: str) -> tuple[tuple[nn.Module, ...], ...]:
+        b = block.module
+        found = {"attn": lambda: ((b.txt_attn,), (b.img_attn,)), "single": lambda: ((b.linear1, b.linear2),)}
+        return found[name]() if name in found else super().work(block, name)
+
     def tokens(self, block: Block, name: str, image: int, text: int) -> int:
         return image + text if name == "single" else super().tokens(block, name, image, text)
 

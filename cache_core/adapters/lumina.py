@@ -26,6 +26,9 @@ class LuminaAdapter(Adapter):
         branches = {"attn": lambda b: b.attention_norm2, "mlp": lambda b: b.ffn_norm2}
         return numbered(network, *((name, joint_transformer_block, branches) for name in ("noise_refiner", "layers")))
 
+    def work(self, block: Block, name: str) -> tuple[tuple[nn.Module, ...], ...]:
+        return ((block.module.attention if name == "attn" else block.module.feed_forward,),)
+
     def writes(self, kwargs: dict) -> bool:
         return kwargs.get("timestep_zero_index") is not None
 

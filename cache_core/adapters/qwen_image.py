@@ -27,6 +27,12 @@ class QwenImageAdapter(Adapter):
         }
         return numbered(network, ("transformer_blocks", transformer_block, branches, {"values": marks}))
 
+    def work(self, block: Block, name: str) -> tuple[tuple[nn.Module, ...], ...]:
+        if name != "attn":
+            return super().work(block, name)
+        a = block.module.attn
+        return (a.add_q_proj, a.add_k_proj, a.add_v_proj, a.to_add_out), (a.to_q, a.to_k, a.to_v, a.to_out[0])
+
 
 @returns("encoder_hidden_states", "hidden_states")
 def transformer_block(

@@ -118,7 +118,7 @@ class Routes:
     """
 
     def __init__(self, adapter: Adapter, network: nn.Module, run: CacheRun):
-        self.adapter, self.wants, self.marks = adapter, run.wants, run.policy.marks
+        self.adapter, self.wants, self.holds, self.marks = adapter, run.wants, run.holds, run.policy.marks
         self.compiled = run.compiled or compiled(network)
         self.cache: Forward | None = None  # of the forward that is under way
         self.originals: dict[nn.Module, Callable] = {}
@@ -202,7 +202,7 @@ class Routes:
         found = []
         sources: dict[tuple[nn.Module, ...], list[tuple[Site, Mark]]] = {}  # several branches may share them
         for (what, name), mark in block.marks.items():
-            if what == self.marks and self.wants(block.sites[name]):
+            if what == self.marks and self.holds(block.sites[name]):
                 sources.setdefault(mark.modules, []).append((block.sites[name], mark))
         for modules, marks in sources.items():
             found += self._gathering(modules, partial(self._mark, marks))
@@ -243,7 +243,8 @@ class Routes:
         return [(module, noting(module, place)) for place, module in enumerate(modules)]
 
     def _note(self, site: Site, outs: list[Tensor]) -> None:
-        self.cache.computed(site, torch.cat(outs, dim=1) if len(outs) > 1 else outs[0])
+        joined = len(outs) > 1 and self.holds(site)
+        self.cache.computed(site, torch.cat(outs, dim=1) if joined else outs[0])
 
     def _mark(self, marks: list[tuple[Site, Mark]], outs: list[Tensor]) -> None:
         noted = marks[0][1].note(*outs)  # of the same modules, the same is noted

@@ -28,6 +28,14 @@ class SD3Adapter(Adapter):
         }
         return numbered(network, ("joint_blocks", joint_block, branches, {"values": marks}))
 
+    def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
+        return image, text + network.register_length
+
+    def work(self, block: Block, name: str) -> tuple[tuple[nn.Module, ...], ...]:
+        txt, img = block.module.context_block, block.module.x_block
+        found = {"attn": lambda: ((txt.attn,), (img.attn,)), "attn2": lambda: ((img.attn2,),)}
+        return found[name]() if name in found else super().work(block, name)
+
 
 @returns("context", "x")
 def joint_block(

@@ -1,6 +1,7 @@
 """One paper, one file."""
 
 from .base import CachePolicy, Decline
+from .budget import Budget
 from .duca import DuCa
 from .eoc import EOC
 from .fora import FORA
@@ -11,4 +12,6 @@ from .l2c import L2C
 from .taylor import Taylor
 from .toca import ToCa
 
-__all__ = ["EOC", "FORA", "GOC", "L2C", "CachePolicy", "Decline", "DuCa", "Forecast", "Full", "Taylor", "ToCa"]
+__all__ = [
+    "EOC", "FORA", "GOC", "L2C", "Budget", "CachePolicy", "Decline", "DuCa", "Forecast", "Full", "Taylor", "ToCa",
+]  # fmt: skip

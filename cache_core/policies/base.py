@@ -28,7 +28,8 @@ class CachePolicy(ABC):
     every block, "stack" for all blocks at once (STACK), "model" for the output of the whole network. `stack` asks it
     about STACK before the branches, too: where that is reused, no branch is asked about. `marks` names what is to be
     noted of the tokens while they are computed, for `select` to find in past[0].marks; None where it is not known.
-    `changes` is what the trace calls an output that `reuse` did not leave as it was.
+    `changes` is what the trace calls an output that `reuse` did not leave as it was. `limit` is how many bytes may be
+    kept at most, whatever was told beforehand; None for any.
     """
 
     history: ClassVar[int] = 1
@@ -36,6 +37,7 @@ class CachePolicy(ABC):
     stack: ClassVar[bool] = False
     marks: ClassVar[str] = ""
     changes: ClassVar[str] = "corrected"
+    limit: ClassVar[int | None] = None
     level: str = field(default="branch", kw_only=True)
 
     def __post_init__(self):
@@ -49,6 +51,10 @@ class CachePolicy(ABC):
         if site == STACK:
             return self.stack or self.level == "stack"
         return self.level == ("model" if site == MODEL else "branch")
+
+    def keeps(self, site: Site) -> bool:
+        """Whether outputs of a site that is served are kept; where they are not, it is always computed."""
+        return True
 
     @abstractmethod
     def decide(self, step: Step, site: Site) -> Action:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
-from torch import Tensor
+from dataclasses import dataclass
 
 from ...errors import SettingError
-from ..sites import Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
+from .wrapper import Wrapper
 
 
 @dataclass(frozen=True)
-class Correction(CachePolicy):
-    """Leaves every decision to `base`. Raises SettingError when base itself changes what is reused."""
-
-    base: CachePolicy
-    level: str = field(init=False, repr=False, compare=False, kw_only=True)
+class Correction(Wrapper):
+    """Raises SettingError when base itself changes what is reused, or has counted what may be kept."""
 
     def __post_init__(self):
+        super().__post_init__()
+        name = type(self).__name__
+        if self.base.limit is not None:
+            raise SettingError(
+                f"{name} keeps outputs of its own, which the memory budget before it does not count; put the budget "
+                f"behind {name}"
+            )
         if type(self.base).reuse is not CachePolicy.reuse:
             raise SettingError(
-                f"{type(self).__name__} corrects plain reuse, and {type(self.base).__name__} already replaces it; put "
-                f"{type(self).__name__} on a policy that only decides, such as FORA or L2C"
+                f"{name} corrects plain reuse, and {type(self.base).__name__} already replaces it; put "
+                f"{name} on a policy that only decides, such as FORA or L2C"
             )
-        object.__setattr__(self, "level", self.base.level)
 
     @property
     def features(self) -> int:
@@ -34,27 +35,3 @@ class Correction(CachePolicy):
     @property
     def history(self) -> int:
         return max(self.features, self.base.history) if self.base.history else 0
-
-    @property
-    def keeps_reused(self) -> bool:
-        return self.base.keeps_reused
-
-    @property
-    def stack(self) -> bool:
-        return self.base.stack
-
-    @property
-    def marks(self) -> str:
-        return self.base.marks
-
-    def decide(self, step: Step, site: Site) -> Action:
-        return self.base.decide(step, site)
-
-    def select(self, step: Step, site: Site, x: Tensor, past: list[Feature]) -> Tensor:
-        return self.base.select(step, site, x, past)
-
-    def prepared(self, schedule: Schedule) -> Correction:
-        return replace(self, base=self.base.prepared(schedule))
-
-    def objection(self, schedule: Schedule) -> str | None:
-        return self.base.objection(schedule)
