@@ -119,8 +119,9 @@ class Budget(Wrapper):
         served = [*(site.name for site in schedule.sites), *([STACK.name] if self.base.serves(STACK) else [])]
         held, whole = (sum(schedule.nbytes[n] for n in names) * self.history for names in (ready.sites, served))
         branches = sum(name != STACK.name for name in ready.sites)
+        stack = " and the state after all blocks" if STACK.name in ready.sites else ""
         return (
-            f"{self.describe()} keeps {branches} of {len(schedule.sites)} branches, {human_bytes(held)} of "
+            f"{self.describe()} keeps {branches} of {len(schedule.sites)} branches{stack}, {human_bytes(held)} of "
             f"{human_bytes(whole)}; {ready.share(schedule, ready.kept):.0%} of the blocks' arithmetic is reused "
             f"instead of {ready.share(schedule):.0%}."
         )
