@@ -15,6 +15,8 @@ from priorcache.cache_core.sites import STACK, Action
 from torch import nn
 
 CASES = architectures.cases()
+PLAIN = {architecture: name for name, (architecture, _) in reversed(CASES.items())}
+"""Architecture -> its first case: for what does not depend on the settings of a block."""
 
 
 @cache
@@ -36,6 +38,9 @@ def case(request):
         module._forward_hooks.clear()
     if request.session.testsfailed > failed:
         made.cache_clear()  # who knows what is left of these
+
+
+BOOKKEEPING = pytest.mark.parametrize("case", PLAIN.values(), indirect=True)
 
 
 def sample(network, inputs, adapter, run: CacheRun, steps: int = 4, conds=((0, "a"), (1, "b"))) -> list[torch.Tensor]:
@@ -123,6 +128,7 @@ def test_reuse_adds_the_old_branch_with_the_gate_of_now(case):
             assert not torch.equal(ours, network(**inputs(1)))
 
 
+@BOOKKEEPING
 def test_a_reused_branch_is_not_run(case):
     network, inputs, adapter = case
     calls = []
@@ -183,6 +189,7 @@ def test_skipping_all_blocks_runs_the_final_layer_of_now_on_the_state_of_before(
             assert torch.equal(ours[1], expected)
 
 
+@BOOKKEEPING
 def test_skipping_all_blocks_never_runs_one(case):
     network, inputs, adapter = case
     calls = []
@@ -217,6 +224,7 @@ def test_blocks_that_do_not_say_what_they_hand_on_are_not_skipped_and_that_is_to
     assert run.trace.notes == ["The blocks of dit cannot be skipped all at once."]
 
 
+@BOOKKEEPING
 def test_a_policy_of_the_stack_alone_keeps_no_branch(case):
     network, inputs, adapter = case
     run = CacheRun(Stacked(2, "aligned"), 4)
@@ -225,6 +233,7 @@ def test_a_policy_of_the_stack_alone_keeps_no_branch(case):
     assert run.trace.computed_fraction == 0.5
 
 
+@BOOKKEEPING
 def test_blocks_are_not_skipped_where_somebody_else_replaced_one(case):
     network, inputs, adapter = case
     block = adapter.blocks(network)[0]
@@ -237,6 +246,7 @@ def test_blocks_are_not_skipped_where_somebody_else_replaced_one(case):
     del block.module.forward
 
 
+@BOOKKEEPING
 def test_nothing_is_left_on_the_modules(case):
     network, inputs, adapter = case
     for kind, measure in itertools.product((FORA, Skipping), ("off", "truth")):
@@ -244,6 +254,7 @@ def test_nothing_is_left_on_the_modules(case):
         assert left_over(network) == [], (kind, measure)
 
 
+@BOOKKEEPING
 def test_nothing_is_left_after_an_exception_in_mid_forward(case):
     network, inputs, adapter = case
     block = adapter.blocks(network)[-1]
@@ -255,6 +266,7 @@ def test_nothing_is_left_after_an_exception_in_mid_forward(case):
     handle.remove()
 
 
+@BOOKKEEPING
 def test_a_forward_that_somebody_else_replaced_is_kept_and_computed(case):
     network, inputs, adapter = case
     block = adapter.blocks(network)[1]
@@ -271,6 +283,7 @@ def test_a_forward_that_somebody_else_replaced_is_kept_and_computed(case):
     del block.module.forward
 
 
+@BOOKKEEPING
 def test_a_block_that_is_not_the_known_one_declines_and_computes(case):
     network, inputs, adapter = case
     for module in {block.kind: block.module for block in reversed(adapter.blocks(network))}.values():

@@ -54,7 +54,8 @@ def small(host):
     return host.model(depth=2)
 
 
-KINDS = pytest.mark.parametrize("compiled", [whole, by_block, by_patch, by_one_patch])
+KINDS = pytest.mark.parametrize("compiled", [by_block, by_patch, by_one_patch])
+"""The host's node alone is among the scenarios, `test_beside.py`."""
 
 
 @pytest.fixture(autouse=True)
