@@ -155,7 +155,7 @@ def planned(calibration: Bench, counts: list[int], samplings: float) -> tuple[li
         found = calibration.policy(policy)
         return Outcome(found.latents, found.evaluations / full.evaluations)
 
-    search = Search(simulate, full.latents, schedule.total)
+    search = Search(simulate, full.latents, schedule)
     return search_plans(search, forecasts(schedule), counts, samplings), search
 
 

@@ -266,7 +266,8 @@ class Forward:
         error = None if exact is None else relative_error(out, exact)
         action = Action.REUSE if where is None else Action.PARTIAL
         changed = run.policy.changes if site.name in self._changed else ""
-        run.trace.rows.append(Row(self.step.index, site, action, error, changed))
+        tokens = 0.0 if where is None else where.shape[1] / out.shape[1]
+        run.trace.rows.append(Row(self.step.index, site, action, error, changed, tokens))
         if run.policy.keeps_reused or action is Action.PARTIAL:
             self._keep(site, out, computed=False, where=where)
         else:

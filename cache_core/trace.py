@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,11 +39,17 @@ class Row(NamedTuple):
     action: Action
     error: Tensor | float | None
     changed: str = ""  # "corrected" or "forecast" where the policy changed what it reused
+    tokens: float = 0.0  # the share of tokens that PARTIAL computed
 
     @property
     def kind(self) -> str:
         """One of KINDS."""
         return {Action.COMPUTE: "computed", Action.PARTIAL: "partial"}.get(self.action) or self.changed or "reused"
+
+    @property
+    def work(self) -> float:
+        """The share of its tokens that were computed."""
+        return 1.0 if self.action is Action.COMPUTE else self.tokens
 
 
 class Moment(NamedTuple):
@@ -194,6 +200,18 @@ class RunTrace:
         """Share of decisions that were COMPUTE; 1.0 when nothing was decided."""
         rows = self.decisions
         return sum(r.action is Action.COMPUTE for r in rows) / len(rows) if rows else 1.0
+
+    def cost(self, flops: Mapping[str, float] | None = None) -> float:
+        """What was computed of the branches, in full runs; tokens computed anew count as what they are of all tokens.
+
+        flops: operations of every branch by name; branches that are not in it count alike. 1.0 when nothing was decided.
+        """
+        flops = flops or {}
+        work: dict[int, list[tuple[float, float]]] = {moment.step.index: [] for moment in self.moments}
+        for row in self.decisions:
+            work.setdefault(row.step, []).append((flops.get(row.site.name, 1.0), row.work))
+        shares = [sum(w * s for w, s in of) / sum(w for w, _ in of) if of else 1.0 for of in work.values()]
+        return statistics.fmean(shares) if shares else 1.0
 
     def full_steps(self) -> list[int]:
         """Evaluations in which nothing was skipped."""

@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .apply import PriorCacheApply
 from .auto import PriorCacheAuto
+from .budget import PriorCacheMemoryBudget
 from .calibrate import PriorCacheCalibrate
 from .compare import PriorCacheCompare
 from .corrections import PriorCacheEOC, PriorCacheGOC, PriorCacheTaylor
@@ -18,6 +19,7 @@ from .policies import PriorCacheFORA
 from .prior import PriorCacheLoadPrior, PriorCacheSavePrior, register_folder
 from .replay import PriorCacheReplay, PriorCacheStamp
 from .sweep import PriorCacheSweep
+from .tune import PriorCacheTune
 
 NODES: list[type[io.ComfyNode]] = [
     PriorCacheLoadDiT,
@@ -47,6 +49,8 @@ NODES: list[type[io.ComfyNode]] = [
     PriorCacheAuto,
     PriorCacheStamp,
     PriorCacheReplay,
+    PriorCacheMemoryBudget,
+    PriorCacheTune,
 ]
 
 

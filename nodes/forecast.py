@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import comfy.samplers
 import comfy.utils
 import torch
 from comfy_api.latest import io, ui
@@ -16,8 +15,10 @@ from ..errors import SettingError, finite, shown
 from ..priors.plan import Plan, chosen, forecasts, merged, search_plans, step_errors_of
 from ..priors.prior import Prior, PriorError
 from ..priors.search import Outcome, Search
+from ..priors.trend import Trend
 from .attach import attach
 from .calibrate import subject
+from .memory import Part, flops_of_sites
 from .pictures import as_image
 from .sampling import Sampling, fixed, seeded
 from .types import CATEGORY, Policy, PriorTable
@@ -178,16 +179,21 @@ class PriorCacheSearch(io.ComfyNode):
         prior.matches(subject(model))
         counts = evaluations(speedups, prior.evaluations)
         latent = fixed(model, latent_image)
-        sample = Sampler(prior, model, positive, negative, latent, seed)
+        about = prior.subject
+        sampling = Sampling(
+            positive, negative, latent, about.steps, about.cfg, about.sampler, about.scheduler, about.denoise
+        )
+        sample = Sampler(sampling, model, seed)
+        plannable(prior, sample.schedule)
         progress = comfy.utils.ProgressBar(1000)
-        tried, fitted = _remembered(sample, prior)
+        tried, fitted = remembered(sample, str(about))
         reference = sample(Full()).latents
 
         def simulate(policy: CachePolicy) -> Outcome:
             progress.update_absolute(min(999, int(1000 * search.spent / samplings)))
             return sample(policy)
 
-        search = Search(simulate, reference, prior.evaluations, tried, fitted)
+        search = Search(simulate, reference, sample.schedule, tried, fitted)
         gram = prior.tables.get("gram/positive")
         plans = search_plans(search, forecasts(sample.schedule, gram), counts, samplings)
         prior = prior.planned(merged([plans, prior.plans]))
@@ -197,40 +203,44 @@ class PriorCacheSearch(io.ComfyNode):
 
 
 class Sampler:
-    """Samples one set of pictures with the settings of a prior, under any policy."""
+    """Samples one set of pictures with one seed, under any policy."""
 
-    def __init__(self, prior: Prior, model, positive, negative, latent: torch.Tensor, seed: int):
-        about = prior.subject
-        self.model, self.latent, self.seed, self.conds = model, latent, seed, (positive, negative)
-        self._sample = Sampling(
-            positive, negative, latent, about.steps, about.cfg, about.sampler, about.scheduler, about.denoise
-        )
-        sigmas = comfy.samplers.KSampler(
-            model, about.steps, "cpu", about.sampler, about.scheduler, about.denoise
-        ).sigmas
-        if len(sigmas) - 1 != prior.evaluations:
-            raise PriorError(
-                f"the sampler {about.sampler} evaluates the model {prior.evaluations} times in {len(sigmas) - 1} steps; "
-                "plans are for samplers of one evaluation per step. Calibrate with one such as euler or dpmpp_2m"
-            )
-        self.schedule = Schedule(prior.evaluations, tuple(sigmas.tolist()), about.sampler, about.prediction)
-        if objection := Forecast().prepared(self.schedule).objection(self.schedule):
-            raise PriorError(f"nothing to plan: {objection}")
+    def __init__(self, sampling: Sampling, model, seed: int):
+        self.sampling, self.model, self.seed = sampling, model, seed
+        self.schedule = sampling.schedule(model)
+        batch, *latent = sampling.latent.shape
+        self.parts = [
+            Part(batch, [tuple(latent)], words.shape[1] if words.ndim == 3 else 0)
+            for words, _ in (*sampling.positive, *sampling.negative)
+        ]
+        self.flops = {site.name: flops for site, flops in flops_of_sites(model, self.parts).items()}
 
     def __call__(self, policy: CachePolicy) -> Outcome:
         trace = Trace()
-        latents = self._sample(attach(self.model, policy, trace), self.seed)
-        return Outcome(latents, trace.runs[-1].computed_fraction)
+        latents = self.sampling(attach(self.model, policy, trace), self.seed)
+        return Outcome(latents, trace.runs[-1].cost(self.flops))
+
+
+def plannable(prior: Prior, schedule: Schedule) -> None:
+    """Raises PriorError where a Forecast has nothing to plan."""
+    sampler = prior.subject.sampler
+    if schedule.total != prior.evaluations:
+        raise PriorError(
+            f"the sampler {sampler} evaluates the model {prior.evaluations} times in {schedule.total} steps; "
+            "plans are for samplers of one evaluation per step. Calibrate with one such as euler or dpmpp_2m"
+        )
+    if objection := Forecast().prepared(schedule).objection(schedule):
+        raise PriorError(f"nothing to plan: {objection}")
 
 
 _SEARCHES: dict[str, tuple[dict, dict]] = {}
 """What searches of this session sampled so far: one that was stopped, or is to go further, goes on from there."""
 
 
-def _remembered(sample: Sampler, prior: Prior) -> tuple[dict, dict]:
-    """Only the same model, conds, size and seed give the same outcomes."""
+def remembered(sample: Sampler, about) -> tuple[dict, dict]:
+    """What a search about the same thing has tried and fitted; only the same model, pictures and seed give the same."""
     model = (id(sample.model.model), str(sample.model.patches_uuid))
-    key = _digest((model, str(prior.subject), sample.seed, tuple(sample.latent.shape), sample.conds))
+    key = _digest((model, about, sample.seed, vars(sample.sampling)))
     if key not in _SEARCHES:
         while len(_SEARCHES) >= 8:
             del _SEARCHES[next(iter(_SEARCHES))]
@@ -239,13 +249,15 @@ def _remembered(sample: Sampler, prior: Prior) -> tuple[dict, dict]:
 
 
 def _digest(value) -> str:
-    """Of nested lists and dicts of tensors and plain values."""
+    """Of nested lists and dicts of tensors and plain values, and of policies with what they are made of."""
     if isinstance(value, torch.Tensor):
         told = f"{tuple(value.shape)}".encode() + value.detach().float().cpu().numpy().tobytes()
     elif isinstance(value, (list, tuple)):
         told = "".join(map(_digest, value)).encode()
     elif isinstance(value, dict):
         told = "".join(f"{name}{_digest(value[name])}" for name in sorted(value, key=str)).encode()
+    elif isinstance(value, (CachePolicy, Trend)):
+        told = f"{type(value).__name__}{_digest(vars(value))}".encode()
     else:
         told = repr(value).encode()
     return hashlib.sha256(told).hexdigest()

@@ -10,6 +10,8 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
+from ..cache_core.adapters import sites_of
+from ..cache_core.sites import Schedule
 from ..errors import finite
 
 
@@ -78,6 +80,19 @@ class Sampling:
 
     def __post_init__(self):
         finite("sampling", cfg=self.cfg, denoise=self.denoise)
+
+    def schedule(self, model) -> Schedule:
+        """What is known of it beforehand."""
+        sigmas = comfy.samplers.KSampler(
+            model, self.steps, "cpu", self.sampler, self.scheduler, self.denoise
+        ).sigmas.tolist()
+        return Schedule(
+            len(sigmas) - 1,
+            tuple(sigmas),
+            self.sampler,
+            model.model.model_type.name,
+            sites_of(model.model.diffusion_model),
+        )
 
     def __call__(self, model, seed: int, callback: Callable | None = None) -> torch.Tensor:
         """Final latents (B, C, ...)."""

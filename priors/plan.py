@@ -102,7 +102,7 @@ def search_plans(
         plans.append(
             Plan(
                 **record(found),
-                steps=search.steps,
+                steps=search.schedule.total,
                 evaluations=count,
                 error=error,
                 unplanned=unplanned,

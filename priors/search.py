@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..cache_core.knobs import Choice, Mask, Numbers, Steps
+from ..cache_core.knobs import Choice, Mask, Numbers, Steps, turned, value
 from ..cache_core.policies import CachePolicy
+from ..cache_core.sites import Schedule
 from .fit import gauss_newton
 
 REACH = (1, 2)
@@ -23,6 +25,9 @@ RIDGES = (0.03, 0.3)
 
 WORTH = 0.98
 """The ratio of errors above which another fit does not pay."""
+
+SLACK = 1 + 1e-6
+"""The ratio of costs up to which two are the same."""
 
 
 class Outcome(NamedTuple):
@@ -40,29 +45,34 @@ class Spent(Exception):
 class Search:
     """Samples pictures under one policy after another, and keeps the best.
 
-    reference: their final latents in full. steps: of the sampler. tried, fitted: what was sampled so far. What is found
+    reference: their final latents in full. schedule: how they are sampled. tried, fitted: what was sampled so far. What is found
     depends on nothing else: a search that was stopped at any point and is begun anew with these ends where it would
     have ended, and what they hold takes no time again.
     """
 
     simulate: Callable[[CachePolicy], Outcome]
     reference: Tensor
-    steps: int
+    schedule: Schedule
     tried: dict[str, tuple[float, float]] = field(default_factory=dict)  # policy -> error, cost
     fitted: dict[str, tuple[list[list[float]], float]] = field(default_factory=dict)  # policy -> solutions, cost
     spent: float = 0.0
     limit: float = 0.0
+    ceiling: float = 0.0
 
-    def best(self, candidates: Iterable[CachePolicy], samplings: float) -> tuple[CachePolicy, float]:
-        """The best policy to be found from these, all prepared, and its error; the first is judged in any case.
+    def best(
+        self, candidates: Iterable[CachePolicy], samplings: float, ceiling: float | None = None
+    ) -> tuple[CachePolicy, float]:
+        """The best policy to be found from these, and its error; the first is judged in any case.
 
-        samplings: what this may cost, in full samplings of the pictures. Error: mean over pictures of the relative L2
-        distance to the reference.
+        samplings: what this may cost, in full samplings of the pictures. ceiling: what sampling with a policy may cost
+        for it to be taken, in full samplings, too; None for what the first one costs. Error: mean over pictures of the
+        relative L2 distance to the reference.
         """
         first, *others = candidates
         self.limit, half = self.spent + samplings, self.spent + samplings / 2
         self._met: set[str] = set()
         self.found = (first, self._judged(first))
+        self.ceiling = self.cost(first) if ceiling is None else ceiling
         try:
             for policy in others:
                 self._consider(policy)
@@ -72,6 +82,10 @@ class Search:
         except Spent:
             pass
         return self.found
+
+    def cost(self, policy: CachePolicy) -> float:
+        """What sampling with a policy that was judged did cost, in full samplings."""
+        return self.tried[repr(policy)][1]
 
     def _judged(self, policy: CachePolicy) -> float:
         key = repr(policy)
@@ -89,33 +103,58 @@ class Search:
         return (exact - latents.double().flatten(1)) / exact.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
     def _consider(self, policy: CachePolicy) -> bool:
-        """Judge one more; whether it is the best so far."""
+        """Judge one more; whether it is the best so far of those below the ceiling."""
         if self.spent >= self.limit:
             raise Spent
         error = self._judged(policy)
-        if better := error < self.found[1]:
+        if better := error < self.found[1] and self.cost(policy) <= SLACK * self.ceiling:
             self.found = (policy, error)
         return better
 
+    def _opened(self) -> CachePolicy:
+        return self.found[0].opened(self.schedule)
+
     def _climb(self, limit: float) -> None:
-        """Make one small change after another, each as often as it helps, until none does."""
-        helped = True
-        while helped:
-            helped = False
-            for change in changes(self.found[0], self.steps):
-                if self.spent >= limit:
-                    return
-                while (policy := change(self.found[0])) and self._consider(policy):
-                    helped = True
+        """Make one small change after another, each as often as it helps, then two at once, until nothing does."""
+        while self._changed(limit) or self._traded(limit):
+            pass
+
+    def _changed(self, limit: float) -> bool:
+        """Whether any small change helped."""
+        helped = False
+        for change in changes(self._opened(), self.schedule):
+            if self.spent >= limit:
+                return False
+            while (policy := change(self._opened())) and self._consider(policy):
+                helped = True
+        return helped
+
+    def _traded(self, limit: float) -> bool:
+        """Whether it helped to save by one small change and to spend by another, as often as the ceiling allows.
+
+        Asked where no change alone helps, so that what each costs is known.
+        """
+        begin, before = self._opened(), self.found[1]
+        tried = [(change, policy) for change in changes(begin, self.schedule) if (policy := change(begin))]
+        costs = {change: self.cost(policy) for change, policy in tried if repr(policy) in self._met}
+        own = self.cost(self.found[0])
+        cheaper = [change for change, cost in costs.items() if SLACK * cost < own]
+        dearer = [change for change, cost in costs.items() if cost > SLACK * own]
+        for save, spend in product(cheaper, dearer):
+            policy = spend(save(begin))
+            while policy not in (None, begin) and self.spent < limit:
+                self._consider(policy)
+                policy = spend(policy) if self.cost(policy) <= SLACK * self.ceiling else None
+        return self.found[1] < before
 
     def _fit(self) -> None:
         """Set all numbers at once by Gauss-Newton, again while it pays."""
         before = float("inf")
         while self.found[1] < WORTH * before:
             before = self.found[1]
-            for knob in self.found[0].knobs():
+            for knob in self._opened().knobs(self.schedule):
                 if isinstance(knob, Numbers):
-                    for policy in self._solutions(self.found[0], knob):
+                    for policy in self._solutions(self._opened(), knob):
                         self._consider(policy)
 
     def _solutions(self, policy: CachePolicy, knob: Numbers) -> list[CachePolicy]:
@@ -123,18 +162,18 @@ class Search:
 
         Where they do not suffice for all entries, only those of the first place in a row are fitted.
         """
-        affordable = int((self.limit - self.spent) / self.tried[repr(policy)][1]) - len(RIDGES) - 1
+        affordable = int((self.limit - self.spent) / self.cost(self.found[0])) - len(RIDGES) - 1
         first = [entry for entry in knob.entries if entry[1] == 0]
         entries = next((e for e in (list(knob.entries), first) if 0 < len(e) <= affordable), None)
         if entries is None:
             return []
-        rows = [list(row) for row in getattr(policy, knob.name) or [knob.start] * self.steps]
+        rows = [list(row) for row in value(policy, knob.name) or [knob.start] * self.schedule.total]
         key = f"{policy!r} {knob.name} {len(entries)}"
         if key not in self.fitted:
             base, cost = self.simulate(policy)
             slopes = []
             for step, place in entries:
-                outcome = self.simulate(replace(policy, **{knob.name: _changed(rows, [(step, place)], [NUDGE])}))
+                outcome = self.simulate(turned(policy, knob.name, _moved_by(rows, [(step, place)], [NUDGE])))
                 slopes.append(((outcome.latents - base).double() / NUDGE).flatten(1))
                 cost += outcome.cost
             scale = self.reference.double().flatten(1).norm(dim=1).clamp_min(1e-12)[:, None]
@@ -143,10 +182,12 @@ class Search:
             self.fitted[key] = ([gauss_newton(columns, residual, ridge).tolist() for ridge in RIDGES], cost)
         solutions, cost = self.fitted[key]
         self.spent += cost
-        return [replace(policy, **{knob.name: _changed(rows, entries, by)}) for by in solutions]
+        return [turned(policy, knob.name, _moved_by(rows, entries, by)) for by in solutions]
 
 
-def _changed(rows: list[list[float]], entries: list[tuple[int, int]], by: list[float]) -> tuple[tuple[float, ...], ...]:
+def _moved_by(
+    rows: list[list[float]], entries: list[tuple[int, int]], by: list[float]
+) -> tuple[tuple[float, ...], ...]:
     rows = [list(row) for row in rows]
     for (step, place), amount in zip(entries, by, strict=True):
         rows[step][place] = round(rows[step][place] + amount, 4)
@@ -156,36 +197,40 @@ def _changed(rows: list[list[float]], entries: list[tuple[int, int]], by: list[f
 Change = Callable[[CachePolicy], CachePolicy | None]
 
 
-def changes(policy: CachePolicy, steps: int) -> Iterator[Change]:
-    """Every small change of the policy's discrete knobs; one gives None where it cannot be made."""
-    for knob in policy.knobs():
+def changes(policy: CachePolicy, schedule: Schedule) -> Iterator[Change]:
+    """Every small change of the discrete knobs of a policy that was opened; one gives None where it cannot be made."""
+    for knob in policy.knobs(schedule):
         if isinstance(knob, Choice):
             yield from (_chosen(knob, by) for by in (1, -1))
         elif isinstance(knob, Mask):
-            yield from (_toggled(knob, step) for step in range(steps))
+            yield from (_toggled(knob, step) for step in knob.steps)
         elif isinstance(knob, Steps):
-            places = range(1, len(getattr(policy, knob.name)))
-            yield from (_moved(knob, place, sign * by, steps) for by in REACH for place in places for sign in (1, -1))
+            places, total = range(1, len(value(policy, knob.name))), schedule.total
+            yield from (_moved(knob, place, sign * by, total) for by in REACH for place in places for sign in (1, -1))
 
 
 def _moved(knob: Steps, place: int, by: int, steps: int) -> Change:
     def change(policy: CachePolicy) -> CachePolicy | None:
-        chosen = list(getattr(policy, knob.name))
+        chosen = list(value(policy, knob.name))
         chosen[place] += by
         if not 0 < chosen[place] < steps or len(set(chosen)) < len(chosen):
             return None
-        return replace(policy, **{knob.name: tuple(sorted(chosen))})
+        return turned(policy, knob.name, tuple(sorted(chosen)))
 
     return change
 
 
 def _toggled(knob: Mask, step: int) -> Change:
-    return lambda policy: replace(policy, **{knob.name: tuple(sorted({step} ^ set(getattr(policy, knob.name))))})
+    def change(policy: CachePolicy) -> CachePolicy:
+        now = value(policy, knob.name)
+        return turned(policy, knob.name, tuple(sorted({step} ^ set(knob.steps if now is None else now))))
+
+    return change
 
 
 def _chosen(knob: Choice, by: int) -> Change:
     def change(policy: CachePolicy) -> CachePolicy | None:
-        place = knob.options.index(getattr(policy, knob.name)) + by
-        return replace(policy, **{knob.name: knob.options[place]}) if 0 <= place < len(knob.options) else None
+        place = knob.options.index(value(policy, knob.name)) + by
+        return turned(policy, knob.name, knob.options[place]) if 0 <= place < len(knob.options) else None
 
     return change

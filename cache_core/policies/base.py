@@ -80,9 +80,19 @@ class CachePolicy(ABC):
         """One sentence when this policy cannot serve such a run, which is then computed in full; asked when prepared."""
         return None
 
-    def knobs(self) -> tuple[Knob, ...]:
-        """The fields that a search may set, on a policy that was prepared; `priors.plan` searches them."""
+    def opened(self, schedule: Schedule) -> CachePolicy:
+        """The same policy with the fields of its knobs written out, as they are in such a run."""
+        return self
+
+    def knobs(self, schedule: Schedule) -> tuple[Knob, ...]:
+        """What a search may set, on a policy that was opened, the most promising first; `priors.search` turns them."""
         return ()
+
+    def cached(self, schedule: Schedule) -> tuple[int, ...]:
+        """The steps at which it does not compute everything, as far as the sites are known; asked when opened."""
+        served = [site for site in (*schedule.sites, STACK, MODEL) if self.serves(site)] or [MODEL]
+        steps = (Step(i, schedule.total, i / schedule.total, 0.0) for i in range(1, schedule.total))
+        return tuple(s.index for s in steps if any(self.decide(s, site) is not Action.COMPUTE for site in served))
 
     @abstractmethod
     def describe(self) -> str:

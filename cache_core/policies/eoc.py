@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from ...errors import SettingError
+from ..knobs import Knob, Mask, choice
 from ..sites import STACK, Action, Feature, Schedule, Site, Step
 from .base import Decline
 from .correction import Correction
+
+THETAS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+"""What a search tries; 0.01 is the authors'."""
 
 
 class Trends(Protocol):
@@ -69,6 +73,13 @@ class EOC(Correction):
                 "with a prompt of the length, that you sample"
             )
         return torch.addcmul(value, value, trend.to(value), value=self.theta)
+
+    def knobs(self, schedule: Schedule) -> tuple[Knob, ...]:
+        """Those of base only where trends are known of every step, wherever base then reuses."""
+        names = [site.name for site in schedule.sites if self.trends.knows(site.name)][:1]
+        whole = all(self.trends.at(t, name) is not None for name in names for t in range(1, schedule.total))
+        own = (choice("theta", THETAS, self.theta), Mask("judged", self.base.cached(schedule)))
+        return (*own, *(super().knobs(schedule) if whole else ()))
 
     def objection(self, schedule: Schedule) -> str | None:
         if self.level != "branch":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from ...errors import SettingError, shown
+from ..knobs import Knob, Steps
 from ..sites import Action, Schedule, Site, Step
 from .base import CachePolicy
 
@@ -28,12 +29,16 @@ class FORA(CachePolicy):
     phase "published" counts from the last step as the authors' code does: the first and the last step are always
     computed. phase "aligned" counts from the first step, which is what later papers mean by 50 % (N = 2) and 75 %
     (N = 4). Reuse is allowed while start <= progress < end; aligned with N = 2 and end = 0.5 is their 25 %.
+
+    computed: the steps to compute, in place of all that; steps: of the sampler that they belong to.
     """
 
     interval: int = 2
     phase: str = "published"
     start: float = 0.0
     end: float = 1.0
+    computed: tuple[int, ...] = field(default=(), kw_only=True)
+    steps: int = field(default=0, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -44,20 +49,39 @@ class FORA(CachePolicy):
         if not 0.0 <= self.start <= self.end <= 1.0:
             raise SettingError(f"FORA: start {self.start} and end {self.end} must satisfy 0 <= start <= end <= 1")
 
+        if self.computed and (self.computed[0] != 0 or list(self.computed) != sorted(set(self.computed))):
+            raise SettingError(f"FORA: computed is {shown(self.computed)}; it must rise from 0, the step that begins")
+        if self.computed and not self.computed[-1] < self.steps:
+            raise SettingError(f"FORA: step {self.computed[-1]} is computed, but there are {self.steps} steps")
+
     def decide(self, step: Step, site: Site) -> Action:
+        if self.computed:
+            return Action.COMPUTE if step.index == 0 or step.position in self.computed else Action.REUSE
         count = step.position if self.phase == "aligned" else step.total - 1 - step.position
         inside = self.start <= step.progress < self.end
         return Action.REUSE if inside and step.index > 0 and count % self.interval else Action.COMPUTE
 
     def objection(self, schedule: Schedule) -> str | None:
         total = schedule.total
+        if self.computed and total != self.steps:
+            return f"its computed steps belong to a run of {self.steps} steps and this one has {total}; sample {self.steps}"
         if self.interval > 1 and total < 3:
             return f"a run of {total} step{'s'[: total > 1]} leaves nothing to reuse"
-        if self.start == self.end:
+        if self.start == self.end and not self.computed:
             return f"its window is empty: start and end are both {self.start:g}"
         return None
 
+    def opened(self, schedule: Schedule) -> FORA:
+        cached = self.cached(schedule)
+        computed = tuple(t for t in range(schedule.total) if t not in cached)
+        return self if self.computed else replace(self, computed=computed, steps=schedule.total)
+
+    def knobs(self, schedule: Schedule) -> tuple[Knob, ...]:
+        return (Steps("computed"),) if 1 < len(self.computed) < self.steps else ()
+
     def describe(self) -> str:
+        if self.computed:
+            return f"FORA, {len(self.computed)} of {self.steps} computed"
         window = "" if (self.start, self.end) == (0.0, 1.0) else f", {self.start:.0%} to {self.end:.0%}"
         scope = ", whole network" if self.level == "model" else ""
         return f"FORA N={self.interval} ({self.phase}{window}{scope})"

@@ -150,7 +150,10 @@ class Forecast(CachePolicy):
             return f"its plan is for noise from {a:.3g} to {b:.3g}, this run has {c:.3g} to {d:.3g}; plan with this run's settings"
         return None
 
-    def knobs(self) -> tuple[Knob, ...]:
+    def opened(self, schedule: Schedule) -> Forecast:
+        return self.prepared(schedule)
+
+    def knobs(self, schedule: Schedule) -> tuple[Knob, ...]:
         total = len(self.places)
         skipped = [t for t in range(total) if t not in self.computed]
         entries = tuple(

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from ...errors import SettingError, shown
+from ..knobs import Choice, Knob, Mask, choice
 from ..sites import Action, Feature, Schedule, Site, Step
 from .correction import Correction
 
 QUEUES = ("used", "recomputed")
+ETAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.6)
+"""What a search tries; 0.8 and 1.2 are the authors'."""
 PUBLISHED_INFLECTIONS, PUBLISHED_STEPS = (17,), 20
 """The authors' constant for DiT-XL/2, DDIM 20: they correct 3, 5, ..., 15 and 19, so every second step but 17."""
 
@@ -72,8 +75,16 @@ class GOC(Correction):
             return newest
         return torch.lerp(past[1].value, newest, 1 + self.eta)  # past the newest, in one pass
 
+    def opened(self, schedule: Schedule) -> GOC:
+        return replace(super().opened(schedule), steps=self.steps or schedule.total)
+
+    def knobs(self, schedule: Schedule) -> tuple[Knob, ...]:
+        known = tuple(t for t in self.base.cached(schedule) if t > 1)  # at the first there is no change to go on with
+        own = (choice("eta", ETAS, self.eta), Choice("queue", QUEUES), Mask("inflections", known))
+        return (*own, *super().knobs(schedule))
+
     def objection(self, schedule: Schedule) -> str | None:
-        if self.steps and schedule.sigmas and schedule.total != self.steps:
+        if self.steps and self.inflections and schedule.sigmas and schedule.total != self.steps:
             return (
                 f"its inflection steps belong to a run of {self.steps} steps and this one has {schedule.total}; "
                 f"sample {self.steps} steps, calibrate with {schedule.total}, or correct at all steps"

@@ -6,8 +6,12 @@ import math
 from dataclasses import dataclass, field
 
 from ...errors import SettingError
+from ..knobs import Knob, choice
 from ..sites import Action, Schedule, Site, Step
 from .base import CachePolicy
+
+THRESHOLDS = 16
+"""About so many of its gates a search tries as thresholds."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class L2C(CachePolicy):
                 "or with a larger penalty"
             )
         return None
+
+    def knobs(self, schedule: Schedule) -> tuple[Knob, ...]:
+        """A lower threshold costs more and a higher one less: of use only with room to the ceiling, or to make some."""
+        gates = sorted({gate for row in self.scores for gate in row if 0.0 <= gate <= 1.0})
+        return (choice("threshold", tuple(gates[:: max(len(gates) // THRESHOLDS, 1)]), self.threshold),)
 
     def _smallest(self) -> str:
         gates = [gate for row in self.scores for gate in row if math.isfinite(gate)]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ...errors import SettingError
-from ..sites import Feature, Site, Step
+from ..knobs import Choice, Knob
+from ..sites import Feature, Schedule, Site, Step
 from .correction import Correction
 
 
@@ -51,6 +52,10 @@ class Taylor(Correction):
         f2, t2 = older[0]
         bend = x * (x + distance) / (t0 - t2) if self.exact else x * x / (2 * distance)
         return torch.lerp(f1, f0, 1 + (x + bend) / distance).sub_(f1 - f2, alpha=bend / (t1 - t2))
+
+    def knobs(self, schedule: Schedule) -> tuple[Knob, ...]:
+        bend = (Choice("exact", (False, True)),) if self.order == 2 else ()
+        return (Choice("order", (1, 2)), *bend, *super().knobs(schedule))
 
     def describe(self) -> str:
         return f"Taylor {self.order}{' exact' if self.exact and self.order > 1 else ''} on {self.base.describe()}"

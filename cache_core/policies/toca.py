@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SettingError, shown
+from ..knobs import Choice, Knob, choice
 from ..sites import Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
 
@@ -80,6 +81,15 @@ PRESETS = {
 """From the authors' commands and code. The single-stream blocks of Flux, whose one branch holds attention, are reused."""
 
 
+OPEN = {
+    "ratio": (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 1.0),
+    "staleness": (0.0, 0.1, 0.25, 0.5, 1.0),
+    "bonus": (0.0, 0.2, 0.4, 0.6, 0.8, 1.2),
+}
+"""What a policy may replace of a preset, and what a search tries beside the preset's own."""
+INTERVALS = tuple(range(2, 13))
+
+
 @lru_cache(maxsize=64)
 def plan(preset: Preset, total: int, aggressive: bool = False, faithful: bool = False) -> tuple[str, ...]:
     """The type of every step: F full, c conservative (some tokens computed), a aggressive (all blocks skipped).
@@ -126,7 +136,8 @@ class ToCa(CachePolicy):
     for some tokens alone.
 
     faithful: the step types as the published DiT code executes them, and the sign of its small values, under which the
-    bonus is a penalty. steps: the types, one per step, in place of the preset's schedule.
+    bonus is a penalty. steps: the types, one per step, in place of the preset's schedule. bonus and staleness replace
+    the preset's where they are not negative.
     """
 
     preset: str = "dit"
@@ -135,6 +146,8 @@ class ToCa(CachePolicy):
     selection: str = "random"
     faithful: bool = False
     steps: tuple[str, ...] = field(default=(), kw_only=True)
+    bonus: float = field(default=-1.0, kw_only=True)
+    staleness: float = field(default=-1.0, kw_only=True)
 
     presets: ClassVar[dict[str, Preset]] = PRESETS
     aggressive: ClassVar[bool] = False
@@ -154,6 +167,11 @@ class ToCa(CachePolicy):
             raise SettingError(
                 f"{name}: ratio is {self.ratio}; it is a share from 0 to 1, or negative for the preset's"
             )
+        if not (math.isfinite(self.bonus) and math.isfinite(self.staleness)):
+            raise SettingError(
+                f"{name}: bonus is {self.bonus} and staleness {self.staleness}; finite numbers are meant, or negative ones "
+                "for the preset's"
+            )
         if wrong := [s for s in self.steps if s not in ("F", "c", "a", "F0+c", "F0+a")]:
             raise SettingError(f"{name}: a step is {shown(wrong[0])}; there are F, c, a, F0+c and F0+a")
 
@@ -165,8 +183,8 @@ class ToCa(CachePolicy):
     def settings(self) -> Preset:
         """The preset with what this policy replaces in it."""
         preset = self.presets[self.preset]
-        interval = self.interval or preset.interval
-        return replace(preset, interval=interval, ratio=preset.ratio if self.ratio < 0 else self.ratio)
+        shares = {name: getattr(self, name) for name in OPEN if getattr(self, name) >= 0}
+        return replace(preset, interval=self.interval or preset.interval, **shares)
 
     def prepared(self, schedule: Schedule) -> ToCa:
         return self if self.steps else replace(self, steps=self.planned(schedule.total))
@@ -215,6 +233,18 @@ class ToCa(CachePolicy):
         if self.selection == "entropy":
             marks = 1 + marks
         return marks / marks.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+    def opened(self, schedule: Schedule) -> ToCa:
+        s = self.settings
+        return replace(self, interval=s.interval, **{name: getattr(s, name) for name in OPEN})
+
+    def knobs(self, schedule: Schedule) -> tuple[Knob, ...]:
+        """A selection that needs attention maps is offered only to one that had one."""
+        interval = () if self.steps else (choice("interval", INTERVALS, self.interval),)
+        cheap = tuple(name for name, marks in SELECTIONS.items() if marks in ("", "values"))
+        selection = Choice("selection", tuple(dict.fromkeys((*cheap, self.selection))))
+        ratio, *others = (choice(name, options, getattr(self, name)) for name, options in OPEN.items())
+        return (ratio, *interval, selection, *others)
 
     def objection(self, schedule: Schedule) -> str | None:
         total = schedule.total

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from ..knobs import Knob, within
 from ..sites import Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
 
@@ -47,3 +48,9 @@ class Wrapper(CachePolicy):
 
     def objection(self, schedule: Schedule) -> str | None:
         return self.base.objection(schedule)
+
+    def opened(self, schedule: Schedule) -> Wrapper:
+        return replace(self, base=self.base.opened(schedule))
+
+    def knobs(self, schedule: Schedule) -> tuple[Knob, ...]:
+        return tuple(within("base", knob) for knob in self.base.knobs(schedule))

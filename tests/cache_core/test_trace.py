@@ -153,3 +153,45 @@ class TestTraceHandle:
         for _ in range(Trace.limit + 9):
             trace.add(run_of([1.0], set(), ("p", "1")))
         assert len(trace.runs) == Trace.limit
+
+
+class TestCost:
+    """In full runs, by the operations of each branch."""
+
+    def test_is_the_share_of_operations_that_were_computed(self):
+        run = run_of([1.0] * 4, reused={1, 3})
+        assert run.cost() == 0.5
+        run.rows[2] = run.rows[2]._replace(action=Action.COMPUTE)  # the first branch of the second evaluation
+        assert run.cost() == pytest.approx(5 / 8)
+        assert run.cost({SITES[0].name: 3, SITES[1].name: 1}) == pytest.approx((1 + 3 / 4 + 1 + 0) / 4)
+
+    def test_counts_tokens_computed_anew_as_what_they_are_of_all(self):
+        run = run_of([1.0] * 2, reused={1})
+        run.rows[2:] = [Row(1, site, Action.PARTIAL, None, tokens=0.25) for site in SITES]
+        assert run.cost() == pytest.approx((1 + 0.25) / 2)
+        assert run.computed_fraction == 0.5
+
+    def test_the_stack_is_no_further_work_beside_branches_and_all_there_is_without_them(self):
+        run = run_of([1.0] * 2, reused={1})
+        run.rows += [Row(0, STACK, Action.COMPUTE, None), Row(1, STACK, Action.REUSE, None)]
+        assert run.cost() == 0.5
+        run.rows = [row for row in run.rows if row.site == STACK]
+        assert run.cost({"blocks.0.attn": 10}) == 0.5
+
+    def test_what_decided_nothing_was_computed(self):
+        run = run_of([1.0] * 4, reused={1})
+        run.rows = [row for row in run.rows if row.step < 2]
+        assert run.cost() == 0.75
+        assert RunTrace("test", 2).cost() == 1.0
+
+    def test_a_run_notes_the_share_of_tokens(self):
+        policy, site = ToCa(ratio=0.2, steps=("F", "c")), Site("blocks.0.mlp", 0, 1)
+        run = CacheRun(policy, 2)
+        for step in range(2):
+            with run.evaluation(2.0 - step, step / 2):
+                run.next_forward([(0, "u")]).branch(site, lambda x: 2 * x, torch.randn(1, 16, 4), tokenwise=True)
+        share = int(16 * policy.share(Step(1, 2, 0.5, 1.0), site)) / 16
+        run.close(True)
+        assert 0 < share < 1
+        assert run.trace.rows[1].tokens == share
+        assert run.trace.cost() == pytest.approx((1 + share) / 2)

@@ -118,8 +118,13 @@ class TestSchemas:
                 "scheduler", "denoise", "vae", "policies",
             ],
             "PriorCacheAuto": ["model", "speedup"],
+            "PriorCacheMemoryBudget": ["policy", "model", "megabytes"],
             "PriorCacheStamp": ["images", "trace"],
             "PriorCacheReplay": ["image", "run"],
+            "PriorCacheTune": [
+                "policy", "model", "positive", "negative", "latent_image", "seed", "steps", "cfg", "sampler_name", "scheduler",
+                "denoise", "samplings", "ceiling",
+            ],
             "PriorCacheLoadPixArt": ["model_name", "heads", "weight_dtype", "prediction"],
             "PriorCacheL2C": ["prior", "threshold"],
             "PriorCacheLoadRouter": ["router_name", "rule", "model"],

@@ -15,7 +15,7 @@ from priorcache.errors import SettingError
 from priorcache.priors.fit import cheapest, coherent_cost, gauss_newton, step_errors
 from priorcache.priors.plan import Plan, chosen, forecasts, merged, resized, search_plans
 from priorcache.priors.prior import Prior, PriorError, Subject
-from priorcache.priors.record import settings
+from priorcache.priors.record import restored, settings
 from priorcache.priors.search import Outcome, Search, changes
 
 T = 16
@@ -42,7 +42,7 @@ def sampled(policy: CachePolicy, gram: list | None = None) -> Outcome:
 
 
 def search(**changed) -> Search:
-    return Search(**{"simulate": sampled, "reference": sampled(Full()).latents, "steps": T} | changed)
+    return Search(**{"simulate": sampled, "reference": sampled(Full()).latents, "schedule": SCHEDULE} | changed)
 
 
 def grammed() -> torch.Tensor:
@@ -126,9 +126,9 @@ class Knobbed(CachePolicy):
     def describe(self):
         return "knobbed"
 
-    def knobs(self):
+    def knobs(self, schedule):
         return (
-            Mask("mask"),
+            Mask("mask", tuple(range(4))),
             Choice("mode", ("a", "b", "c")),
             Numbers("shift", (0.0,), tuple((t, 0) for t in range(4))),
         )
@@ -141,7 +141,7 @@ def test_any_policy_that_declares_knobs_is_searched():
         return Outcome(torch.tensor([[1.0, *wrong, "abc".index(policy.mode) - 2.0, *shifts]] * 2), 0.1)
 
     reference = torch.tensor([[1.0, *[0.0] * 9]] * 2)
-    found, error = Search(simulate, reference, 4).best([Knobbed()], 20)
+    found, error = Search(simulate, reference, Schedule(4)).best([Knobbed()], 20)
     assert (found.mask, found.mode) == ((1, 3), "c")
     assert error < 0.2
     assert [row[0] for row in found.shift] == pytest.approx([2.0] * 4, abs=0.1)
@@ -149,11 +149,11 @@ def test_any_policy_that_declares_knobs_is_searched():
 
 def test_changes_of_steps_keep_the_first_and_the_number():
     policy = Forecast(computed=(0, 4, 9)).prepared(SCHEDULE)
-    moved = {change(policy) for change in changes(policy, T)} - {None}
+    moved = {change(policy) for change in changes(policy, SCHEDULE)} - {None}
     schedules = {p.computed for p in moved}
     assert {(0, 5, 9), (0, 3, 9), (0, 4, 10), (0, 4, 11), (0, 2, 9)} <= schedules
     assert all(len(s) == 3 and s[0] == 0 for s in schedules)
-    assert any(isinstance(k, Steps) for k in policy.knobs())
+    assert any(isinstance(k, Steps) for k in policy.knobs(SCHEDULE))
 
 
 class TestFits:
@@ -255,7 +255,7 @@ class TestPlans:
         assert merged([plans, [more]]) == (more, plans[1])
 
     def test_settings_are_a_policys_own(self):
-        assert FORA(**settings(FORA(3, "aligned"))) == FORA(3, "aligned")
+        assert restored("FORA", settings(FORA(3, "aligned"))) == FORA(3, "aligned")
 
 
 @pytest.mark.parametrize(("count", "steps"), [(10, 20), (5, 20), (14, 28), (20, 20), (1, 7)])

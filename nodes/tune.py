@@ -1,0 +1,103 @@
+"""Set a policy's own constants for one model, by sampling."""
+
+from __future__ import annotations
+
+import comfy.utils
+from comfy_api.latest import io
+
+from ..cache_core.codecs import CODECS
+from ..cache_core.policies import CachePolicy, Full
+from ..errors import SettingError, finite
+from ..priors.search import Outcome, Search
+from ..priors.tune import told, tuned
+from .forecast import Sampler, remembered
+from .memory import informed
+from .sampling import Sampling, fixed, seeded, settings
+from .types import CATEGORY, Policy
+
+
+class PriorCacheTune(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorCacheTune",
+            display_name="Tune Policy",
+            category=CATEGORY,
+            description="Searches, by sampling, which settings of a policy suit a model best, from those that it has on: eta and steps of GOC, theta and steps of EOC, ratio and interval of DuCa. It never gets slower, and never worse on the judged pictures.",
+            search_aliases=[
+                "optimise policy",
+                "calibrate policy",
+                "hyperparameters",
+                "goc eta",
+                "eoc theta",
+                "duca ratio",
+            ],
+            is_output_node=True,
+            inputs=[
+                Policy.Input(
+                    "policy", tooltip="Where to begin, such as GOC Policy over FORA Policy with the paper's constants."
+                ),
+                io.Model.Input("model", tooltip="The model as you sample it, without Apply Cache."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="Typical prompts or class labels. The more they vary, the better the settings carry over.",
+                ),
+                io.Conditioning.Input("negative", tooltip="The negative prompt or null class."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="The empty latent: its batch is how many pictures are judged at once. 4 to 8 are enough.",
+                ),
+                seeded("Seed of the judged pictures; not one you generate with.", default=1000),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampler steps, as you generate."),
+                *settings(),
+                io.Float.Input(
+                    "samplings",
+                    default=24.0,
+                    min=1.0,
+                    max=10000.0,
+                    step=1.0,
+                    tooltip="What the search may cost, in samplings of these pictures in full. A search that was stopped goes on where it was.",
+                ),
+                io.Float.Input(
+                    "ceiling",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.0001,
+                    advanced=True,
+                    tooltip="How much of the arithmetic of a full sampling the tuned policy may take. 0: as much as the given one takes.",
+                ),
+            ],
+            outputs=[
+                Policy.Output(display_name="policy", tooltip="The tuned policy, for Apply Cache."),
+                io.String.Output(
+                    display_name="summary", tooltip="What each setting was and became, error and cost before and after."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, policy: CachePolicy, model, positive, negative, latent_image, seed, steps, cfg, sampler_name, scheduler, denoise,
+        samplings, ceiling=0.0,
+    ) -> io.NodeOutput:  # fmt: skip
+        finite("Tune Policy", samplings=samplings, ceiling=ceiling)
+        sampling = Sampling(
+            positive, negative, fixed(model, latent_image), steps, cfg, sampler_name, scheduler, denoise,
+            latent_image.get("noise_mask"),
+        )  # fmt: skip
+        sample = Sampler(sampling, model, seed)
+        known = informed(sample.schedule, model, policy, sample.parts, CODECS["device"])
+        if objection := policy.prepared(known).objection(known):
+            raise SettingError(f"Tune Policy: {policy.describe()} would compute everything here: {objection}")
+        progress = comfy.utils.ProgressBar(1000)
+
+        def simulate(changed: CachePolicy) -> Outcome:
+            progress.update_absolute(min(999, int(1000 * search.spent / samplings)))
+            return sample(changed)
+
+        search = Search(simulate, sample(Full()).latents, sample.schedule, *remembered(sample, policy))
+        tuning = tuned(search, policy, samplings, ceiling or None)
+        text = told(tuning)
+        return io.NodeOutput(tuning.after, text, ui={"text": (text,)})

@@ -1,0 +1,135 @@
+"""What a search may take, and what it says of it: policies whose pictures and costs can be written down."""
+
+import dataclasses
+
+import pytest
+import torch
+from priorcache.cache_core.knobs import Choice, Mask
+from priorcache.cache_core.policies import FORA, CachePolicy, Full
+from priorcache.cache_core.sites import Action, Schedule
+from priorcache.errors import SettingError
+from priorcache.priors.search import Outcome, Search
+from priorcache.priors.tune import told, tuned
+
+REFERENCE = torch.tensor([[1.0, 0.0, 0.0]] * 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Priced(CachePolicy):
+    """Errs by what interval and ratio leave, and costs by what they compute; the mask is free."""
+
+    interval: int = 3
+    ratio: int = 1
+    mask: tuple[int, ...] | None = None
+
+    def decide(self, step, site):
+        return Action.COMPUTE
+
+    def describe(self):
+        return "priced"
+
+    def knobs(self, schedule):
+        return (Choice("interval", (2, 3, 4)), Choice("ratio", (0, 1, 2, 3, 4, 5)), Mask("mask", (0, 1)))
+
+
+def simulate(policy: CachePolicy) -> Outcome:
+    """Best at ratio 5, the longer interval costs little, one of the mask's two does harm."""
+    wrong = [0.1 * policy.interval, 0.5 - 0.1 * policy.ratio]
+    harm = 0.2 * (policy.mask is None or 1 in policy.mask)
+    latents = torch.tensor([[1.0 + harm, *wrong]] * 2)
+    return Outcome(latents, 0.6 / policy.interval + 0.02 * policy.ratio)
+
+
+def search(**changed) -> Search:
+    return Search(**{"simulate": simulate, "reference": REFERENCE, "schedule": Schedule(10)} | changed)
+
+
+class TestCeiling:
+    def test_what_costs_more_is_not_taken_and_what_is_free_is(self):
+        looking = search()
+        found, _ = looking.best([Priced(ratio=1)], 2.0)
+        assert looking.cost(found) <= looking.cost(Priced(ratio=1))
+        assert found.mask == (0,)
+
+    def test_a_saving_pays_for_what_is_worth_more(self):
+        """A longer interval alone is worse and a higher ratio alone is too dear; both together are better."""
+        looking = search()
+        first = Priced()
+        found, error = looking.best([first], 40)
+        assert (found.interval, found.ratio) == (4, 3)
+        assert looking.cost(found) <= looking.cost(first)
+        assert error < looking.tried[repr(first)][0]
+
+    def test_one_that_is_given_leaves_room(self):
+        found, _ = search().best([Priced()], 40, ceiling=0.4)
+        assert found.ratio == 5
+        assert search().best([Priced()], 40, ceiling=0.22) == search().best([Priced()], 40)
+
+    @pytest.mark.parametrize("samplings", [0, 0.3, 1, 3, 40])
+    def test_the_first_is_judged_in_any_case(self, samplings):
+        found, error = search().best([Priced()], samplings)
+        assert error <= search().best([Priced()], 0)[1]
+        assert samplings or found == Priced()
+
+    @pytest.mark.parametrize("stop_after", [1, 5, 9, 12])
+    def test_stopped_and_begun_anew_it_ends_where_it_would_have_ended(self, stop_after):
+        calls = []
+
+        def interrupted(policy):
+            calls.append(policy)
+            if len(calls) > stop_after:
+                raise KeyboardInterrupt
+            return simulate(policy)
+
+        stopped = search(simulate=interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.best([Priced()], 40)
+        assert search(tried=stopped.tried).best([Priced()], 40) == search().best([Priced()], 40)
+
+
+class TestTuned:
+    def test_says_what_each_setting_was_and_became(self):
+        tuning = tuned(search(), Priced(), 40)
+        assert tuning.settings == {
+            "Priced interval": (3, 4), "Priced ratio": (1, 3), "Priced mask": (None, (0,)),
+        }  # fmt: skip
+        text = told(tuning)
+        assert "Priced interval: 3 -> 4" in text
+        assert "Priced mask: all -> 0" in text
+        assert "2 pictures" in text
+        assert f"{tuning.errors[0]:.4f} before, {tuning.errors[1]:.4f} after" in text
+        assert "22.0% before, 21.0% after" in text
+
+    def test_reports_what_was_sampled(self):
+        costs = []
+
+        def counted(policy):
+            outcome = simulate(policy)
+            costs.append(outcome.cost)
+            return outcome
+
+        tuning = tuned(search(simulate=counted), Priced(), 3)
+        assert tuning.samplings == pytest.approx(sum(costs))
+        assert tuning.samplings <= 3 + max(costs)
+
+    def test_where_nothing_is_better_the_given_one_is_returned(self):
+        best = Priced(4, 3, (0,))
+        tuning = tuned(search(), best, 40)
+        assert tuning.after == best
+        assert tuning.errors[0] == tuning.errors[1]
+        assert "nothing better was found" in told(tuning)
+        assert "Priced ratio: 3 (kept)" in told(tuning)
+
+    @pytest.mark.parametrize("policy", [Full(), FORA(1)])
+    def test_what_cannot_be_tuned_is_refused(self, policy):
+        with pytest.raises(SettingError, match="leaves nothing to tune"):
+            tuned(search(), policy, 5)
+
+    def test_what_computes_everything_or_too_much_is_refused(self):
+        everything = search(simulate=lambda policy: Outcome(REFERENCE, 1.0))
+        with pytest.raises(SettingError, match="computed everything"):
+            tuned(everything, FORA(2), 5)
+        with pytest.raises(
+            SettingError, match=r"already costs 0\.220 of a full sampling, more than the ceiling of 0\.1"
+        ):
+            tuned(search(), Priced(), 5, 0.1)
