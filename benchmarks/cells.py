@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, cat
 
 from ..priors.files import replace
@@ -62,8 +62,11 @@ class Cell:
 
     def put(self, batch: int, tables: dict[str, Tensor], made: str) -> None:
         """Keep the results of a batch, every table with a row per picture; `made` says on what machine."""
-        tables = {name: table.contiguous() for name, table in tables.items()}
-        replace(self.path(batch), lambda part: save_file(tables, part, metadata={"made": made}))
+        self.keep(batch, packed(tables, made))
+
+    def keep(self, batch: int, data: bytes) -> None:
+        """Keep a batch that is a file already."""
+        replace(self.path(batch), lambda part: part.write_bytes(data))
 
     def get(self, batch: int) -> dict[str, Tensor]:
         return load_file(self.path(batch))
@@ -102,3 +105,8 @@ class Cell:
             with safe_open(path, "pt") as file:
                 found.add(file.metadata()["made"])
         return found
+
+
+def packed(tables: dict[str, Tensor], made: str) -> bytes:
+    """The file of a batch."""
+    return save({name: table.contiguous() for name, table in tables.items()}, metadata={"made": made})

@@ -4,7 +4,8 @@
     python tools/dev.py bench papers --rows 'fora-*' --minutes 60     # these rows, for an hour; call it again to go on
     python tools/dev.py bench papers --table --write                  # what there is so far, into docs/papers.md
 
-Results are kept batch by batch under --out, so a run may be stopped anywhere and is continued by the same command. Priors
+Results are kept batch by batch under --out, so a run may be stopped anywhere and is continued by the same command; with
+--ray its batches are tasks of a Ray cluster (docs/fleet.md), while wall time is still measured where it was called. Priors
 and the router are made by the command itself, of other seeds than those reported. Another checkpoint is given by --model
 (and --vae, where it works on latents), with --gpu where there is one. Its Frechet distance, precision and recall need
 features that we do not ship: --export writes every row's pictures as the samples.npz that the ADM evaluator reads; or
@@ -15,22 +16,24 @@ with --reference (`features`, or `mu` and `sigma`).
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import platform
 import statistics
 import time
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from functools import partial
+from functools import lru_cache, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+import fleet
 import numpy as np
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ..cache_core.policies import EOC, FORA, GOC, CachePolicy, DuCa, Full, Taylor, ToCa
@@ -42,10 +45,10 @@ from ..priors.files import replace
 from ..priors.inflections import inflections
 from ..priors.trend import Trend
 from . import flops
-from .cells import Cell
+from .cells import Cell, packed
 from .judges import Judge, demo_judge, file_judge
 from .metrics import frechet, moments, precision_recall
-from .sampled import SAMPLER, Aids, Bench, say
+from .sampled import SAMPLER, Aids, Bench, say, side_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO, OUT, DOC = ROOT / "demo" / "shapes-dit.safetensors", ROOT / "demo" / "out" / "papers", ROOT / "docs" / "papers.md"
@@ -70,6 +73,16 @@ class Row(NamedTuple):
 
     policy: Callable[[], CachePolicy | None]
     steps: int = 0
+
+
+class Ready(NamedTuple):
+    """A row as it is sampled."""
+
+    name: str
+    policy: CachePolicy | None
+    model: object
+    trace: Trace
+    steps: int
 
 
 def rows(steps: int, aids: Aids) -> dict[str, Row]:
@@ -109,6 +122,8 @@ class Tables:
     batch: int
     export: bool = False
     deadline: float = math.inf  # of time.monotonic
+    spread: Callable[[Tables, Ready, Iterator], Iterator] | None = None  # samples batches, in place of `here`
+    last: Ready | None = field(default=None, init=False)
 
     def __post_init__(self):
         self.rows = rows(self.bench.steps, self.aids)
@@ -121,34 +136,53 @@ class Tables:
 
     def run(self, name: str, rounds: int = 0, timed: int = 12) -> None:
         """Everything that is missing of one row. Raises RuntimeError when its policy declined to serve."""
+        self.aids.used.clear()
+        cell, row = self.cell(name), self.ready(name)
+        said = row.policy.describe() if row.policy else ""
+        cell.claim(policy=said, steps=row.steps, aids=sorted(self.aids.used))
+        if "flops" not in cell.notes:
+            cell.note(flops=self.flops(row.policy, row.steps))
+        missing = (b for b in range(math.ceil(self.images / self.batch)) if not cell.has(b, "error", *self.kept(name)))
+        units = ((batch, self.exact(name, batch)) for batch in takewhile(lambda _: not self.late(), missing))
+        begin = time.perf_counter()
+        for batch, data in (self.spread or Tables.here)(self, row, units):
+            cell.keep(batch, data)
+            say(f"{self.folder.name} {name}: batch {batch + 1}, {time.perf_counter() - begin:.1f} s")
+            begin = time.perf_counter()
+        if name != UNCACHED:
+            self.time(cell, row.model, row.steps, rounds, timed)
+
+    def ready(self, name: str) -> Ready:
+        """A row with its policy on the model; the last one is kept."""
         from ..nodes.attach import attach
 
-        row, cell, model, trace = self.rows[name], self.cell(name), self.bench.model, Trace()
-        steps = row.steps or self.bench.steps
-        self.aids.used.clear()
-        policy = row.policy()
-        cell.claim(policy=policy.describe() if policy else "", steps=steps, aids=sorted(self.aids.used))
-        if policy:
-            model = attach(model, policy, trace)
-        if "flops" not in cell.notes:
-            cell.note(flops=self.flops(policy, steps))
-        kept = ("latents",) if self.export or name == UNCACHED else ()
-        for batch in range(math.ceil(self.images / self.batch)):
-            if cell.has(batch, "error", *kept):
-                continue
-            if self.late():
-                return
-            begin = time.perf_counter()
-            labels = self.bench.labels(batch * self.batch, self.batch)
-            found = self.bench.sample(model, labels, SEED + batch, steps).half().cpu()  # as kept: equal stays equal
-            if trace.runs and trace.runs[-1].notes:
-                raise RuntimeError(f"{name}: {' '.join(trace.runs[-1].notes)}")
-            exact = found if name == UNCACHED else self.cell(UNCACHED).get(batch)["latents"]
-            tables = self.judged(found, exact, labels) | ({"latents": found} if kept else {})
-            cell.put(batch, tables, machine())
-            say(f"{self.folder.name} {name}: batch {batch + 1}, {time.perf_counter() - begin:.1f} s")
-        if name != UNCACHED:
-            self.time(cell, model, steps, rounds, timed)
+        if self.last is None or self.last.name != name:
+            (make, steps), trace = self.rows[name], Trace()
+            policy = make()
+            model = attach(self.bench.model, policy, trace) if policy else self.bench.model
+            self.last = Ready(name, policy, model, trace, steps or self.bench.steps)
+        return self.last
+
+    def here(self, row: Ready, units: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        """(batch, its results as a file) of every (batch, uncached latents as a file), one after the other."""
+        yield from ((batch, self.sampled(row, batch, exact)) for batch, exact in units)
+
+    def sampled(self, row: Ready, batch: int, exact: bytes) -> bytes:
+        """The results of a batch as a file."""
+        labels = self.bench.labels(batch * self.batch, self.batch)
+        found = self.bench.sample(row.model, labels, SEED + batch, row.steps).half().cpu()  # as kept: equal stays equal
+        if row.trace.runs and row.trace.runs[-1].notes:
+            raise RuntimeError(f"{row.name}: {' '.join(row.trace.runs[-1].notes)}")
+        tables = self.judged(found, load(exact)["latents"] if exact else found, labels)
+        return packed(tables | ({"latents": found} if self.kept(row.name) else {}), machine())
+
+    def kept(self, name: str) -> tuple[str, ...]:
+        """Tables that a row has beside its figures."""
+        return ("latents",) if self.export or name == UNCACHED else ()
+
+    def exact(self, name: str, batch: int) -> bytes:
+        """The uncached latents of a batch, as a file; nothing for the uncached row itself."""
+        return b"" if name == UNCACHED else save({"latents": self.cell(UNCACHED).get(batch)["latents"]})
 
     def judged(self, found: Tensor, exact: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One row per picture: what the table is made of."""
@@ -310,14 +344,6 @@ def machine() -> str:
     return f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}"
 
 
-def digest(file: Path) -> str:
-    found = hashlib.sha256()
-    with file.open("rb") as opened:
-        for part in iter(lambda: opened.read(1 << 20), b""):
-            found.update(part)
-    return found.hexdigest()[:16]
-
-
 def parsed(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench papers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -347,9 +373,10 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--reference", type=Path, help=".npz with features, or mu and sigma, of real pictures")
     parser.add_argument("--export", action="store_true", help="write samples.npz of every row")
     parser.add_argument("--out", type=Path, default=OUT)
+    fleet.options(parser)
     args = parser.parse_args(argv)
-    if min(args.images, args.batch, args.timed, args.calibration, args.iterations, *args.steps) < 1:
-        parser.error("--images, --batch, --timed, --calibration, --iterations and --steps must be 1 or more")
+    if min(args.images, args.batch, args.timed, args.calibration, args.iterations, args.cpus, *args.steps) < 1:
+        parser.error("--images, --batch, --timed, --calibration, --iterations, --cpus and --steps must be 1 or more")
     return args
 
 
@@ -362,41 +389,74 @@ def opened(args: argparse.Namespace) -> tuple[object, int, object]:
 
     model = load(str(args.model))
     config = model.model.diffusion_model.config
-    size = args.size or (config.grid_size or 0) * config.patch_size
-    if not size:
-        raise SystemExit(
-            f"{args.model.name} does not say what size it was trained at: give --size, 32 for 256 x 256 pixels"
-        )
+    size = side_of(config, args.size, args.model.name)
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(args.vae), safe_load=True)) if args.vae else None
     if args.export and config.in_channels != 3 and vae is None:
         raise SystemExit("--export writes pictures, and this model draws latents: give --vae")
     return model, size, vae
 
 
+def judge_of(args: argparse.Namespace, setting: tuple, count: int) -> Judge:
+    """count: how many pictures to draw where they are judged as shapes."""
+    model, size, _ = setting
+    config = model.model.diffusion_model.config
+    of_shapes = (config.in_channels, config.num_classes, size) == (3, 12, 32) and args.reference is None
+    return demo_judge(count) if of_shapes else file_judge(args.reference)
+
+
+def tables_of(args: argparse.Namespace, steps: int, folder: Path, setting: tuple, judge: Judge) -> Tables:
+    model, size, vae = setting
+    bench = Bench(model, steps, args.cfg, size, vae)
+    chosen = {name: getattr(args, name) for name in ("penalty", "iterations", "share", "threshold")}
+    aids = Aids(bench, folder, args.calibration, **chosen)
+    return Tables(bench, judge, aids, folder, args.images, args.batch, args.export)
+
+
+def spread_by(args: argparse.Namespace) -> Callable[[Tables, Ready, Iterator], Iterator]:
+    """What samples batches as tasks of a Ray cluster."""
+    files = [file for file in (args.model, args.vae) if file]
+    settings = fleet.settings(args, "ray", "cpus", "rows", "minutes", "out")
+
+    def spread(tables: Tables, row: Ready, units: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        aids = {name: (tables.folder / name).read_bytes() for name in tables.aids.used}
+        named = ((tables.bench.steps, row.name, *unit) for unit in units)
+        for (*_, batch, _), data in fleet.results(unit, settings, named, args, files, aids):
+            yield batch, data
+
+    return spread
+
+
+@lru_cache(maxsize=1)
+def _tables(settings: str, steps: int) -> Tables:
+    """Those of a worker, which writes nothing."""
+    args = fleet.restored(settings)
+    args.model, args.vae = Path(args.model), args.vae and Path(args.vae)
+    setting = opened(args)
+    judge = judge_of(args, setting, 12) if args.reference is None else Judge(None, None, None)
+    return tables_of(args, steps, Path(), setting, judge)
+
+
+@torch.inference_mode()
+def unit(settings: str, aids: dict[str, bytes], steps: int, name: str, batch: int, exact: bytes) -> bytes:
+    """The results of a batch of a row, sampled by a worker."""
+    tables = _tables(settings, steps)
+    tables.aids.hold(aids)
+    return tables.sampled(tables.ready(name), batch, exact)
+
+
 @torch.inference_mode()
 def main(argv: list[str]) -> None:
     args = parsed(argv)
-    model, size, vae = opened(args)
-    config = model.model.diffusion_model.config
-    of_shapes = (config.in_channels, config.num_classes, size) == (3, 12, 32) and args.reference is None
-    judge = demo_judge(args.images) if of_shapes else file_judge(args.reference)
-    deadline, reports, known = time.monotonic() + 60 * args.minutes, [], digest(args.model)
+    setting = _, size, _ = opened(args)
+    judge = judge_of(args, setting, args.images)
+    deadline, reports, known = time.monotonic() + 60 * args.minutes, [], fleet.digest(args.model)
     for steps in args.steps:
         folder = args.out / f"{args.model.stem}-{steps}"
         Cell(folder).claim(
             model=known, steps=steps, cfg=args.cfg, size=size, batch=args.batch, sampler=list(SAMPLER), seed=SEED
         )
-        bench = Bench(model, steps, args.cfg, size, vae)
-        aids = Aids(
-            bench,
-            folder,
-            args.calibration,
-            penalty=args.penalty,
-            iterations=args.iterations,
-            share=args.share,
-            threshold=args.threshold,
-        )
-        tables = Tables(bench, judge, aids, folder, args.images, args.batch, args.export, deadline)
+        tables = tables_of(args, steps, folder, setting, judge)
+        tables.deadline, tables.spread = deadline, spread_by(args) if args.ray else None
         chosen = [n for n in tables.rows if n != UNCACHED and any(fnmatch(n, p) for p in args.rows)]
         if not chosen and UNCACHED not in args.rows:
             raise SystemExit(f"no row is called {' or '.join(args.rows)}; there are: {', '.join(tables.rows)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,11 +105,20 @@ class Aids:
 
     def _kept(self, name: str, make: Callable[[Path], None]) -> Prior:
         self.used.add(name)
-        if not (self.folder / name).exists():
-            make(self.folder / name)
         if name not in self.loaded:
+            if not (self.folder / name).exists():
+                make(self.folder / name)
             self.loaded[name] = Prior.load(self.folder / name)
         return self.loaded[name]
+
+    def hold(self, files: dict[str, bytes]) -> None:
+        """Take those that another process made, by the names of their files."""
+        for name, data in files.items():
+            if name not in self.loaded:
+                with tempfile.TemporaryDirectory() as folder:
+                    file = Path(folder) / name
+                    file.write_bytes(data)
+                    self.loaded[name] = Prior.load(file)
 
     def _labels(self, count: int) -> Tensor:
         """As many, evenly from all classes."""
@@ -146,6 +156,14 @@ class Aids:
             **self._sampled(self._labels(12), 8, ROUTER_SEED), iterations=iterations, penalty=f"{self.penalty:g}", learning_rate=0.05,
             threshold=0.1, save_memory=True,
         ).args[0].save(file)  # fmt: skip
+
+
+def side_of(config: DiTConfig, asked: int, name: str) -> int:
+    """Of a latent: what was asked for, else what the checkpoint was trained at."""
+    side = asked or (config.grid_size or 0) * config.patch_size
+    if not side:
+        raise SystemExit(f"{name} does not say what size it was trained at: give --size, 32 for 256 x 256 pixels")
+    return side
 
 
 def say(text: str) -> None:

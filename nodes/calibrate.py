@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import comfy.utils
 from comfy_api.latest import io, ui
 
 from ..cache_core.adapters import unwrapped
 from ..cache_core.policies import Full
-from ..priors.prior import Subject
+from ..priors.prior import Prior, Subject
 from ..priors.statistics import Statistics
 from .attach import attach
 from .pictures import as_image
@@ -77,24 +78,34 @@ class PriorCacheCalibrate(io.ComfyNode):
         from ..plots import prior as plot
 
         statistics = Statistics(longest_gap, mean_features, policy if mean_features else None)
-        watched = attach(model, Full(), observers=(statistics,))
         latent = fixed(model, latent_image)
         sample = Sampling(
             positive, negative, latent, steps, cfg, sampler_name, scheduler, denoise, latent_image.get("noise_mask")
         )
         progress = comfy.utils.ProgressBar(runs * steps)
-        seeds = tuple(seed + i for i in range(runs))
-        for done, own in enumerate(seeds):
-            sample(
-                watched, own, lambda step, x0, x, total, done=done: progress.update_absolute(done * steps + step + 1)
-            )
-            statistics.end_trajectory(len(latent))
-        prior = statistics.prior(
-            subject(model, sampler_name, scheduler, steps, cfg, denoise), tuple(latent.shape[1:]), seeds
-        )
+        prior = calibrated(
+            model, sample, tuple(seed + i for i in range(runs)), statistics,
+            lambda done, step: progress.update_absolute(done * steps + step + 1),
+        )  # fmt: skip
         image = as_image(plot.draw(prior))
         small = as_image(plot.glance(prior))  # readable in the node; the output has everything
         return io.NodeOutput(prior, image, plot.summary(prior), ui=ui.PreviewImage(small, cls=cls))
+
+
+def calibrated(
+    model,
+    sample: Sampling,
+    seeds: tuple[int, ...],
+    statistics: Statistics,
+    progress: Callable = lambda done, step: None,
+) -> Prior:
+    """The prior of a MODEL sampled in full with each of these seeds. progress(runs done, step) is called after every step."""
+    watched = attach(model, Full(), observers=(statistics,))
+    for done, seed in enumerate(seeds):
+        sample(watched, seed, lambda step, x0, x, total, done=done: progress(done, step))
+        statistics.end_trajectory(len(sample.latent))
+    belongs = subject(model, sample.sampler, sample.scheduler, sample.steps, sample.cfg, sample.denoise)
+    return statistics.prior(belongs, tuple(sample.latent.shape[1:]), seeds)
 
 
 def subject(model, sampler="", scheduler="", steps=0, cfg=0.0, denoise=1.0) -> Subject:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -160,39 +160,47 @@ class Prior:
             ) from error
 
     @staticmethod
-    def merge(priors: Sequence[Prior]) -> Prior:
-        """One prior of all pictures of several. Raises PriorError when they do not belong together."""
-        if not priors:
+    def merge(priors: Iterable[Prior]) -> Prior:
+        """One prior of all pictures of several, of which one at a time is needed.
+
+        Raises PriorError when they do not belong together.
+        """
+        first, total, seeds, plans, sums = None, 0, [], [], {}
+        for prior in priors:
+            first = first or prior
+            first._belongs(prior)
+            total += prior.samples
+            seeds += prior.seeds
+            plans.append(prior.plans)
+            for name, table in prior.tables.items():
+                if table.dtype in NUMBERS:
+                    sums[name] = sums.get(name, 0) + table.double() * prior.samples
+        if first is None:
             raise PriorError("nothing to merge: give at least one prior")
-        first, *others = priors
-        for other in others:
-            differences = first.subject.differences(other.subject)
-            if first.sites != other.sites:
-                differences.append("sites")
-            if first.shape != other.shape:
-                differences.append(f"shape: {first.shape} and {other.shape}")
-            for name in sorted(first.tables.keys() | other.tables.keys()):
-                tables = (first.tables.get(name), other.tables.get(name))
-                if any(t is None for t in tables) or tables[0].shape != tables[1].shape:
-                    differences.append(f"table {name}")
-                elif not all(t.dtype in NUMBERS for t in tables) and save({"": tables[0]}) != save({"": tables[1]}):
-                    differences.append(f"table {name}, which holds {tables[0].dtype} and has no mean")
-            sigmas = (first.tables["sigmas"].double(), other.tables["sigmas"].double())
-            if not differences and not torch.allclose(*sigmas, rtol=1e-4):
-                differences.append("sigmas")
-            if differences:
-                raise PriorError(f"these priors cannot be merged: they differ in {'; '.join(differences)}")
-        total = sum(p.samples for p in priors)
+        tables = {
+            name: (sums[name] / total).to(table.dtype) if name in sums else table
+            for name, table in first.tables.items()
+        }
+        return Prior(first.subject, first.sites, total, tables, first.shape, tuple(seeds), merged(plans))
 
-        def mean(name: str) -> Tensor:
-            if first.tables[name].dtype not in NUMBERS:
-                return first.tables[name]
-            weighted = sum(p.tables[name].double() * (p.samples / total) for p in priors)
-            return weighted.to(first.tables[name].dtype)
-
-        tables = {name: mean(name) for name in first.tables}
-        seeds = tuple(s for p in priors for s in p.seeds)
-        return Prior(first.subject, first.sites, total, tables, first.shape, seeds, merged(p.plans for p in priors))
+    def _belongs(self, other: Prior) -> None:
+        """Raise PriorError, naming every difference, unless the two can be merged."""
+        differences = self.subject.differences(other.subject)
+        if self.sites != other.sites:
+            differences.append("sites")
+        if self.shape != other.shape:
+            differences.append(f"shape: {self.shape} and {other.shape}")
+        for name in sorted(self.tables.keys() | other.tables.keys()):
+            tables = (self.tables.get(name), other.tables.get(name))
+            if any(t is None for t in tables) or tables[0].shape != tables[1].shape:
+                differences.append(f"table {name}")
+            elif not all(t.dtype in NUMBERS for t in tables) and save({"": tables[0]}) != save({"": tables[1]}):
+                differences.append(f"table {name}, which holds {tables[0].dtype} and has no mean")
+        sigmas = (self.tables["sigmas"].double(), other.tables["sigmas"].double())
+        if not differences and not torch.allclose(*sigmas, rtol=1e-4):
+            differences.append("sigmas")
+        if differences:
+            raise PriorError(f"these priors cannot be merged: they differ in {'; '.join(differences)}")
 
 
 def _load(path: Path, only: Sequence[str] | None) -> Prior:

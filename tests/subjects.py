@@ -6,6 +6,7 @@ Host code is imported inside the functions: `comfy` is importable only once the 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 
 import torch
 from architectures import generator, opened
@@ -102,6 +103,26 @@ def dit() -> Subject:
     config = DiTConfig(64, 3, 4, 2, 3, 10, learn_sigma=False, grid_size=8)
     with torch.inference_mode():
         return Labelled(host.from_weights(config, opened(DiT(config)).state_dict()), (16, 16))
+
+
+def saved_dit(folder: Path, name: str, **changes) -> Path:
+    """A DiT as a file, by default of the kind of the demo's."""
+    from priorcache.models.dit import DiT, DiTConfig
+
+    settings = {
+        "hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 4, "in_channels": 3, "num_classes": 12,
+        "learn_sigma": False, "grid_size": 8, "prediction": "v_prediction",
+    }  # fmt: skip
+    config = DiTConfig(**settings | changes)
+    rng = torch.Generator().manual_seed(1)
+    shapes = DiT(config, device="meta").state_dict()
+    weights = {k: torch.randn(v.shape, generator=rng) * 0.1 for k, v in shapes.items()}
+    save_file(
+        weights,
+        folder / f"{name}.safetensors",
+        metadata={"num_heads": str(config.num_heads), "prediction_type": config.prediction},
+    )
+    return folder / f"{name}.safetensors"
 
 
 def flux(folder) -> Subject:

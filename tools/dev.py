@@ -12,6 +12,7 @@
     python tools/dev.py judge       let a classifier name what the demo model draws
     python tools/dev.py scenarios   write docs/scenarios.* and the table in README.md from what the tests show
     python tools/dev.py bench NAME  measurements: one of benchmarks/
+    python tools/dev.py calibrate   measure a model over many prompts and seeds -> one prior; --ray spreads it over machines
     python tools/dev.py canvas      every workflow run in ComfyUI's frontend, where Chromium is installed
     python tools/dev.py fuzz        10,000 and more generated cases of bad input for every loader and widget
     python tools/dev.py hosts       the core tests over every ComfyUI version that can be had -> README.md, docs/hosts.json
@@ -62,6 +63,7 @@ TOOLS = (
     "diffusers>=0.35",
     "comfy-cli==1.23.0",
     "playwright>=1.49",
+    "ray>=2.40",
 )
 PYTHONS = ((3, 10), (3, 12))
 
@@ -175,7 +177,7 @@ def main() -> None:
         "command",
         choices=(
             *("demo", "test", "format", "workflows", "train", "judge", "scenarios", "bench", "canvas", "hosts"),
-            *("artwork", "fuzz", "locales", "thumbnails", "registry", "serve"),
+            *("artwork", "fuzz", "locales", "thumbnails", "registry", "serve", "calibrate"),
         ),
     )
     parser.add_argument(
@@ -210,6 +212,8 @@ def main() -> None:
         tool("-m", "pytest", *rest)
     elif args.command == "train":
         tool("demo/train.py", *rest)
+    elif args.command == "calibrate":
+        tool("tools/bench.py", "calibrate", *rest)
     else:
         tool(f"tools/{args.command}.py", *rest)
 

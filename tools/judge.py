@@ -42,13 +42,17 @@ class Drawer:
         """(positive, negative) for these shapes; models that read words get colours too, another ground than shape."""
         if self.kind == "dit":
             return self.conditioning(labels), self.conditioning(torch.full_like(labels, -1))
+        prompts = self.captions(labels, seed)
+        return self.conditioning(prompts), self.conditioning([""] * len(labels))
+
+    def captions(self, labels: torch.Tensor, seed: int) -> list[str]:
+        """Prompts for these shapes, in colours drawn at random."""
         generator = torch.Generator().manual_seed(seed)
         colours = [torch.randperm(len(self.words.COLOURS), generator=generator)[:2].tolist() for _ in labels]
-        prompts = [
+        return [
             f"{self.words.COLOURS[own]} {self.words.SHAPES[label]} on {self.words.COLOURS[ground]}"
             for label, (own, ground) in zip(labels.tolist(), colours, strict=True)
         ]
-        return self.conditioning(prompts), self.conditioning([""] * len(labels))
 
     def pictures(self, samples: torch.Tensor) -> torch.Tensor:
         """Samples -> (B, 3, 32, 32) in [-1, 1], as the classifier sees them."""

@@ -8,9 +8,9 @@ import pytest
 import torch
 from priorcache.benchmarks.cells import Cell, CellError
 from priorcache.benchmarks.metrics import frechet, moments, precision_recall
-from priorcache.models.dit import DiT, DiTConfig
 from priorcache.plots.metrics import psnr, relative_l2, ssim
 from safetensors.torch import save_file
+from subjects import saved_dit
 
 STEPS = 4
 COMMON = ["--steps", str(STEPS), "--rounds", "1", "--timed", "2", "--calibration", "60", "--iterations", "2"]
@@ -115,27 +115,9 @@ def papers(comfy):
     return papers
 
 
-def saved(folder, name: str, **changes):
-    """A small random DiT as a file."""
-    settings = {
-        "hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 4, "in_channels": 3, "num_classes": 12,
-        "learn_sigma": False, "grid_size": 8, "prediction": "v_prediction",
-    }  # fmt: skip
-    config = DiTConfig(**settings | changes)
-    rng = torch.Generator().manual_seed(1)
-    shapes = DiT(config, device="meta").state_dict()
-    weights = {k: torch.randn(v.shape, generator=rng) * 0.1 for k, v in shapes.items()}
-    save_file(
-        weights,
-        folder / f"{name}.safetensors",
-        metadata={"num_heads": str(config.num_heads), "prediction_type": config.prediction},
-    )
-    return folder / f"{name}.safetensors"
-
-
 @pytest.fixture(scope="module")
 def shapes_dit(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("models"), "tiny")
+    return saved_dit(tmp_path_factory.mktemp("models"), "tiny")
 
 
 def run(papers, model, out, *more: str) -> dict:
@@ -237,7 +219,7 @@ class TestLatentModel:
         import comfy.taesd.taesd
 
         folder = tmp_path_factory.mktemp("latent")
-        model = saved(
+        model = saved_dit(
             folder,
             "xl",
             hidden_size=32,
