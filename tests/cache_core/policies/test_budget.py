@@ -77,7 +77,9 @@ class TestChoice:
         )
         policy = Budget(DuCa(interval=4), 1)
         total = [policy.base.decide(Step(i, 10, i / 10, 0.0), STACK) for i in range(10)].count(Action.REUSE)
-        assert f"0 of 4 branches and the state after all blocks, 1.0 MiB of 5.0 MiB; {total * 10}%" in policy.remark(RUN)
+        assert f"0 of 4 branches and the state after all blocks, 1.0 MiB of 5.0 MiB; {total * 10}%" in policy.remark(
+            RUN
+        )
 
     def test_what_is_too_small_or_unknown_declines(self):
         for policy, schedule, why in (
