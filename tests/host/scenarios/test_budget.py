@@ -38,9 +38,10 @@ def anyone(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("cfg", [1.0, 2.0])
 @pytest.mark.parametrize(
-    "base", [BASE, Taylor(BASE), ToCa(ratio=0.3, selection="small values")], ids=["FORA", "Taylor", "ToCa"]
+    ("base", "cfg"),
+    [(BASE, 1.0), (BASE, 2.0), (Taylor(BASE), 2.0), (ToCa(ratio=0.3, selection="small values"), 2.0)],
+    ids=["FORA, cfg 1", "FORA", "Taylor", "ToCa"],
 )
 def test_is_kept_in_every_store_and_used_up(host, anyone, base, cfg):
     _, full = sampled(host, anyone, base, cfg=cfg)
