@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 from priorcache.cache_core.knobs import Choice, Mask, Steps, turned, value, within
-from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
+from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, Budget, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
 from priorcache.cache_core.sites import STACK, Action, Schedule, Site, Step
 from priorcache.errors import SettingError
 from priorcache.priors.record import record, recorded, restored
@@ -51,6 +51,7 @@ POLICIES = [
     DuCa("flux", 4, 0.23),
     DuCa(steps=("F", "c", "a") * 4),
     GOC(DuCa("hunyuan video")),
+    Budget(GOC(FORA(2, "aligned")), 512.0, sites=(SITES[0].name,)),
 ]
 
 

@@ -185,13 +185,13 @@ class TestCost:
         assert RunTrace("test", 2).cost() == 1.0
 
     def test_a_run_notes_the_share_of_tokens(self):
-        policy, site = ToCa(ratio=0.2, steps=("F", "c")), Site("blocks.0.mlp", 0, 1)
-        run = CacheRun(policy, 2)
-        for step in range(2):
-            with run.evaluation(2.0 - step, step / 2):
+        policy, site = ToCa(ratio=0.05, steps=("F", "c", "F", "F")), Site("blocks.0.mlp", 0, 1)
+        run = CacheRun(policy, 4)
+        for step in range(4):
+            with run.evaluation(4.0 - step, step / 4):
                 run.next_forward([(0, "u")]).branch(site, lambda x: 2 * x, torch.randn(1, 16, 4), tokenwise=True)
-        share = int(16 * policy.share(Step(1, 2, 0.5, 1.0), site)) / 16
+        share = int(16 * policy.share(Step(1, 4, 0.25, 3.0), site)) / 16
         run.close(True)
         assert 0 < share < 1
         assert run.trace.rows[1].tokens == share
-        assert run.trace.cost() == pytest.approx((1 + share) / 2)
+        assert run.trace.cost() == pytest.approx((3 + share) / 4)
