@@ -33,9 +33,9 @@ from ..priors.statistics import Statistics
 from .frontier import Bench, pairs_of
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE, STEPS, BATCH = FORA(2, "aligned"), 20, 6
+BASE, STEPS, BATCH = FORA(2, "aligned"), 20, 8
 CFG = {"dit": 1.5, "flux": 3.0}
-SHARES, DRAWS = (0.75, 0.5, 0.25), 4
+SHARES, DRAWS = (0.75, 0.5, 0.25), 2
 
 
 class Way(NamedTuple):
@@ -167,8 +167,8 @@ def main(argv: list[str]) -> None:
 
     parser = argparse.ArgumentParser(prog="dev.py bench memory", description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=CFG, default=list(CFG))
-    parser.add_argument("--pairs", type=int, default=12, help="held-out prompt x seed pairs")
-    parser.add_argument("--rounds", type=int, default=5, help="of timing")
+    parser.add_argument("--pairs", type=int, default=BATCH, help="held-out prompt x seed pairs")
+    parser.add_argument("--rounds", type=int, default=3, help="of timing")
     args = parser.parse_args(argv)
     about = (
         f"{platform.machine()}, CPU, {torch.get_num_threads()} threads, torch {torch.__version__}, "

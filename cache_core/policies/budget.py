@@ -68,7 +68,7 @@ class Budget(Wrapper):
 
     def prepared(self, schedule: Schedule) -> Budget:
         ready = replace(self, base=self.base.prepared(schedule))
-        return ready if self.sites else replace(ready, sites=ready.choice(schedule))
+        return ready if self.sites else replace(ready, sites=ready.choice(schedule), errors=())
 
     def choice(self, schedule: Schedule) -> tuple[str, ...]:
         """The names of what is kept in such a run; asked of one whose base is prepared."""
@@ -146,13 +146,13 @@ def _steps(schedule: Schedule) -> list[Step]:
 
 
 def fitting(room: int, nbytes: Mapping[str, int], worth: Mapping[str, float]) -> tuple[str, ...]:
-    """What to put into `room` bytes, of most worth per byte first; what does not fit or has no worth is passed over.
+    """What to put into `room` bytes, of most worth per byte first; what does not fit, or has no worth or size, is passed over.
 
     Greedy: where things are small beside the room, as branches are, what is lost to the best choice is less than one.
     """
-    found = []
-    for name in sorted(worth, key=lambda name: worth[name] / nbytes[name], reverse=True):
-        if worth[name] > 0 and nbytes[name] <= room:
+    found, known = [], [name for name in worth if worth[name] > 0 and nbytes[name] > 0]
+    for name in sorted(known, key=lambda name: worth[name] / nbytes[name], reverse=True):
+        if nbytes[name] <= room:
             found.append(name)
             room -= nbytes[name]
     return tuple(found)

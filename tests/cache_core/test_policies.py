@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
+from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, Budget, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
 from priorcache.cache_core.sites import Action, Schedule, Site, Step
 from priorcache.errors import SettingError
 
@@ -28,6 +28,7 @@ POLICIES = [
     DuCa(),
     DuCa("flux", 4, 0.2, "small values"),
     GOC(DuCa("hunyuan video")),
+    Budget(Taylor(FORA(2)), 100.0, (("blocks.2.mlp", 0.1),)),
 ]
 SITE = Site("blocks.2.mlp", 2, 4)
 

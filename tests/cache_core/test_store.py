@@ -25,6 +25,22 @@ def test_returns_the_newest_first_and_only_as_many_as_it_keeps():
     assert values(store.get(SITE, (A,))) == [[2.0], [1.0]]
 
 
+def test_takes_in_nothing_that_would_come_to_more_than_its_limit():
+    other = Site("blocks.0.mlp", 0, 1)
+    store = FeatureStore(history=2, limit=64)  # bytes: two outputs of two rows of four floats
+    store.put(SITE, (A, B), torch.ones(2, 4), step(0), True)
+    store.put(other, (A, B), torch.ones(2, 4), step(0), True)
+    assert store.has(SITE, (A, B))
+    assert not store.has(other, (A, B))
+    for i in (1, 2):
+        store.put(SITE, (A, B), torch.ones(2, 4), step(i), True)
+        assert store.nbytes == 64
+    store.put(SITE, (A,), torch.ones(1, 4), step(3), True)  # rows that part are no more than before
+    store.put(SITE, (B,), torch.ones(1, 4), step(3), True)
+    store.put(SITE, (C,), torch.ones(1, 4), step(3), True)
+    assert (store.has(SITE, (A,)), store.has(SITE, (B,)), store.has(SITE, (C,))) == (True, True, False)
+
+
 def test_another_lane_or_site_is_a_miss():
     store = FeatureStore(1)
     store.put(SITE, (A,), torch.ones(1, 1), step(0), True)

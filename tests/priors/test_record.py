@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, DuCa, Forecast, Full, Taylor, ToCa
+from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, Budget, DuCa, Forecast, Full, Taylor, ToCa
 from priorcache.cache_core.sites import Schedule
 from priorcache.errors import SettingError
 from priorcache.priors.record import record, recorded, restored
@@ -12,6 +12,7 @@ SCHEDULE = Schedule(10, tuple(10 - float(i) for i in range(11)), "euler", "FLOW"
 POLICIES = [
     Full(), FORA(3, "aligned", end=0.5, level="stack"), Forecast(2.5), Forecast(2.0, order=1, coordinate="log snr"),
     GOC(FORA(2), eta=0.5), Taylor(FORA(2, level="model"), order=2), ToCa(), DuCa(),
+    Budget(GOC(FORA(2)), 512.0, (("blocks.0.attn", 0.25),), ("blocks.0.attn", "blocks.1.mlp")),
 ]  # fmt: skip
 
 

@@ -33,7 +33,7 @@ class TestFitting:
         assert fitting(7, {"a": 5, "b": 4, "c": 2}, {"a": 10, "b": 4, "c": 1}) == ("a", "c")
 
     def test_takes_nothing_that_is_worth_nothing(self):
-        assert fitting(9, {"a": 1, "b": 1}, {"a": 0, "b": 1}) == ("b",)
+        assert fitting(9, {"a": 1, "b": 1, "c": 0}, {"a": 0, "b": 1, "c": 1}) == ("b",)
 
 
 class TestChoice:
@@ -43,7 +43,7 @@ class TestChoice:
     def test_most_arithmetic_per_byte_where_errors_are_unknown(self):
         assert kept(Budget(BASE, 2)) == {M0, M1}
         smaller = replace(RUN, nbytes=RUN.nbytes | {A1: MIB // 4})
-        assert kept(Budget(BASE, 1.5), smaller) == {A1, M0} or kept(Budget(BASE, 1.5), smaller) == {A1, M1}
+        assert kept(Budget(BASE, 1.5), smaller) == {A1, M0}
 
     def test_least_error_where_it_is_known(self):
         errors = ((A0, 0.01), (M0, 0.5), (A1, 0.4), (M1, 0.1))
@@ -68,7 +68,7 @@ class TestChoice:
 
     def test_stays_what_it_is_when_prepared_again(self):
         ready = Budget(BASE, 2).prepared(RUN)
-        assert ready.prepared(replace(RUN, nbytes={name: MIB * 9 for name in RUN.nbytes})).sites == ready.sites
+        assert ready.prepared(replace(RUN, nbytes=dict.fromkeys(RUN.nbytes, MIB * 9))).sites == ready.sites
 
     def test_is_told_with_what_it_saves(self):
         assert Budget(BASE, 2).remark(RUN) == (
