@@ -50,7 +50,12 @@ def cluster(monkeypatch, tmp_path):
     import ray
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    soon = {
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": 3,
+    }  # by default 15 s pass until a node is dead
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": soon}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     fleet.connected(cluster.address)
     yield cluster
     ray.shutdown()
@@ -126,7 +131,10 @@ def test_a_lost_node_costs_nothing_and_nothing_is_counted_twice(comfy, tiny, clu
         assert len(set(loss.begun())) == 14 < len(loss.begun())
     assert spread.keys() == figures.keys()
     for row, expected in figures.items():
-        assert spread[row] == pytest.approx(expected, rel=1e-6)
+        known = {name: figure for name, figure in expected.items() if figure is not None}
+        assert {name: figure for name, figure in spread[row].items() if figure is not None} == pytest.approx(
+            known, rel=1e-6
+        )
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch):
