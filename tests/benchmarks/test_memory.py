@@ -31,7 +31,7 @@ def test_draws_are_averaged_and_the_table_has_a_line_for_every_way():
     mean = averaged([Row("50% at random", 10, 0.2, 0.1, 0.01), Row("50% at random", 30, 0.4, 0.3, 0.03)])
     assert (mean.nbytes, mean.error, mean.reused) == (20, pytest.approx(0.2), pytest.approx(0.3))
     rows = [Row("no cache", 0, 0, 0, 0, 2.0), Row("everything", 2**21, 0.5, 0.1, 0.01, 1.0), mean]
-    of = {"cfg": 1.5, "pictures": 8, "rows": [vars(row) for row in rows]}
+    of = {"cfg": 1.5, "pictures": 8, "rounds": 3, "rows": [vars(row) for row in rows]}
     lines = table({"about": "here.", "networks": {"dit": of}}).splitlines()
     assert "| no cache | 0 KiB | 0% | 0.0000 ± 0.0000 | 0% | 2.00 s | 1.00x |" in lines
     assert "| everything | 2.0 MiB | 100% | 0.1000 ± 0.0100 | 50% | 1.00 s | 2.00x |" in lines
