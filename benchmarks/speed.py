@@ -211,7 +211,8 @@ def measured(
     seconds: dict[str, list[list[float]]] = {name: [] for name in models}
     peaks = dict.fromkeys(models, 0)
     order, rng = list(models), random.Random(0)
-    for _ in range(rounds):
+    for done in range(rounds):
+        print(f"round {done + 1} of {rounds}", flush=True)
         rng.shuffle(order)
         for name in order:
             if model.load_device.type == "cuda":
