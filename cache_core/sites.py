@@ -58,6 +58,11 @@ class Schedule:
     nbytes: dict[str, int] = field(default_factory=dict, hash=False)  # what keeping one output takes
     flops: dict[str, int] = field(default_factory=dict, hash=False)  # operations that computing one takes
 
+    @property
+    def evaluations(self) -> list[Step]:
+        """What a policy will be asked about where every step calls the model once; their noise is left out."""
+        return [Step(i, self.total, i / self.total, 0.0) for i in range(self.total)]
+
 
 class Action(Enum):
     COMPUTE = "compute"

@@ -185,15 +185,7 @@ class PriorCacheSearch(io.ComfyNode):
         )
         sample = Sampler(sampling, model, seed)
         plannable(prior, sample.schedule)
-        progress = comfy.utils.ProgressBar(1000)
-        tried, fitted = remembered(sample, str(about))
-        reference = sample(Full()).latents
-
-        def simulate(policy: CachePolicy) -> Outcome:
-            progress.update_absolute(min(999, int(1000 * search.spent / samplings)))
-            return sample(policy)
-
-        search = Search(simulate, reference, sample.schedule, tried, fitted)
+        search = sample.search(str(about), samplings)
         gram = prior.tables.get("gram/positive")
         plans = search_plans(search, forecasts(sample.schedule, gram), counts, samplings)
         prior = prior.planned(merged([plans, prior.plans]))
@@ -214,6 +206,17 @@ class Sampler:
             for words, _ in (*sampling.positive, *sampling.negative)
         ]
         self.flops = {site.name: flops for site, flops in flops_of_sites(model, self.parts).items()}
+
+    def search(self, about, samplings: float) -> Search:
+        """A search of these pictures that knows what this session tried about the same thing, with a progress bar."""
+        progress = comfy.utils.ProgressBar(1000)
+
+        def simulate(policy: CachePolicy) -> Outcome:
+            progress.update_absolute(min(999, int(1000 * search.spent / samplings)))
+            return self(policy)
+
+        search = Search(simulate, self(Full()).latents, self.schedule, *remembered(self, about))
+        return search
 
     def __call__(self, policy: CachePolicy) -> Outcome:
         trace = Trace()

@@ -14,7 +14,7 @@ from ..cache_core.adapters import adapter_for, misfit, sites_of, uncompiled, unw
 from ..cache_core.codecs import CODECS, Codec
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun
-from ..cache_core.sites import Action, Schedule, Site, Step
+from ..cache_core.sites import Action, Schedule, Site
 from ..cache_core.trace import human_bytes
 
 TEXT, STEPS = 256, 50
@@ -55,7 +55,7 @@ def bytes_of_sites(model, policy: CachePolicy, total: int, parts: list[Part], co
     if adapter is None:
         return {}
     dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
-    steps = [Step(i, total, i / total, 0.0) for i in range(total)]
+    steps = Schedule(total).evaluations
     of_token: dict[Site, int] = {}
     found: Counter[Site] = Counter()
     with uncompiled(network):
@@ -85,8 +85,12 @@ def informed(schedule: Schedule, model, policy: CachePolicy, parts: list[Part], 
     if policy.limit is None:
         return schedule
     nbytes = bytes_of_sites(model, policy, schedule.total, parts, codec)
-    told = ({site.name: n for site, n in table.items()} for table in (nbytes, flops_of_sites(model, parts)))
-    return replace(schedule, **dict(zip(("nbytes", "flops"), told, strict=True)))
+    flops = flops_of_sites(model, parts)
+    return replace(schedule, nbytes=_by_name(nbytes), flops=_by_name(flops))
+
+
+def _by_name(table: dict[Site, int]) -> dict[str, int]:
+    return {site.name: number for site, number in table.items()}
 
 
 def parts_of(guider, shape: tuple[int, ...]) -> list[Part]:

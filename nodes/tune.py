@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import comfy.utils
 from comfy_api.latest import io
 
 from ..cache_core.codecs import CODECS
-from ..cache_core.policies import CachePolicy, Full
+from ..cache_core.policies import CachePolicy
 from ..errors import SettingError, finite
-from ..priors.search import Outcome, Search
 from ..priors.tune import told, tuned
-from .forecast import Sampler, remembered
+from .forecast import Sampler
 from .memory import informed
 from .sampling import Sampling, fixed, seeded, settings
 from .types import CATEGORY, Policy
@@ -91,13 +89,6 @@ class PriorCacheTune(io.ComfyNode):
         known = informed(sample.schedule, model, policy, sample.parts, CODECS["device"])
         if objection := policy.prepared(known).objection(known):
             raise SettingError(f"Tune Policy: {policy.describe()} would compute everything here: {objection}")
-        progress = comfy.utils.ProgressBar(1000)
-
-        def simulate(changed: CachePolicy) -> Outcome:
-            progress.update_absolute(min(999, int(1000 * search.spent / samplings)))
-            return sample(changed)
-
-        search = Search(simulate, sample(Full()).latents, sample.schedule, *remembered(sample, policy))
-        tuning = tuned(search, policy, samplings, ceiling or None)
+        tuning = tuned(sample.search(policy, samplings), policy, samplings, ceiling or None)
         text = told(tuning)
         return io.NodeOutput(tuning.after, text, ui={"text": (text,)})

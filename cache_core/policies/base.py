@@ -91,8 +91,8 @@ class CachePolicy(ABC):
     def cached(self, schedule: Schedule) -> tuple[int, ...]:
         """The steps at which it does not compute everything, as far as the sites are known; asked when opened."""
         served = [site for site in (*schedule.sites, STACK, MODEL) if self.serves(site)] or [MODEL]
-        steps = (Step(i, schedule.total, i / schedule.total, 0.0) for i in range(1, schedule.total))
-        return tuple(s.index for s in steps if any(self.decide(s, site) is not Action.COMPUTE for site in served))
+        later = schedule.evaluations[1:]
+        return tuple(s.index for s in later if any(self.decide(s, site) is not Action.COMPUTE for site in served))
 
     @abstractmethod
     def describe(self) -> str:

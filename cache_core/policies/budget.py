@@ -75,7 +75,7 @@ class Budget(Wrapper):
         if not schedule.nbytes:
             return ()
         each = {name: nbytes * self.history for name, nbytes in schedule.nbytes.items()}
-        steps = _steps(schedule)
+        steps = schedule.evaluations
         stack = self._skipped(steps) and each[STACK.name] <= self.limit
         if stack:
             steps = [step for step in steps if step not in self._skipped(steps)]
@@ -93,7 +93,7 @@ class Budget(Wrapper):
     def share(self, schedule: Schedule, kept: frozenset[str] | None = None) -> float:
         """The part of the blocks' arithmetic over such a run that is reused with these kept, or with everything."""
         everything = sum(schedule.flops[site.name] for site in schedule.sites)
-        steps, found = _steps(schedule), 0.0
+        steps, found = schedule.evaluations, 0.0
         skipped = self._skipped(steps) if kept is None or STACK.name in kept else []
         for step in steps:
             found += (
@@ -139,10 +139,6 @@ class Budget(Wrapper):
 
     def describe(self) -> str:
         return f"Budget {self.megabytes:g} MiB on {self.base.describe()}"
-
-
-def _steps(schedule: Schedule) -> list[Step]:
-    return [Step(i, schedule.total, i / schedule.total, 0.0) for i in range(schedule.total)]
 
 
 def fitting(room: int, nbytes: Mapping[str, int], worth: Mapping[str, float]) -> tuple[str, ...]:
