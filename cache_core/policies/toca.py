@@ -148,6 +148,7 @@ class ToCa(CachePolicy):
     steps: tuple[str, ...] = field(default=(), kw_only=True)
     bonus: float = field(default=-1.0, kw_only=True)
     staleness: float = field(default=-1.0, kw_only=True)
+    settings: Preset = field(init=False, repr=False, compare=False)  # the preset with what this policy replaces in it
 
     presets: ClassVar[dict[str, Preset]] = PRESETS
     aggressive: ClassVar[bool] = False
@@ -174,17 +175,14 @@ class ToCa(CachePolicy):
             )
         if wrong := [s for s in self.steps if s not in ("F", "c", "a", "F0+c", "F0+a")]:
             raise SettingError(f"{name}: a step is {shown(wrong[0])}; there are F, c, a, F0+c and F0+a")
+        preset = self.presets[self.preset]
+        shares = {name: getattr(self, name) for name in OPEN if getattr(self, name) >= 0}
+        settings = replace(preset, interval=self.interval or preset.interval, **shares)
+        object.__setattr__(self, "settings", settings)
 
     @property
     def marks(self) -> str:
         return SELECTIONS[self.selection]
-
-    @property
-    def settings(self) -> Preset:
-        """The preset with what this policy replaces in it."""
-        preset = self.presets[self.preset]
-        shares = {name: getattr(self, name) for name in OPEN if getattr(self, name) >= 0}
-        return replace(preset, interval=self.interval or preset.interval, **shares)
 
     def prepared(self, schedule: Schedule) -> ToCa:
         return self if self.steps else replace(self, steps=self.planned(schedule.total))
@@ -227,7 +225,8 @@ class ToCa(CachePolicy):
         """(B, N), or (1, N) where all rows share it."""
         if marks is None:
             seed = zlib.crc32(f"{site.name} at {step.index}".encode())
-            return torch.rand(1, x.shape[1], generator=torch.Generator().manual_seed(seed)).to(x.device)
+            drawn = torch.rand(1, x.shape[1], generator=torch.Generator().manual_seed(seed))  # the same on every device
+            return drawn.to(x.device, non_blocking=True)
         if self.selection == "small values":
             marks = 1 - marks if self.faithful else marks.amax(1, keepdim=True) - marks
         if self.selection == "entropy":
