@@ -17,19 +17,24 @@ def coherent_cost(gram: Tensor, sigmas: Sequence[float], places: Sequence[float]
     With an Euler step, a forecast F^ in place of F moves the end point by (sigma' - sigma) (F^ - F). The cost is the
     mean square of what the skipped steps of one gap move together, forecast linearly in `places`.
     """
-    gram, steps = gram.double().numpy(), len(gram)
+    gram, steps, places = gram.double().numpy(), len(gram), np.asarray(places, dtype=float)
     moves = np.diff(np.asarray(sigmas, dtype=float))
     cost = np.full((steps, steps, steps + 1), np.inf)
-    for j in range(steps):
-        for i in range(j + 1):
-            moved = np.zeros(steps)
-            for k in range(j + 1, steps + 1):
-                cost[i, j, k] = max(moved @ gram @ moved, 0.0)
-                if k < steps:  # the next gap skips k, too
-                    weights = coefficients(places[k], [places[j], places[i]], (1.0,))
-                    moved[k] -= moves[k]
-                    moved[j] += moves[k] * weights[0]
-                    moved[i] += moves[k] * weights[1]
+    for j in range(steps):  # for every i up to j at once: what is moved is a sum over k, and shares of F_j and F_i
+        before = places[: j + 1]
+        slope = np.divide(1.0, places[j] - before, out=np.zeros(j + 1), where=before != places[j])
+        of_j, of_i = np.zeros(j + 1), np.zeros(j + 1)
+        skipped, square = np.zeros(steps), 0.0  # the products of that sum with every step, and with itself
+        for k in range(j + 1, steps + 1):
+            mixed = skipped[j] * of_j + skipped[: j + 1] * of_i + gram[j, : j + 1] * of_j * of_i
+            both = gram[j, j] * of_j**2 + gram.diagonal()[: j + 1] * of_i**2
+            cost[: j + 1, j, k] = np.maximum(square + 2 * mixed + both, 0.0)
+            if k < steps:  # the next gap skips k, too
+                square += moves[k] * (moves[k] * gram[k, k] - 2 * skipped[k])
+                skipped -= moves[k] * gram[k]
+                reach = (places[k] - places[j]) * slope
+                of_j += moves[k] * (1 + reach)
+                of_i -= moves[k] * reach
     return cost
 
 
@@ -39,15 +44,19 @@ def cheapest(cost: np.ndarray, count: int) -> tuple[int, ...]:
     best = np.full((steps, steps), np.inf)
     best[0] = cost[0, 0, :steps]
     best[0, 0] = 0.0 if count == 1 else np.inf
-    before = []
+    tables = []
     for _ in range(count - 2):
-        through = best[:, :, None] + cost[:, :, :steps]
-        before.append(through.argmin(0))
-        best = through.min(0)
+        table, following = np.zeros((steps, steps), dtype=np.int64), np.full((steps, steps), np.inf)
+        for j in range(1, steps - 1):
+            through = best[:j, j, None] + cost[:j, j, j + 1 : steps]
+            table[j, j + 1 :] = through.argmin(0)
+            following[j, j + 1 :] = through.min(0)
+        tables.append(table)
+        best = following
     last = best + cost[:, :, steps]
     i, j = np.unravel_index(int(last.argmin()), last.shape)
     chosen = [int(j), int(i)]
-    for table in reversed(before):
+    for table in reversed(tables):
         chosen.append(int(table[chosen[-1], chosen[-2]]))
     return tuple(sorted(set(chosen) | {0}))
 

@@ -20,6 +20,9 @@ from .search import Search
 MOST = 10_000
 """Steps of a sampler: the host's own limit."""
 
+LONGEST = 256
+"""Steps up to which the cheapest schedule by a Gram matrix is worked out, which takes time and memory by their cube."""
+
 SHAPES = {
     "MeanCache (arXiv 2601.19961)": (0, 1, 3, 7, 14, 21, 28, 35, 42, 49),
     "Spectrum (arXiv 2603.01623)": (0, 1, 2, 3, 4, 6, 11, 19, 30, 44),
@@ -116,7 +119,7 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
     """Where the search for a Forecast begins: evenly spread; the cheapest by the Gram matrix; published; found before."""
     base = Forecast(sigmas=schedule.sigmas)
     cost = None
-    if gram is not None and len(gram) == schedule.total:
+    if gram is not None and len(gram) == schedule.total <= LONGEST:
         cost = coherent_cost(gram, schedule.sigmas, base.prepared(schedule).places)
 
     def at(count: int, found: CachePolicy | None) -> list[Forecast]:

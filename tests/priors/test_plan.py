@@ -4,6 +4,7 @@ import dataclasses
 import json
 from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 import torch
 from priorcache.cache_core.extrapolation import spread
@@ -13,7 +14,7 @@ from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import MODEL, Action, Schedule
 from priorcache.errors import SettingError
 from priorcache.priors.fit import cheapest, coherent_cost, gauss_newton, step_errors
-from priorcache.priors.plan import Plan, chosen, forecasts, merged, resized, search_plans
+from priorcache.priors.plan import LONGEST, Plan, chosen, forecasts, merged, resized, search_plans
 from priorcache.priors.prior import Prior, PriorError, Subject
 from priorcache.priors.record import restored, settings
 from priorcache.priors.search import Outcome, Search, changes
@@ -162,6 +163,30 @@ class TestFits:
         assert gauss_newton(slopes, slopes @ torch.tensor([0.5, -2.0]), 1e-9).tolist() == pytest.approx(
             [0.5, -2.0], rel=1e-6
         )
+
+    @pytest.mark.parametrize(
+        "places", [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [9.0, 7.0, 7.0, 4.0, 4.0, 1.0]], ids=["even", "some twice"]
+    )
+    def test_the_cost_of_a_gap_is_the_square_of_what_its_steps_move_together(self, places):
+        """Skipped steps move the end point by the error of a line through two computed ones, or of the last one alone."""
+        features = torch.randn(6, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        moves = np.diff(SIGMAS[:7])
+        cost = coherent_cost(features @ features.T, SIGMAS[:7], places)
+        for j in range(6):
+            for i in range(j + 1):
+                error = torch.zeros(40, dtype=torch.float64)
+                for k in range(j + 1, 7):
+                    assert cost[i, j, k] == pytest.approx(error.square().sum().item(), abs=1e-9)
+                    if k < 6:
+                        reach = (places[k] - places[j]) / (places[j] - places[i]) if places[i] != places[j] else 0.0
+                        line = features[j] + reach * (features[j] - features[i])
+                        error += moves[k] * (line - features[k])
+            assert np.isinf(cost[j, j, : j + 1]).all()
+
+    def test_long_schedules_begin_without_it(self):
+        long = Schedule(LONGEST + 1, tuple(np.geomspace(10, 0.1, LONGEST + 2)), "euler", "EPS")
+        gram = torch.eye(LONGEST + 1, dtype=torch.float64)
+        assert forecasts(long, gram)(50, None) == forecasts(long)(50, None)
 
     def test_the_cheapest_schedule_is_the_cheapest_of_all(self):
         cost = coherent_cost(grammed()[:9, :9], SIGMAS[:10], [float(i) for i in range(9)])
