@@ -5,6 +5,8 @@ a cache and with it in turn, in another order every round. A ratio compares medi
 else the machine does falls on both sides; the table gives the median ratio over rounds and its quartiles. Every picture
 is checked to be bit-equal to stock. "stock again" is the noise of the measurement. A run's first step is told apart: it
 holds the comparison of the adapter with the host's blocks.
+
+With --planning: what planning takes instead, on the demo DiT with a prior that a short search put plans into.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +23,12 @@ from typing import NamedTuple
 
 import torch
 
-from ..cache_core.policies import FORA, Full
+from ..cache_core.policies import FORA, Forecast, Full
+from ..priors.plan import forecasts
+from ..priors.prior import Prior
 
-OUT = Path(__file__).resolve().parent.parent / "demo" / "out" / "overhead.json"
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+OUT = DEMO / "out" / "overhead.json"
 STOCK = "stock"
 ALL_COMPUTED = FORA(1)
 
@@ -189,6 +195,45 @@ def rows(name: str, ground: Ground, result: dict[str, dict]) -> list[str]:
     ]
 
 
+@torch.inference_mode()
+def planning(clock: Callable[[], float], steps: int = 20, times: int = 5) -> dict[str, list[float]]:
+    """What is planned, and the seconds that it took each time."""
+    from ..models.host import load
+    from ..nodes.calibrate import PriorCacheCalibrate
+    from ..nodes.dit import conditioning
+    from ..nodes.forecast import PriorCachePlan, PriorCacheSearch
+    from ..nodes.sampling import Sampling
+
+    model = load(str(DEMO / "shapes-dit.safetensors"))
+    config = model.model.diffusion_model.config
+    side = config.grid_size * config.patch_size
+    latent = torch.zeros(1, config.in_channels, side, side)
+    prompts = [conditioning(torch.tensor([n])) for n in (1, -1)]
+    about = (steps, 1.5, "ddim", "ddim_uniform", 1.0)
+    images = {"samples": latent}
+    measured = PriorCacheCalibrate.execute(model, *prompts, images, 0, 1, *about, 2, False).args[0]
+    searched = PriorCacheSearch.execute(measured, model, *prompts, images, 1, 2.0, "2, 2.5, 3.3, 4").args[0]
+    schedule, other = (Sampling(*prompts, latent, n, *about[1:]).schedule(model) for n in (steps, 50))
+    counts, gram = [plan.evaluations for plan in searched.plans], searched.tables["gram/positive"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = searched.save(Path(folder) / "prior.safetensors")
+        plan = searched.plans[0].restored()
+        work = {
+            "Load Prior": lambda: Prior.load(file),
+            "Plan Policy": lambda: PriorCachePlan.execute(searched, "speed-up", 2.0, model),
+            "Forecast, as a sampling begins": lambda: Forecast(2.0).prepared(schedule),
+            "a plan, as a sampling of other steps begins": lambda: plan.prepared(other),
+            "Search Plans, besides sampling": lambda: [forecasts(schedule, gram)(count, None) for count in counts],
+        }
+        return {name: [timed(do, clock) for _ in range(times)] for name, do in work.items()}
+
+
+def timed(do: Callable[[], object], clock: Callable[[], float]) -> float:
+    begin = clock()
+    do()
+    return clock() - begin
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="dev.py bench overhead", description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -198,11 +243,17 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: on a machine that is not yours alone"
     )
+    parser.add_argument("--planning", action="store_true", help="what planning takes, instead")
     args = parser.parse_args(argv)
     if args.rounds < 2 or args.steps < 2:
         parser.error("--rounds and --steps must be 2 or more")
     torch.set_num_threads(args.threads)
     clock = time.perf_counter if args.clock == "wall" else time.process_time
+    if args.planning:
+        print("| | first, ms | median, ms |\n|---|---|---|")
+        for name, seconds in planning(clock).items():
+            print(f"| {name} | {seconds[0] * 1e3:.2f} | {statistics.median(seconds) * 1e3:.2f} |", flush=True)
+        return
 
     results = {}
     print(

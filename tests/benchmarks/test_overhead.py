@@ -33,6 +33,16 @@ def test_runs_and_writes_what_it_prints(overhead, monkeypatch, tmp_path, capsys)
     assert [name for name in overhead.VARIANTS if f"| {name} |" not in printed] == []
 
 
+def test_planning_is_timed_with_plans_that_were_searched(overhead):
+    ticks = iter(range(1000))
+    found = overhead.planning(lambda: float(next(ticks)), steps=9, times=2)
+    assert list(found) == [
+        "Load Prior", "Plan Policy", "Forecast, as a sampling begins", "a plan, as a sampling of other steps begins",
+        "Search Plans, besides sampling",
+    ]  # fmt: skip
+    assert set(map(tuple, found.values())) == {(1.0, 1.0)}  # the clock is asked before and after, and never within
+
+
 def test_a_picture_that_is_not_stock_is_an_error(overhead, monkeypatch):
     from priorcache.cache_core.policies import FORA
 
