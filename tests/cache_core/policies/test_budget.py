@@ -1,10 +1,11 @@
 """A policy within a limit of memory: what is kept, and what of it can be told."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from priorcache.cache_core.policies import FORA, GOC, L2C, Budget, DuCa, Forecast, Full, Taylor
+from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, Budget, DuCa, Forecast, Full, Taylor
 from priorcache.cache_core.policies.budget import MIB, fitting
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import STACK, Action, Feature, Schedule, Site, Step
@@ -56,6 +57,11 @@ class TestChoice:
     def test_counts_every_output_that_a_correction_keeps(self):
         assert len(kept(Budget(Taylor(BASE), 4))) == 2
         assert len(kept(Budget(Taylor(BASE, 2), 4))) == 1
+
+    def test_leaves_a_correction_nothing_to_hold_besides(self):
+        trends = SimpleNamespace(knows=lambda site: True, at=lambda step, site: torch.ones(3, 4))
+        assert EOC(BASE, trends).prepared(RUN).aside.uses
+        assert Budget(EOC(BASE, trends), 4).prepared(RUN).aside is None
 
     def test_keeps_nothing_that_is_never_reused(self):
         router = L2C(((1.0,) * 4, (0.0, 1.0, 0.0, 1.0)) * 5, (A0, M0, A1, M1), 10)

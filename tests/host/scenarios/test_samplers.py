@@ -6,7 +6,7 @@ import pytest
 import torch
 from matrix import ARCHITECTURES, EVERY_POLICY, POLICIES, STEPS, Ground, Trends, everything, sampled
 from priorcache.cache_core.adapters import sites_of
-from priorcache.cache_core.policies import Full
+from priorcache.cache_core.policies import Full, eoc
 from priorcache.cache_core.trace import RunTrace, Trace
 from subjects import close
 
@@ -60,6 +60,20 @@ def test_every_policy_on_every_architecture(host, in_full, architecture, name):
     assert trace.runs[0].computed_fraction < 1
     assert 0 < close(cached, stock) < 0.5
     assert torch.equal(subject.sample(**settings), stock)
+
+
+@ARCHITECTURE
+def test_trends_that_are_brought_to_a_device_are_told_and_change_nothing(host, in_full, architecture, monkeypatch):
+    subject, settings, _, ground = in_full(architecture, 5, "euler")
+    found = []
+    for room in (0, 2**30):
+        monkeypatch.setattr(eoc, "_room", lambda device, room=room: room)
+        trace = Trace()
+        found.append(subject.sample(host.attach(subject.model, POLICIES["EOC"](ground), trace), **settings))
+        run = trace.runs[0]
+        assert run.notes == []
+        assert run.expected_bytes == pytest.approx(run.peak_bytes, rel=0.05)
+    assert torch.equal(*found)
 
 
 @pytest.mark.scenario("sampler")
