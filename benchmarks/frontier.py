@@ -209,9 +209,7 @@ def machine() -> str:
     device = comfy.model_management.get_torch_device()
     name = f"{platform.machine()}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
-        name = (
-            f"{torch.cuda.get_device_name(device)}, fp32 products in {torch.get_float32_matmul_precision()} precision"
-        )
+        name = f"{torch.cuda.get_device_name(device)}, products of float32 in {torch.get_float32_matmul_precision()} precision"
     return f"{name}, torch {torch.__version__}"
 
 
