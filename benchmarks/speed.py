@@ -11,11 +11,11 @@ Written to docs/benchmarks.json and docs/benchmarks.md, where what was measured 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import random
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -31,7 +31,7 @@ from ..cache_core.policies import EOC, FORA, GOC, L2C, CachePolicy, DuCa, Foreca
 from ..cache_core.sites import Action, Site
 from ..cache_core.trace import RunTrace, Trace, human_bytes
 from ..priors.statistics import Statistics
-from .overhead import Ground, built, randomised, sample, texts
+from .overhead import Ground, built, now, randomised, sample, texts
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs"
 STOCK = "none"
@@ -84,16 +84,20 @@ def policies(model, trends: Trended) -> dict[str, CachePolicy | None]:
 
 
 def dit(size: int) -> Callable[[bool], Ground]:
-    def make(_: bool) -> Ground:
+    def make(full: bool) -> Ground:
+        import comfy.model_management
+
         from ..models import host
         from ..models.dit import DiT, DiTConfig
         from ..nodes.dit import conditioning
 
         config = DiTConfig(1152, 28, 16, 2, 4, 1000, learn_sigma=True, grid_size=size // 16)
+        device = comfy.model_management.get_torch_device()
         with torch.inference_mode():
-            network = DiT(config, dtype=torch.bfloat16)
+            network = DiT(config, dtype=torch.bfloat16, device=device)
             randomised(network)
-            model = host.from_weights(config, network.state_dict())
+            # where the host is asked, it takes float32 on a CPU and float16 on an accelerator
+            model = host.from_weights(config, network.state_dict(), torch.bfloat16 if full else None)
         prompts = [conditioning(torch.tensor([n])) for n in (1, -1)]
         return Ground(model, torch.zeros(1, 4, size // 8, size // 8), prompts, (size // 16) ** 2)
 
@@ -138,13 +142,6 @@ NETWORKS: dict[str, tuple[Callable[[bool], Ground], str]] = {
     "SD3.5-medium": (sd3, "8 of its 24 blocks, 512 x 512"),
 }
 """How a network is made, at full size or for a CPU, and what is smaller there."""
-
-
-def now() -> float:
-    """Seconds, once the device has done what it was told to."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def counted(ground: Ground, model, cfg: float) -> list[int]:
@@ -244,6 +241,15 @@ def measured(
     return found
 
 
+def freed() -> None:
+    """Give back the memory of models that nobody holds any more, before the next one is made."""
+    import comfy.model_management
+
+    gc.collect()
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+
+
 def rows(batch: int, cfg: float) -> str:
     return f"{batch} picture{'s' * (batch > 1)}, cfg {cfg:g}"
 
@@ -311,3 +317,5 @@ def main(argv: list[str]) -> None:
             file.write_text(json.dumps(results, indent=1) + "\n")
             (FOLDER / "benchmarks.md").write_text(table(results))
             print(f"{title}: written to docs/benchmarks.md", flush=True)
+        del ground
+        freed()

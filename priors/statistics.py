@@ -36,8 +36,8 @@ class Statistics:
         self.samples = 0
         self._sites: dict[str, None] = {}
         self._sigmas: dict[int, float] = {}
-        self._power: dict[tuple[int, str], Tensor] = defaultdict(lambda: torch.zeros(()))
-        self._difference: dict[tuple[int, int, str], Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._power: dict[tuple[int, str], Tensor] = {}
+        self._difference: dict[tuple[int, int, str], Tensor] = {}
         self._weight: dict[tuple, int] = defaultdict(int)
         self._mean: dict[tuple[int, str], Tensor] = {}
         self._mean_weight: dict[tuple[int, str], int] = defaultdict(int)
@@ -54,14 +54,14 @@ class Statistics:
         exact = out.float()
         rows = len(out)
         self._weight[key] += rows
-        self._power[key] = self._power[key].to(out.device) + exact.square().mean() * rows
+        _grown(self._power, key, exact.square().mean() * rows)
         for feature in past:
             gap = step.index - feature.step.index
             if 1 <= gap <= self.history and feature.value.shape == out.shape:
                 change = (exact - feature.value.float()).square().mean() * rows
                 of_gap = (gap, *key)
                 self._weight[of_gap] += rows
-                self._difference[of_gap] = self._difference[of_gap].to(out.device) + change
+                _grown(self._difference, of_gap, change)
         if self.features and self.policy is None:
             self._add(self._mean, self._mean_weight, key, exact, streams)
         elif self.features and self._reused(step, site):
@@ -78,8 +78,7 @@ class Statistics:
         """Add the rows of the positive cond."""
         for lane, own in zip(streams, value.chunk(len(streams)), strict=True):
             if lane.cond == 0 and lane.visit == 0:
-                total = own.sum(0)
-                sums[key] = sums[key].to(total.device) + total if key in sums else total
+                _grown(sums, key, own.sum(0))
                 weights[key] += len(own)
 
     def model(self, step: Step, streams: Streams, derivative: Tensor) -> None:
@@ -116,14 +115,16 @@ class Statistics:
             raise PriorError("nothing was calibrated: no sampling run was completed")
         sites, steps = list(self._sites), range(len(self._schedule))
 
-        def table(sums: dict, *prefix: int) -> Tensor:
+        power, difference = _fetched(self._power), _fetched(self._difference)
+
+        def table(sums: dict[tuple, float], *prefix: int) -> Tensor:
             rows = [[self._at(sums, (*prefix, t, s)) for s in sites] for t in steps]
             return torch.tensor(rows, dtype=torch.float64).reshape(len(steps), len(sites))
 
         tables = {
             "sigmas": torch.tensor(self._schedule, dtype=torch.float64),
-            "power": table(self._power),
-            "difference": torch.stack([table(self._difference, g) for g in range(1, self.history + 1)]),
+            "power": table(power),
+            "difference": torch.stack([table(difference, g) for g in range(1, self.history + 1)]),
         }
         tables |= {f"gram/{role}": gram / self._gram_weight[role] for role, gram in self._gram.items()}
         always = [s for s in sites if all((t, s) in self._mean for t in steps)]
@@ -134,8 +135,21 @@ class Statistics:
                 tables[f"trend_steps/{site}"] = torch.tensor(kept)
         return Prior(subject, tuple(sites), self.samples, tables, shape, seeds)
 
-    def _at(self, sums: dict, key: tuple) -> float:
-        return float(sums[key]) / self._weight[key] if key in sums else float("nan")
+    def _at(self, sums: dict[tuple, float], key: tuple) -> float:
+        return sums[key] / self._weight[key] if key in sums else float("nan")
+
+
+def _grown(sums: dict[tuple, Tensor], key: tuple, by: Tensor) -> None:
+    """Add to a sum, on the device of what is added."""
+    sums[key] = sums[key].to(by.device) + by if key in sums else by
+
+
+def _fetched(sums: dict[tuple, Tensor]) -> dict[tuple, float]:
+    """Scalars, brought over from the device all at once."""
+    if not sums:
+        return {}
+    device = next(iter(sums.values())).device
+    return dict(zip(sums, torch.stack([value.to(device) for value in sums.values()]).tolist(), strict=True))
 
 
 def _means(sums: dict, weights: dict, site: str, steps: Iterable[int]) -> Tensor:

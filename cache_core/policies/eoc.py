@@ -72,7 +72,8 @@ class EOC(Correction):
                 f"its prior holds features of {there} for {site.name} and this run has {here}; calibrate at the size, and "
                 "with a prompt of the length, that you sample"
             )
-        return torch.addcmul(value, value, trend.to(value), value=self.theta)
+        trend = trend.to(value.device, non_blocking=True).to(value.dtype)  # in this order: the device casts
+        return torch.addcmul(value, value, trend, value=self.theta)
 
     def knobs(self, schedule: Schedule) -> tuple[Knob, ...]:
         """Those of base only where trends are known of every step, wherever base then reuses."""
