@@ -41,12 +41,10 @@ STEPS = 10
 
 @dataclass(frozen=True)
 class Trended:
-    """A trend for EOC where only its time counts: the same one for every branch of a width."""
+    """A trend for EOC where only its time counts: as in a prior, but the same one for every branch of a width."""
 
     sites: tuple[Site, ...]
     shapes: dict[str, tuple[int, int]]  # of each branch: tokens, width
-    dtype: torch.dtype
-    device: torch.device
     sigmas: tuple[float, ...]
     steps: int = STEPS
     made: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -57,7 +55,7 @@ class Trended:
     def at(self, step: int, site: str) -> Tensor:
         shape = self.shapes[site]
         if shape not in self.made:
-            self.made[shape] = torch.full(shape, 0.1, dtype=self.dtype, device=self.device)
+            self.made[shape] = torch.full(shape, 0.1, dtype=torch.float16)
         return self.made[shape]
 
 
@@ -187,7 +185,7 @@ def measured(
     sizes = adapter_for(network).sizes(network, [tuple(ground.latent.shape[1:])], text)
     shapes = {site.name: shape for site, shape in sizes.items()}
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS).tolist()
-    trends = Trended(sites_of(network), shapes, torch.bfloat16, model.load_device, tuple(sigmas))
+    trends = Trended(sites_of(network), shapes, tuple(sigmas))
     traces = {name: Trace() for name in (*policies(model, trends), CALIBRATING)}
 
     def attached_to(base) -> dict:

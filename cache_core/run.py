@@ -131,7 +131,17 @@ class CacheRun:
             since = f" from evaluation {self._step.index} on" if begun else ""
             self.trace.notes.append(f"{self.policy.describe()} computed everything{since}: {reason}.")
             self.keeps = self.keeps and (self.measure != "off" or bool(self.observers))
-            self.store.clear()
+            self._drop()
+
+    @property
+    def nbytes(self) -> int:
+        """What is held by now."""
+        return self.store.nbytes + (self.policy.aside.nbytes if self.policy.aside else 0)
+
+    def _drop(self) -> None:
+        self.store.clear()
+        if self.policy.aside:
+            self.policy.aside.clear()
 
     def survives(self, error: BaseException) -> bool:
         """Whether sampling goes on after this error in the cache's own work: if memory ran out, without the cache.
@@ -145,7 +155,7 @@ class CacheRun:
             "'8 bit' takes less, 'cpu' none of the device's)"
         )
         self.keeps = False
-        self.store.clear()
+        self._drop()
         return True
 
     @contextmanager
@@ -159,7 +169,7 @@ class CacheRun:
         self.store.expire(index - UNUSED)
         begin = self._clock.mark()
         yield self._step
-        self.trace._marks.append((self._step, begin, self._clock.mark(), self.store.nbytes))
+        self.trace._marks.append((self._step, begin, self._clock.mark(), self.nbytes))
 
     def next_forward(self, conds: Iterable[tuple[int, Hashable]]) -> Forward:
         """The cache as one forward sees it, for rows of these (cond index, key) in batch order."""
@@ -171,7 +181,7 @@ class CacheRun:
 
     def close(self, complete: bool) -> None:
         """Drop every tensor; the trace stays."""
-        self.store.clear()
+        self._drop()
         self.routes.clear()
         self.trace.finish(complete)
 

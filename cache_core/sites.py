@@ -57,6 +57,7 @@ class Schedule:
     # of every branch and STACK by name, for all conds together, where a policy asks for it by a limit:
     nbytes: dict[str, int] = field(default_factory=dict, hash=False)  # what keeping one output takes
     flops: dict[str, int] = field(default_factory=dict, hash=False)  # operations that computing one takes
+    limit: int | None = None  # bytes that may be kept at most, where a policy around this one says so
 
     @property
     def evaluations(self) -> list[Step]:

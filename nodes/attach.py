@@ -18,7 +18,7 @@ from ..cache_core.run import CacheRun, Observer
 from ..cache_core.sites import MODEL, Action, Schedule
 from ..cache_core.trace import RunTrace, Trace, human_bytes
 from ..priors.record import recorded
-from .memory import expected_bytes, informed, parts_of
+from .memory import bytes_aside, expected_bytes, informed, parts_of
 from .rivals import CacheError, refuse_rivals
 
 log = logging.getLogger("PriorCache")
@@ -98,7 +98,8 @@ def attach(
         expected = expected_bytes(guider.model_patcher, run, parts)
         run.trace.expected_bytes = expected
         log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
-        options[RUN] = _Sampling(run, sigmas.tolist(), expected if run.store.codec.on_device else 0)
+        on_device = expected if run.store.codec.on_device else bytes_aside(guider.model_patcher, run)
+        options[RUN] = _Sampling(run, sigmas.tolist(), on_device)
         complete = False
         try:
             out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)

@@ -42,7 +42,19 @@ def expected_bytes(model, run: CacheRun, parts: Iterable[Part]) -> int:
     if run.wants_branches:
         each = bytes_of_sites(model, run.policy, run.total, parts, codec)
         total += sum(nbytes for site, nbytes in each.items() if run.holds(site))
-    return total * run.store.history
+    return total * run.store.history + bytes_aside(model, run)
+
+
+def bytes_aside(model, run: CacheRun) -> int:
+    """What the policy will hold on the device besides features."""
+    if not run.keeps or not run.policy.aside:
+        return 0
+    return run.policy.aside.expected(model.load_device, _dtype(model))
+
+
+def _dtype(model) -> torch.dtype:
+    """Of the features."""
+    return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
 
 
 def bytes_of_sites(model, policy: CachePolicy, total: int, parts: list[Part], codec: Codec) -> dict[Site, int]:
@@ -54,8 +66,7 @@ def bytes_of_sites(model, policy: CachePolicy, total: int, parts: list[Part], co
     adapter = adapter_for(network)
     if adapter is None:
         return {}
-    dtype = model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
-    steps = Schedule(total).evaluations
+    dtype, steps = _dtype(model), Schedule(total).evaluations
     of_token: dict[Site, int] = {}
     found: Counter[Site] = Counter()
     with uncompiled(network):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from weakref import WeakKeyDictionary
-
 import torch
 from torch import Tensor
 
 from .prior import Prior, PriorError
-
-_LOCKED: WeakKeyDictionary[Trend, dict[tuple[int, str], Tensor | None]] = WeakKeyDictionary()
 
 
 class Trend:
@@ -33,19 +29,7 @@ class Trend:
         return f"trend/{site}" in self.tables or f"mean/{site}" in self.tables
 
     def at(self, step: int, site: str) -> Tensor | None:
-        """E of one evaluation (N, C), where it is known; beside CUDA in page-locked memory, made once.
-
-        From there the device takes it in its turn, while the CPU goes on.
-        """
-        if not torch.cuda.is_initialized():
-            return self._at(step, site)
-        locked = _LOCKED.setdefault(self, {})
-        if (step, site) not in locked:
-            trend = self._at(step, site)
-            locked[step, site] = None if trend is None else trend.pin_memory()
-        return locked[step, site]
-
-    def _at(self, step: int, site: str) -> Tensor | None:
+        """E of one evaluation (N, C), where it is known."""
         if site in self._row:
             row = self._row[site].get(step)
             return None if row is None else self.tables[f"trend/{site}"][row]

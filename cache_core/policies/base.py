@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from ...errors import SettingError, shown
@@ -19,6 +20,19 @@ class Decline(Exception):
     """Raised by `reuse` or `select` when a policy finds in mid-run that it cannot serve it: one sentence, with the remedy."""
 
 
+class Aside(Protocol):
+    """What a prepared policy holds besides the features in the store, until the run ends."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def expected(self, device: torch.device, dtype: torch.dtype) -> int:
+        """Bytes that will be held of a run whose features are there and of this dtype."""
+        ...
+
+    def clear(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class CachePolicy(ABC):
     """Decides what to do at a site. Frozen and pure: the same question gets the same answer, and changes nothing.
@@ -29,7 +43,7 @@ class CachePolicy(ABC):
     about STACK before the branches, too: where that is reused, no branch is asked about. `marks` names what is to be
     noted of the tokens while they are computed, for `select` to find in past[0].marks; None where it is not known.
     `changes` is what the trace calls an output that `reuse` did not leave as it was. `limit` is how many bytes may be
-    kept at most, whatever was told beforehand; None for any.
+    kept at most, whatever was told beforehand; None for any. `aside` is what it holds itself, if it does.
     """
 
     history: ClassVar[int] = 1
@@ -38,6 +52,7 @@ class CachePolicy(ABC):
     marks: ClassVar[str] = ""
     changes: ClassVar[str] = "corrected"
     limit: ClassVar[int | None] = None
+    aside: ClassVar[Aside | None] = None
     level: str = field(default="branch", kw_only=True)
 
     def __post_init__(self):

@@ -67,7 +67,7 @@ class Budget(Wrapper):
         return self.base.reuse(step, site, past)
 
     def prepared(self, schedule: Schedule) -> Budget:
-        ready = replace(self, base=self.base.prepared(schedule))
+        ready = replace(self, base=self.base.prepared(replace(schedule, limit=self.limit)))
         return ready if self.sites else replace(ready, sites=ready.choice(schedule), errors=())
 
     def choice(self, schedule: Schedule) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..knobs import Knob, within
 from ..sites import Action, Feature, Schedule, Site, Step
-from .base import CachePolicy
+from .base import Aside, CachePolicy
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Wrapper(CachePolicy):
     @property
     def marks(self) -> str:
         return self.base.marks
+
+    @property
+    def aside(self) -> Aside | None:
+        return self.base.aside
 
     def decide(self, step: Step, site: Site) -> Action:
         return self.base.decide(step, site)

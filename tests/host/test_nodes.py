@@ -378,6 +378,21 @@ class TestCorrections:
         assert len(trace.runs[0].notes) == 1
         assert said in trace.runs[0].notes[0]
 
+    @pytest.mark.parametrize("store", ["device", "cpu"])
+    def test_what_eoc_brings_to_another_device_is_told_before(self, host, nodes, model, prior, store, monkeypatch):
+        from priorcache.cache_core.policies import eoc
+
+        policy, found = nodes["PriorCacheEOC"].execute(self.BASE, prior, 0.5, 0.0).args[0], []
+        for room in (0, 2**30):
+            monkeypatch.setattr(eoc, "_room", lambda device, room=room: room)
+            trace = Trace()
+            found.append((host.sample(host.attach(model, policy, trace, store=store), **self.RUN), trace.runs[0]))
+        (without, plain), (out, run) = found
+        assert torch.equal(out, without)
+        assert run.expected_bytes == run.peak_bytes
+        trends = sum(2 * mean[0].nbytes for name, mean in prior.tables.items() if name.startswith("mean/"))
+        assert run.peak_bytes - plain.peak_bytes == 4 * trends  # at 1, 3, 5 and 7, in single precision
+
     def test_eoc_needs_mean_features(self, host, nodes, model):
         with pytest.raises(PriorError, match="mean_features switched on"):
             nodes["PriorCacheEOC"].execute(self.BASE, calibrate(host, nodes, model, runs=1).args[0], 0.01, 0.0)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from priorcache.cache_core.policies import EOC, FORA, GOC, Full, Taylor
+from priorcache.cache_core.policies import EOC, FORA, GOC, Full, Taylor, eoc
 from priorcache.cache_core.policies.fora import PRESETS
 from priorcache.cache_core.policies.goc import PUBLISHED_INFLECTIONS
 from priorcache.cache_core.run import CacheRun
@@ -248,6 +248,14 @@ class TestEOC:
         assert torch.equal(out, torch.full_like(out, 3.0))
         assert torch.equal(past[0].value, torch.full_like(out, 2.0))
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+    def test_a_trend_in_half_precision_is_rounded_once(self, dtype):
+        trend, value = torch.randn(700, 4).half(), torch.randn(2, 700, 4).to(dtype)  # more tokens than go at once
+        trends = Trends(1.0)
+        trends.at = lambda step, site: trend
+        out = EOC(HALF, trends, 0.5).reuse(Step(3, 20, 0.15, 8.0), SITE, [Feature(value, Step(2, 20, 0.1, 9.0), True)])
+        assert torch.equal(out, torch.addcmul(value, value, trend.to(dtype), value=0.5))
+
     @pytest.mark.parametrize(
         ("policy", "run", "said"),
         [
@@ -279,6 +287,84 @@ class TestEOC:
                 assert out.item() == t
         assert len(run.trace.notes) == 1
         assert re.search(said, run.trace.notes[0])
+
+
+class TestReady:
+    """Trends that a run brings to a device of its own; here to the CPU, by giving it the room that only others have."""
+
+    PAIR = DIT_XL[:2]
+
+    class Counted(Trends):
+        def at(self, step, site):
+            self.asked = [*getattr(self, "asked", []), (step, site)]
+            return super().at(step, site).half()
+
+    @pytest.fixture
+    def room(self, monkeypatch):
+        return lambda nbytes: monkeypatch.setattr(eoc, "_room", lambda device: nbytes)
+
+    def run(self, policy, conds=((("row", 0), ("row", 1)),), total=8, limit=None):
+        """(everything that came out, the run before it is closed): features (2, 3, 4) of two branches, in these forwards."""
+        run, outs = CacheRun(policy, dataclasses.replace(schedule(20, self.PAIR), limit=limit)), []
+        for t in range(total):
+            with run.evaluation(20.0 - t, t / 20):
+                for forward in [run.next_forward([(i, key) for key, i in rows]) for rows in conds]:
+                    x = torch.full((len(forward.streams), 3, 4), 1.0 + t)
+                    outs += [forward.branch(site, lambda x: x * 1.5, x) for site in self.PAIR]
+        assert run.declined is None
+        return outs, run
+
+    def test_each_is_brought_once_whether_conds_come_together_or_apart(self, room):
+        apart = ((("row", 0),), (("row", 1),))
+        plain, _ = self.run(EOC(MOST, self.Counted(2.0, shape=(3, 4)), 0.5), apart)
+        room(2**20)
+        trends = self.Counted(2.0, shape=(3, 4))
+        found, run = self.run(EOC(MOST, trends, 0.5), apart)
+        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+        uses = [(t, site.name) for t in range(20) if t % 4 for site in self.PAIR]
+        assert trends.asked == [*uses[:2], *uses]  # of each branch once more, for its size
+        assert (
+            run.policy.aside.nbytes == run.policy.aside.expected(torch.device("cpu"), torch.float32) == len(uses) * 48
+        )
+        assert run.nbytes == run.store.nbytes + run.policy.aside.nbytes
+        run.close(True)
+        assert run.nbytes == 0
+
+    def test_what_exceeds_the_room_is_converted_where_it_is_used(self, room):
+        plain, _ = self.run(EOC(HALF, self.Counted(2.0, shape=(3, 4)), 0.5))
+        room(3 * 48 + 47)
+        found, run = self.run(EOC(HALF, self.Counted(2.0, shape=(3, 4)), 0.5))
+        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+        assert run.policy.aside.nbytes == 3 * 48
+
+    def test_a_cpu_and_a_limit_leave_no_room(self, room):
+        assert self.run(EOC(HALF, Trends(2.0, shape=(3, 4))))[1].policy.aside.nbytes == 0
+        room(2**20)
+        _, run = self.run(EOC(HALF, Trends(2.0, shape=(3, 4))), limit=2**20)
+        assert run.policy.aside is None
+
+    def test_only_where_it_judges_and_as_far_as_the_prior_goes(self, room):
+        room(2**20)
+        trends = self.Counted(2.0, shape=(3, 4))
+        trends.knows = lambda site: site == self.PAIR[1].name
+        policy = EOC(HALF, trends, judged=(3, 9, 10)).prepared(schedule(20, self.PAIR))
+        assert policy.aside.uses == [(3, self.PAIR[1].name), (9, self.PAIR[1].name)]
+
+    def test_nothing_is_held_once_it_declines(self, room):
+        room(2**20)
+        _, run = self.run(EOC(HALF, Trends(2.0, shape=(3, 4))))
+        assert run.policy.aside.nbytes > 0
+        run.decline("enough")
+        assert run.nbytes == 0
+
+    def test_another_device_gets_its_own(self, room):
+        trends = self.Counted(2.0, shape=(3, 4))
+        ready = EOC(HALF, trends).prepared(schedule(20, self.PAIR)).aside
+        like = torch.empty(1, 3, 4, dtype=torch.bfloat16, device="meta")
+        trend = ready.at(1, self.PAIR[0].name, like)
+        assert (trend.device.type, trend.dtype) == ("meta", torch.bfloat16)
+        assert ready.nbytes == 10 * 2 * 24
+        assert ready.at(1, self.PAIR[0].name, torch.empty(1, 3, 4)).device.type == "cpu"
 
 
 class TestTaylor:
