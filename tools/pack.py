@@ -26,7 +26,7 @@ def load_pack():
 
 def load_host(path: str | Path | None = None, cpu: bool = True):
     """The `comfy` package of a ComfyUI folder (by default the one that dev.py chose), in this process; else than on the
-    CPU on whatever device the host prefers.
+    CPU on whatever device the host prefers. The first call decides.
     """
     path = path or os.environ.get("COMFYUI_PATH")
     if path is None:
@@ -35,7 +35,8 @@ def load_host(path: str | Path | None = None, cpu: bool = True):
         sys.path.insert(0, str(path))
     arguments, sys.argv = sys.argv, sys.argv[:1]
     try:
-        importlib.import_module("comfy.cli_args").args.cpu = cpu
+        if "comfy.model_management" not in sys.modules:
+            importlib.import_module("comfy.cli_args").args.cpu = cpu
         for name in ("comfy.sd", "comfy.sample", "comfy.samplers", "comfy.model_management"):
             importlib.import_module(name)
     finally:
