@@ -90,6 +90,7 @@ class CacheRun:
         self.keeps = max(wanted) > 0 or bool(self.observers)  # whether computed outputs are looked at and kept
         self.declined: str | None = None
         self.checked: set[Hashable] = set()  # kinds of blocks whose equation was compared with the host
+        self._held: dict[str, bool] = {}  # whether outputs of a site are kept
         self.routes: dict = {}  # what `adapters.installed` prepared for each network of this run
         self.lock = RLock()  # a host that splits conds over devices has a thread for each
         self._clock = Clock(torch.device(device))
@@ -121,7 +122,10 @@ class CacheRun:
 
     def holds(self, site: Site) -> bool:
         """Whether outputs of this site are kept."""
-        return self.wants(site) and (self._watches or self.policy.keeps(site))
+        held = self._held.get(site.name)
+        if held is None:
+            held = self._held[site.name] = self.wants(site) and (self._watches or self.policy.keeps(site))
+        return held
 
     def decline(self, reason: str) -> None:
         """Compute everything from here on; the first reason is kept."""

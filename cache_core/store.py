@@ -42,6 +42,7 @@ class FeatureStore:
         self.history, self.codec, self.limit = history, codec, limit
         self._groups: dict[Streams, dict[str, Group]] = {}
         self._owner: dict[tuple[str, Lane], Streams] = {}
+        self._nbytes: int | None = 0  # None: to be counted anew
 
     def has(self, site: Site, streams: Streams) -> bool:
         """Whether `get` would find something."""
@@ -79,6 +80,7 @@ class FeatureStore:
             group = self._own(site.name, streams, Group(deque(maxlen=self.history), step.index))
         group.history.appendleft(past)
         group.used = step.index
+        self._nbytes = None
 
     def touch(self, site: Site, streams: Streams, step: Step) -> None:
         """Mark an entry as still in use, unless it is gone: another device's thread may have cleared everything."""
@@ -94,13 +96,16 @@ class FeatureStore:
     def clear(self) -> None:
         self._groups.clear()
         self._owner.clear()
+        self._nbytes = 0
 
     @property
     def nbytes(self) -> int:
         """What is held, in whatever memory; a storage that several features share counts once."""
-        pasts = (p for groups in self._groups.values() for g in groups.values() for p in g.history)
-        storages = (t.untyped_storage() for p in pasts for t in (*p.kept.parts, *_of_tokens(p)))
-        return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+        if self._nbytes is None:
+            pasts = (p for groups in self._groups.values() for g in groups.values() for p in g.history)
+            storages = (t.untyped_storage() for p in pasts for t in (*p.kept.parts, *_of_tokens(p)))
+            self._nbytes = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+        return self._nbytes
 
     def _reserved(self, more: Past) -> int:
         """What everything held, and one more, will take when every history is full."""
@@ -148,6 +153,7 @@ class FeatureStore:
 
     def _own(self, site: str, streams: Streams, group: Group) -> Group:
         self._groups.setdefault(streams, {})[site] = group
+        self._nbytes = None
         for lane in streams:
             self._owner[site, lane] = streams
         return group
@@ -155,6 +161,7 @@ class FeatureStore:
     def _take(self, site: str, streams: Streams) -> Group:
         groups = self._groups[streams]
         group = groups.pop(site)
+        self._nbytes = None
         if not groups:
             del self._groups[streams]
         for lane in streams:

@@ -184,10 +184,8 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
         forward.computed(MODEL, derivatives(x_in))
         return result
     kept = forward.branch(MODEL, derivatives, x_in).chunk(len(present))
-    out = [torch.zeros_like(x_in) for _ in conds]
-    for i, derivative in zip(present, kept, strict=True):
-        out[i] = x_in - sigma * derivative
-    return out
+    found = {i: x_in - sigma * derivative for i, derivative in zip(present, kept, strict=True)}
+    return [found[i] if i in found else torch.zeros_like(x_in) for i in range(len(conds))]
 
 
 def _active(cond: list[dict], sigma: torch.Tensor) -> tuple[Hashable, ...]:

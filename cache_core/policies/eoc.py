@@ -94,7 +94,9 @@ def _room(device: torch.device) -> int:
 
 
 def converted(trend: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """In this dtype on this device: the trend itself where it is both."""
+    """In this dtype on this device."""
+    if trend.dtype is dtype and trend.device == device:
+        return trend
     if device.type != "cpu":  # half as much travels before it is converted, and nothing waits for it
         return trend.to(device, non_blocking=trend.device.type == "cpu").to(dtype)
     if (trend.device, trend.dtype, dtype) != (device, torch.float16, torch.bfloat16):

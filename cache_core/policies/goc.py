@@ -38,6 +38,7 @@ class GOC(Correction):
     steps: int = 0
     joint: bool = True
     blocks: dict[int, list[Site]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    whole: dict[tuple[Step, int], bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -64,10 +65,13 @@ class GOC(Correction):
         """Whether the gradient is applied here, given two outputs to take it from."""
         if step.index in self.inflections:
             return False
-        whole = self.blocks.get(site.block, ())
-        if not self.joint or site not in whole:
+        branches = self.blocks.get(site.block, ())
+        if not self.joint or site not in branches:
             return True
-        return len({self.base.decide(step, other) is Action.COMPUTE for other in whole}) == 1
+        asked = (step, site.block)
+        if asked not in self.whole:  # once, not again for each of its branches
+            self.whole[asked] = len({self.base.decide(step, other) is Action.COMPUTE for other in branches}) == 1
+        return self.whole[asked]
 
     def reuse(self, step: Step, site: Site, past: list[Feature]) -> Tensor:
         newest = past[0].value

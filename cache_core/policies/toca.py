@@ -148,6 +148,7 @@ class ToCa(CachePolicy):
     steps: tuple[str, ...] = field(default=(), kw_only=True)
     bonus: float = field(default=-1.0, kw_only=True)
     staleness: float = field(default=-1.0, kw_only=True)
+    settings: Preset = field(init=False, repr=False, compare=False)  # the preset with what this policy replaces in it
 
     presets: ClassVar[dict[str, Preset]] = PRESETS
     aggressive: ClassVar[bool] = False
@@ -174,17 +175,14 @@ class ToCa(CachePolicy):
             )
         if wrong := [s for s in self.steps if s not in ("F", "c", "a", "F0+c", "F0+a")]:
             raise SettingError(f"{name}: a step is {shown(wrong[0])}; there are F, c, a, F0+c and F0+a")
+        preset = self.presets[self.preset]
+        shares = {name: getattr(self, name) for name in OPEN if getattr(self, name) >= 0}
+        settings = replace(preset, interval=self.interval or preset.interval, **shares)
+        object.__setattr__(self, "settings", settings)
 
     @property
     def marks(self) -> str:
         return SELECTIONS[self.selection]
-
-    @property
-    def settings(self) -> Preset:
-        """The preset with what this policy replaces in it."""
-        preset = self.presets[self.preset]
-        shares = {name: getattr(self, name) for name in OPEN if getattr(self, name) >= 0}
-        return replace(preset, interval=self.interval or preset.interval, **shares)
 
     def prepared(self, schedule: Schedule) -> ToCa:
         return self if self.steps else replace(self, steps=self.planned(schedule.total))
