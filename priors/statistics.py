@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,31 @@ from ..cache_core.sites import Action, Feature, Schedule, Site, Step, Streams
 from .prior import Prior, PriorError, Subject
 
 ROLES = {0: "positive", 1: "negative"}
+
+CHUNK = 2**18
+"""Numbers that are looked at at once on a CPU: what lies between then stays in its caches."""
+
+
+class Squares(NamedTuple):
+    """What one output adds to a sum."""
+
+    key: tuple  # (evaluation, site), or (gap, evaluation, site)
+    rows: int
+    of_row: float  # what makes a row's mean of the sum
+    total: Tensor  # a scalar, on the device
+
+
+def squares(x: Tensor, *past: Tensor) -> list[Tensor]:
+    """Sums of squares of x, and of x less each of some tensors of its shape: float32 scalars on the device."""
+    if x.device.type != "cpu":  # a difference of bfloat16 is rounded without a bias, if at all
+        differences = (x - y if x.dtype is torch.bfloat16 else x.float() - y.float() for y in past)
+        return [torch.linalg.vector_norm(t, dtype=torch.float32).square() for t in (x, *differences)]
+    found: list[list[Tensor]] = [[] for _ in (x, *past)]
+    for part, *others in zip(*(t.flatten().split(CHUNK) for t in (x, *past)), strict=True):
+        exact = part.float()
+        for sums, t in zip(found, (exact, *(exact - other.float() for other in others)), strict=True):
+            sums.append(t.dot(t))
+    return [torch.stack(sums).sum() for sums in found]
 
 
 class Statistics:
@@ -36,8 +62,8 @@ class Statistics:
         self.samples = 0
         self._sites: dict[str, None] = {}
         self._sigmas: dict[int, float] = {}
-        self._power: dict[tuple[int, str], Tensor] = {}
-        self._difference: dict[tuple[int, int, str], Tensor] = {}
+        self._noted: list[Squares] = []  # of the run that is under way
+        self._square: dict[tuple, float] = defaultdict(float)  # of outputs; with a gap in its key, of their change
         self._weight: dict[tuple, int] = defaultdict(int)
         self._mean: dict[tuple[int, str], Tensor] = {}
         self._mean_weight: dict[tuple[int, str], int] = defaultdict(int)
@@ -51,22 +77,16 @@ class Statistics:
     def branch(self, step: Step, site: Site, streams: Streams, out: Tensor, past: list[Feature]) -> None:
         key = (step.index, site.name)
         self._sites[site.name] = None
-        exact = out.float()
+        alike = [f for f in past if 1 <= step.index - f.step.index <= self.history and f.value.shape == out.shape]
+        keys = (key, *((step.index - f.step.index, *key) for f in alike))
         rows = len(out)
-        self._weight[key] += rows
-        _grown(self._power, key, exact.square().mean() * rows)
-        for feature in past:
-            gap = step.index - feature.step.index
-            if 1 <= gap <= self.history and feature.value.shape == out.shape:
-                change = (exact - feature.value.float()).square().mean() * rows
-                of_gap = (gap, *key)
-                self._weight[of_gap] += rows
-                _grown(self._difference, of_gap, change)
+        for of, total in zip(keys, squares(out, *(f.value for f in alike)), strict=True):
+            self._noted.append(Squares(of, rows, rows / out.numel(), total))
         if self.features and self.policy is None:
-            self._add(self._mean, self._mean_weight, key, exact, streams)
+            self._add(self._mean, self._mean_weight, key, streams, out)
         elif self.features and self._reused(step, site):
-            for before in (f.value for f in past if f.step.index == step.index - 1 and f.value.shape == out.shape):
-                self._add(self._trend, self._trend_weight, key, exact - before.float(), streams)
+            for before in (f.value for f in alike if f.step.index == step.index - 1):
+                self._add(self._trend, self._trend_weight, key, streams, out, before)
 
     def _reused(self, step: Step, site: Site) -> bool:
         if self._prepared_for != step.total:
@@ -74,11 +94,12 @@ class Statistics:
         return step.index > 0 and self.policy.decide(step, site) is not Action.COMPUTE
 
     @staticmethod
-    def _add(sums: dict, weights: dict, key: tuple[int, str], value: Tensor, streams: Streams) -> None:
-        """Add the rows of the positive cond."""
-        for lane, own in zip(streams, value.chunk(len(streams)), strict=True):
+    def _add(sums: dict, weights: dict, key: tuple[int, str], streams: Streams, *outs: Tensor) -> None:
+        """Add the rows of the positive cond: of an output, or of one less another."""
+        for lane, own, *other in zip(streams, *(out.chunk(len(streams)) for out in outs), strict=True):
             if lane.cond == 0 and lane.visit == 0:
-                _grown(sums, key, own.sum(0))
+                total = (own.float() - other[0].float() if other else own.float()).sum(0)
+                sums[key] = sums[key].to(total.device) + total if key in sums else total
                 weights[key] += len(own)
 
     def model(self, step: Step, streams: Streams, derivative: Tensor) -> None:
@@ -98,6 +119,7 @@ class Statistics:
                 f"the sampler took other steps in this run ({len(schedule)} calls of the model) than in the first "
                 f"({len(self._schedule)}): its steps depend on the picture. Calibrate with a sampler of fixed steps"
             )
+        self._read()
         for (role, _), moments in self._trajectory.items():
             if len(moments) == len(schedule):  # a cond that was not there all the time has no T x T table
                 stack = torch.stack([moments[i].float().flatten() for i in sorted(moments)])
@@ -109,22 +131,30 @@ class Statistics:
         self._trajectory.clear()
         self.samples += pictures
 
+    def _read(self) -> None:
+        """Take in what the run noted: one wait for each device."""
+        devices = {noted.total.device for noted in self._noted}
+        for own in ([noted for noted in self._noted if noted.total.device == device] for device in devices):
+            totals = torch.stack([noted.total for noted in own]).double().cpu().tolist()
+            for (key, rows, of_row, _), total in zip(own, totals, strict=True):
+                self._square[key] += total * of_row
+                self._weight[key] += rows
+        self._noted.clear()
+
     def prior(self, subject: Subject, shape: tuple[int, ...], seeds: tuple[int, ...]) -> Prior:
         """The means over everything observed so far."""
         if not self.samples or not self._schedule:
             raise PriorError("nothing was calibrated: no sampling run was completed")
         sites, steps = list(self._sites), range(len(self._schedule))
 
-        power, difference = _fetched(self._power), _fetched(self._difference)
-
-        def table(sums: dict[tuple, float], *prefix: int) -> Tensor:
-            rows = [[self._at(sums, (*prefix, t, s)) for s in sites] for t in steps]
+        def table(*gap: int) -> Tensor:
+            rows = [[self._at((*gap, t, s)) for s in sites] for t in steps]
             return torch.tensor(rows, dtype=torch.float64).reshape(len(steps), len(sites))
 
         tables = {
             "sigmas": torch.tensor(self._schedule, dtype=torch.float64),
-            "power": table(power),
-            "difference": torch.stack([table(difference, g) for g in range(1, self.history + 1)]),
+            "power": table(),
+            "difference": torch.stack([table(g) for g in range(1, self.history + 1)]),
         }
         tables |= {f"gram/{role}": gram / self._gram_weight[role] for role, gram in self._gram.items()}
         always = [s for s in sites if all((t, s) in self._mean for t in steps)]
@@ -135,21 +165,8 @@ class Statistics:
                 tables[f"trend_steps/{site}"] = torch.tensor(kept)
         return Prior(subject, tuple(sites), self.samples, tables, shape, seeds)
 
-    def _at(self, sums: dict[tuple, float], key: tuple) -> float:
-        return sums[key] / self._weight[key] if key in sums else float("nan")
-
-
-def _grown(sums: dict[tuple, Tensor], key: tuple, by: Tensor) -> None:
-    """Add to a sum, on the device of what is added."""
-    sums[key] = sums[key].to(by.device) + by if key in sums else by
-
-
-def _fetched(sums: dict[tuple, Tensor]) -> dict[tuple, float]:
-    """Scalars, brought over from the device all at once."""
-    if not sums:
-        return {}
-    device = next(iter(sums.values())).device
-    return dict(zip(sums, torch.stack([value.to(device) for value in sums.values()]).tolist(), strict=True))
+    def _at(self, key: tuple) -> float:
+        return self._square[key] / self._weight[key] if key in self._square else float("nan")
 
 
 def _means(sums: dict, weights: dict, site: str, steps: Iterable[int]) -> Tensor:

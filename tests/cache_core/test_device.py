@@ -164,4 +164,4 @@ def test_nobody_waits_while_calibrating():
     statistics = Statistics(2, features=True)
     _, waits = sampled(Full(), observers=(statistics,))
     assert waits == []
-    assert {value.device.type for value in statistics._power.values()} == {"cuda"}
+    assert {noted.total.device.type for noted in statistics._noted} == {"cuda"}

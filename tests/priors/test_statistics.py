@@ -7,9 +7,9 @@ import pytest
 import torch
 from priorcache.cache_core.policies import Full
 from priorcache.cache_core.run import CacheRun
-from priorcache.cache_core.sites import MODEL, Site
+from priorcache.cache_core.sites import MODEL, Feature, Lane, Site, Step
 from priorcache.priors.prior import Prior, PriorError, Subject
-from priorcache.priors.statistics import Statistics
+from priorcache.priors.statistics import CHUNK, Statistics, squares
 
 SUBJECT = Subject("DiT", "0123456789abcdef", "EPS", "euler", "normal", steps=4, cfg=4.0)
 SITES = (Site("blocks.0.attn", 0, 1), Site("blocks.0.mlp", 0, 1))
@@ -203,6 +203,33 @@ def test_half_precision_features_are_added_up_in_float():
     tables = prior_of(statistics).tables
     assert tables["power"][0, 0].item() == pytest.approx(90000.0)  # beyond what half precision holds
     assert tables["difference"][0, 1, 0].item() == 64.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3), (2, CHUNK // 64, 80)], ids=["one chunk", "several, the last one shorter"])
+def test_squares_are_those_of_numpy(dtype, shape):
+    own = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=own).to(dtype)
+    near, far = (x + 0.01 * torch.randn(shape, generator=own)).to(dtype), torch.randn(shape, generator=own).to(dtype)
+    exact, *past = (t.double().numpy() for t in (x, near, far))
+    expected = [(exact**2).sum(), *(((exact - t) ** 2).sum() for t in past)]
+    assert [t.item() for t in squares(x, near, far)] == pytest.approx(expected, rel=2e-5)
+    assert squares(x, x)[1].item() == 0.0
+
+
+def test_squares_do_not_depend_on_how_a_tensor_lies_in_memory():
+    x, y = torch.randn(2, 5, 3), torch.randn(2, 3, 5).transpose(1, 2)
+    assert [t.item() for t in squares(x, y)] == pytest.approx([t.item() for t in squares(x, y.contiguous())])
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_nothing_of_a_branch_is_read_while_sampling(features):
+    """Tensors without data raise where a number is asked for: on a device that would be a wait."""
+    statistics = Statistics(2, features)
+    out = torch.empty(2, 3, 4, dtype=torch.bfloat16, device="meta")
+    past = [Feature(out, Step(t, 4, 0.0, 1.0), True) for t in (1, 0)]
+    statistics.branch(Step(2, 4, 0.5, 1.0), SITES[0], (Lane(0, 0, "p"), Lane(0, 1, "n")), out, past)
+    assert len(statistics._noted) == 3
 
 
 def test_a_model_without_known_blocks_still_gives_its_outer_tables():
