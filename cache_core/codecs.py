@@ -38,6 +38,14 @@ class Codec(Protocol):
         ...
 
 
+def page_locked(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Main memory that CUDA copies from and to by itself; ordinary memory where no more of it can be locked."""
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    except RuntimeError:
+        return torch.empty(shape, dtype=dtype)
+
+
 class AsIs:
     """The tensor itself, where it is."""
 
@@ -67,8 +75,7 @@ class InMainMemory(AsIs):
 
     def encode(self, value: Tensor) -> Kept:
         if value.is_cuda:
-            there = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=True)
-            there.copy_(value, non_blocking=True)
+            there = page_locked(value.shape, value.dtype).copy_(value, non_blocking=True)
         else:
             there = value.to("cpu")
         return Kept((there,), value.dtype, value.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..cache_core.codecs import page_locked
 from .prior import Prior, PriorError
 
 

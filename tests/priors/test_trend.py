@@ -166,17 +166,3 @@ def test_judged_steps_are_those_where_reuse_costs_enough():
     prior = calibrated(lambda n, t, s: torch.full((4, 3, 5), t + 1.0))
     assert judged(prior, 0.25) == (1, 2, 3)
     assert judged(prior, 0.0) == tuple(range(1, 20))
-
-
-def test_beside_cuda_every_trend_is_locked_once_and_stays_what_it_was(monkeypatch):
-    prior, asked = calibrated(noisy, features=True), [(t, site.name) for t in range(20) for site in SITES]
-    plain = [Trend(prior).at(*key) for key in asked]
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    trend = Trend(prior)
-    before = set(vars(trend))
-    found = [trend.at(*key) for key in asked]
-    for one, other, key in zip(plain, found, asked, strict=True):
-        assert (one is None) == (other is None) == (key[0] == 0)
-        assert one is None or torch.equal(one, other)
-        assert trend.at(*key) is other
-    assert set(vars(trend)) == before  # by which a search knows it again
