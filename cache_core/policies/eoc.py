@@ -34,7 +34,7 @@ class Trends(Protocol):
 
 
 ROOM = 2**30
-"""Bytes of trends that a run brings to its device at most."""
+"""Bytes of trends that a run brings to its device at most; an eighth of its memory where that is told."""
 
 ROWS = 256
 """Tokens that are converted at once on a CPU: what lies between stays in its caches."""
@@ -88,7 +88,9 @@ class Ready:
 
 
 def _room(device: torch.device) -> int:
-    return 0 if device.type == "cpu" else ROOM
+    if device.type == "cpu":
+        return 0
+    return torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else ROOM
 
 
 def converted(trend: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,20 @@ import pytest
 import torch
 from priorcache.cache_core.adapters import adapter_for, installed, sites_of
 from priorcache.cache_core.codecs import CODECS
-from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, Budget, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
+from priorcache.cache_core.policies import (
+    EOC,
+    FORA,
+    GOC,
+    L2C,
+    Budget,
+    CachePolicy,
+    DuCa,
+    Forecast,
+    Full,
+    Taylor,
+    ToCa,
+    eoc,
+)
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import MODEL, Action, Schedule
 from priorcache.cache_core.store import FeatureStore
@@ -107,8 +120,9 @@ def test_a_copy_that_is_waited_for_is_seen():
 
 @pytest.fixture(autouse=True)
 def weightless(monkeypatch):
-    """Shapes have no memory to count."""
+    """Shapes have no memory to count, and their device tells of none."""
     monkeypatch.setattr(FeatureStore, "nbytes", 0)
+    monkeypatch.setattr(eoc, "_room", lambda device: eoc.ROOM)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=CachePolicy.describe)
