@@ -204,12 +204,14 @@ MODELS = {"dit": 1.5, "flux": 3.0, "pixart": 3.0}
 
 
 def machine() -> str:
+    import comfy.cli_args
     import comfy.model_management
 
     device = comfy.model_management.get_torch_device()
     name = f"{platform.machine()}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
-        name = f"{torch.cuda.get_device_name(device)}, products of float32 in {torch.get_float32_matmul_precision()} precision"
+        precision = "float32, products in TF32" if comfy.cli_args.args.fp32_unet else "16 bits, as ComfyUI chooses"
+        name = f"{torch.cuda.get_device_name(device)}, {precision}"
     return f"{name}, torch {torch.__version__}"
 
 

@@ -346,12 +346,13 @@ def device() -> torch.device:
 
 
 def machine() -> str:
+    import comfy.cli_args
     import comfyui_version
 
     name = f"{platform.machine()}, {torch.get_num_threads()} threads"
     if device().type == "cuda":
-        precision = torch.get_float32_matmul_precision()
-        name = f"{torch.cuda.get_device_name(device())}, products of float32 in {precision} precision"
+        precision = "float32, products in TF32" if comfy.cli_args.args.fp32_unet else "16 bits, as ComfyUI chooses"
+        name = f"{torch.cuda.get_device_name(device())}, {precision}"
     return f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}"
 
 
