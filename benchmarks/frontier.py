@@ -1,7 +1,9 @@
 """Fidelity against evaluations and wall time: fewer steps, published caches, our forecast, our plan.
 
-    python tools/dev.py bench frontier --model dit --steps 20 --cfg 1.5 --pairs 12
+    python tools/dev.py bench frontier --write                                    # everything, hours on a CPU
+    python tools/dev.py bench frontier --model dit --steps 20 --cfg 1.5 --sampler euler --pairs 12
 
+Every setting is kept under --out as soon as it is measured, so that the command may be stopped and goes on from there.
 Every method samples the same prompts and seeds, which no plan was made with. Error: relative L2 distance of the final
 latent to that of all steps; PSNR against the range of that latent.
 """
@@ -11,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,29 +30,20 @@ from ..cache_core.extrapolation import front_loaded, spread
 from ..cache_core.policies import CachePolicy, Forecast, Full, Taylor
 from ..cache_core.sites import Schedule
 from ..plots.metrics import relative_l2
+from ..priors.files import replace
 from ..priors.plan import forecasts, search_plans
 from ..priors.search import Outcome, Search
 from .baselines import Given, Spectrum, growing, host_cache
+from .standings import DEFAULT, HOST, PLAN, Point, Setting, page, summary, targets
 
 ROOT = Path(__file__).resolve().parent.parent
+OUT, DOC = ROOT / "demo" / "out" / "frontier", ROOT / "docs" / "frontier.md"
 THRESHOLDS = (3.0, 1.6, 0.8, 0.4, 0.2, 0.1, 0.05, 0.02)
 
 
 class Sampled(NamedTuple):
     latents: Tensor
     evaluations: float  # of the network, per picture
-    seconds: float
-
-
-@dataclass
-class Point:
-    """One method at one setting."""
-
-    method: str
-    evaluations: float
-    error: float
-    spread: float  # standard error of the mean over pairs
-    psnr: float  # dB
     seconds: float
 
 
@@ -130,7 +124,7 @@ def settings(steps: int, count: int) -> dict[str, CachePolicy]:
         "Taylor 2": Taylor(Given(even), order=2),
         "Spectrum": Spectrum(growing(steps, count)),
         "Spectrum, even steps": Spectrum(even),
-        "Forecast (ours)": Forecast(speedup=steps / count),
+        DEFAULT: Forecast(speedup=steps / count),
     }
 
 
@@ -182,9 +176,9 @@ def run(
             note(method, bench.policy(policy))
         for plan in plans:
             if plan.evaluations == count:
-                note("Plan (ours)", bench.policy(plan.restored()))
+                note(PLAN, bench.policy(plan.restored()))
                 log(f"   {plan.settings['computed']} in {plan.settings['coordinate']}, {plan.error:.4f} when judged")
-    for node in ("EasyCache", "LazyCache"):
+    for node in HOST:
         for threshold in THRESHOLDS:
             with host_cache(bench.model, node, threshold) as model:
                 found = bench.sample(model)
@@ -196,32 +190,6 @@ def run(
     return points
 
 
-def at_equal_evaluations(points: list[Point], node: str, evaluations: float) -> float | None:
-    """Error of a method that has no count of its own, on the line between its neighbouring points, in log error."""
-    own = sorted((p for p in points if p.method.startswith(node)), key=lambda p: p.evaluations)
-    for a, b in pairwise(own):
-        if a.evaluations <= evaluations <= b.evaluations:
-            part = (evaluations - a.evaluations) / max(b.evaluations - a.evaluations, 1e-9)
-            return math.exp((1 - part) * math.log(a.error) + part * math.log(b.error))
-    return None
-
-
-def table(points: list[Point], counts: list[int]) -> str:
-    """Markdown: a row per method, a column per number of evaluations."""
-    counts = sorted(set(counts), reverse=True)
-    names = dict.fromkeys(p.method for p in points if any(abs(p.evaluations - c) < 0.01 for c in counts))
-    lines = ["| error of the final latent | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
-    for name in names:
-        own = {round(p.evaluations): p for p in points if p.method == name}
-        lines.append(f"| {name} | " + " | ".join(f"{own[c].error:.4f}" if c in own else "" for c in counts) + " |")
-    for node in ("EasyCache", "LazyCache"):
-        found = [at_equal_evaluations(points, node, c) for c in counts]
-        lines.append(
-            f"| {node}, between its thresholds | " + " | ".join("" if f is None else f"{f:.4f}" for f in found) + " |"
-        )
-    return "\n".join(lines)
-
-
 def pairs_of(drawer, count: int, batch: int, seed: int) -> list[tuple]:
     """`count` prompt x seed pairs in batches, each of a seed of its own."""
     batches = []
@@ -231,41 +199,89 @@ def pairs_of(drawer, count: int, batch: int, seed: int) -> list[tuple]:
     return batches
 
 
+MODELS = {"dit": 1.5, "flux": 3.0, "pixart": 3.0}
+"""Each demo model, and its usual cfg."""
+
+
+def machine() -> str:
+    import comfy.cli_args
+    import comfy.model_management
+
+    device = comfy.model_management.get_torch_device()
+    name = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        precision = "float32, products in TF32" if comfy.cli_args.args.fp32_unet else "16 bits, as ComfyUI chooses"
+        name = f"{torch.cuda.get_device_name(device)}, {precision}"
+    return f"{name}, torch {torch.__version__}"
+
+
+def parsed(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench frontier", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--file", type=Path, help="other weights than the demo's, for one model")
+    parser.add_argument("--steps", type=int, nargs="+", default=[20, 28, 50])
+    parser.add_argument("--cfg", type=float, nargs="+", help="by default 1 and the model's usual one")
+    parser.add_argument("--sampler", nargs="+", default=["euler", "dpmpp_2m"], help="as the host names them")
+    parser.add_argument("--scheduler", help="as the host names it; by default the demo model's")
+    parser.add_argument("--pairs", type=int, default=64, help="held-out prompt x seed pairs")
+    parser.add_argument("--calibration", type=int, default=16, help="pairs that plans are made with")
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.4, 0.3, 0.25])
+    parser.add_argument("--samplings", type=float, default=60, help="what the search may cost; 0: no plans")
+    parser.add_argument("--every", action="store_true", help="also the coordinates, orders and schedules not chosen")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--shared", action="store_true", help="other work runs beside it: no wall times in the page")
+    parser.add_argument("--table", action="store_true", help="sample nothing, show what there is")
+    parser.add_argument("--write", action="store_true", help="write docs/frontier.md and docs/frontier.json")
+    parser.add_argument("--out", type=Path, default=OUT, help="where every setting is kept, and not measured again")
+    args = parser.parse_args(argv)
+    if args.file and len(args.model) > 1:
+        parser.error("--file is of one --model")
+    return args
+
+
+def kept(args: argparse.Namespace) -> list[Setting]:
+    """All that was measured, in the order of models, samplers, cfg and steps."""
+    found = [Setting.parsed(json.loads(file.read_text())) for file in args.out.glob("*.json")]
+    order = {name: place for place, name in enumerate(MODELS)}
+    return sorted(found, key=lambda s: (order[s.about["model"]], *(s.about[k] for k in ("sampler", "cfg", "steps"))))
+
+
 @torch.inference_mode()
 def main(argv: list[str]) -> None:
     from judge import SAMPLERS, Drawer
 
-    parser = argparse.ArgumentParser(
-        prog="bench frontier", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", choices=SAMPLERS, default="dit")
-    parser.add_argument("--file", type=Path, help="other weights than the demo's")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=1.5)
-    parser.add_argument("--sampler", help="as the host names it; by default the demo model's")
-    parser.add_argument("--scheduler")
-    parser.add_argument("--pairs", type=int, default=12, help="held-out prompt x seed pairs")
-    parser.add_argument("--calibration", type=int, default=8, help="pairs that plans are made with")
-    parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.4, 0.3, 0.25])
-    parser.add_argument("--samplings", type=float, default=60, help="what the search may cost; 0: no plans")
-    parser.add_argument("--every", action="store_true", help="also the coordinates, orders and schedules not chosen")
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--out", type=Path, help="JSON file for all numbers")
-    args = parser.parse_args(argv)
-    drawer = Drawer(args.model, args.file or ROOT / "demo" / f"shapes-{args.model}.safetensors")
-    sampler, scheduler = (
-        given or usual for given, usual in zip((args.sampler, args.scheduler), SAMPLERS[args.model], strict=True)
-    )
-    counts = [round(args.steps * fraction) for fraction in args.fractions]
-    common = (drawer.model, args.steps, args.cfg, sampler, scheduler)
-    bench = Bench(*common, pairs_of(drawer, args.pairs, args.batch, 5000))
-    calibration = Bench(*common, pairs_of(drawer, args.calibration, args.batch, 100))
-    print(
-        f"{args.model}, {sampler}, {scheduler}, {args.steps} steps, cfg {args.cfg:g}, {args.pairs} held-out pairs",
-        flush=True,
-    )
-    points = run(bench, calibration, counts, args.samplings, args.every, lambda line: print(line, flush=True))
-    print("\n" + table(points, counts))
-    if args.out:
-        report = {"arguments": {k: str(v) for k, v in vars(args).items()}, "points": [asdict(p) for p in points]}
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    args = parsed(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in () if args.table else args.model:
+        drawer = Drawer(name, args.file or ROOT / "demo" / f"shapes-{name}.safetensors")
+        held_out = pairs_of(drawer, args.pairs, args.batch, 5000)
+        seen = pairs_of(drawer, args.calibration, args.batch, 100)
+        for steps, cfg, sampler in product(args.steps, args.cfg or [MODELS[name], 1.0], args.sampler):
+            about = {
+                "model": name, "steps": steps, "cfg": cfg, "sampler": sampler, "scheduler": args.scheduler or SAMPLERS[name][1],
+                "pairs": args.pairs, "calibration": args.calibration, "samplings": args.samplings,
+                "counts": [round(steps * fraction) for fraction in args.fractions],
+            }  # fmt: skip
+            file = args.out / f"{name}-{sampler}-{steps}-{cfg:g}.json"
+            if file.exists() and about.items() <= json.loads(file.read_text())["about"].items():
+                print(f"{file.name}: measured already", flush=True)
+                continue
+            common = (drawer.model, steps, cfg, sampler, about["scheduler"])
+            print(f"{name}, {sampler}, {steps} steps, cfg {cfg:g}, {args.pairs} held-out pairs", flush=True)
+            points = run(
+                Bench(*common, held_out), Bench(*common, seen), about["counts"], args.samplings, args.every,
+                lambda line: print(line, flush=True),
+            )  # fmt: skip
+            about |= {"machine": machine(), "alone": not args.shared}
+            report = {"about": about, "points": [asdict(p) for p in points]}
+            replace(file, lambda part, report=report: part.write_text(json.dumps(report, indent=1) + "\n"))
+            print("\n" + Setting(about, points).table() + "\n", flush=True)
+    settings = kept(args)
+    print("\n".join([summary(settings), "", *targets(settings)]))
+    if args.write:
+        text = page(settings, " ".join(argv))
+        replace(DOC, lambda part: part.write_text(text))
+        reports = [{"about": s.about, "points": [asdict(p) for p in s.points]} for s in settings]
+        replace(DOC.with_suffix(".json"), lambda part: part.write_text(json.dumps(reports) + "\n"))

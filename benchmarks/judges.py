@@ -18,7 +18,10 @@ REFERENCE_SEED = 2_000_000
 
 
 class Judge(NamedTuple):
-    """The space that pictures are compared in. features: of pictures (B, 3, H, W) in [0, 1]; named: the class seen in them."""
+    """The space that pictures are compared in. features: of pictures (B, 3, H, W) in [0, 1]; named: the class seen in them.
+
+    Both give tensors on the CPU, wherever they compute.
+    """
 
     features: Callable[[Tensor], Tensor] | None
     named: Callable[[Tensor], Tensor] | None
@@ -28,16 +31,26 @@ class Judge(NamedTuple):
 
 def demo_judge(count: int) -> Judge:
     """The penultimate layer of the classifier of the demo shapes, and `count` pictures drawn afresh."""
+    import comfy.model_management
+
     sys.path.insert(0, str(ROOT / "demo"))
     import classifier
     import shapes
 
-    model = classifier.load()
+    device = comfy.model_management.get_torch_device()
+    model = classifier.load().to(device)
     labels = torch.arange(count) % len(shapes.CLASSES)
     generator = torch.Generator().manual_seed(REFERENCE_SEED)
     drawn = [shapes.render(part, 32, generator)[0] for part in labels.split(500)]
-    real = torch.cat([model.features(part) for part in drawn])
-    return Judge(lambda x: model.features(x * 2 - 1), lambda x: model(x * 2 - 1).argmax(1), moments(real), real)
+
+    def features(pictures: Tensor) -> Tensor:
+        return model.features(pictures.to(device) * 2 - 1).cpu()
+
+    def named(pictures: Tensor) -> Tensor:
+        return model(pictures.to(device) * 2 - 1).argmax(1).cpu()
+
+    real = torch.cat([features(part) for part in drawn])
+    return Judge(features, named, moments(real), real)
 
 
 def file_judge(reference: Path | None) -> Judge:

@@ -165,6 +165,7 @@ def table(report: dict) -> str:
 
 @torch.inference_mode()
 def main(argv: list[str]) -> None:
+    import comfy.model_management
     import comfyui_version
     from judge import SAMPLERS, Drawer
 
@@ -173,10 +174,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--pairs", type=int, default=BATCH, help="held-out prompt x seed pairs")
     parser.add_argument("--rounds", type=int, default=3, help="of timing")
     args = parser.parse_args(argv)
-    about = (
-        f"{platform.machine()}, CPU, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"ComfyUI {comfyui_version.__version__}. On a CPU, store = cpu is store = device."
-    )
+    device = comfy.model_management.get_torch_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    about = f"{platform.machine()}, {name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}."
+    if device.type == "cpu":
+        about += " On a CPU, store = cpu is store = device."
     file = ROOT / "docs" / "memory.json"
     report = json.loads(file.read_text()) if file.exists() else {"networks": {}}
     report["about"] = about

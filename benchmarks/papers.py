@@ -174,7 +174,8 @@ class Tables:
         if row.trace.runs and row.trace.runs[-1].notes:
             raise RuntimeError(f"{row.name}: {' '.join(row.trace.runs[-1].notes)}")
         tables = self.judged(found, load(exact)["latents"] if exact else found, labels)
-        return packed(tables | ({"latents": found} if self.kept(row.name) else {}), machine())
+        kept = {"latents": found} if self.kept(row.name) else {}
+        return packed({name: table.cpu() for name, table in (tables | kept).items()}, machine())
 
     def kept(self, name: str) -> tuple[str, ...]:
         """Tables that a row has beside its figures."""
@@ -186,6 +187,10 @@ class Tables:
 
     def judged(self, found: Tensor, exact: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One row per picture: what the table is made of."""
+        if found is exact:
+            found = exact = found.to(device())
+        else:
+            found, exact = found.to(device()), exact.to(device())
         out = {"error": relative_l2(found, exact)}
         pictures = self.bench.pictures(found)
         if pictures is not None:
@@ -240,7 +245,7 @@ class Tables:
             out["frechet"] = frechet(moments(features), self.judge.moments)
             if self.judge.real is not None:
                 real = self.judge.real[: len(features)]
-                out["precision"], out["recall"] = precision_recall(features, real)
+                out["precision"], out["recall"] = precision_recall(features.to(device()), real.to(device()))
         if pairs := notes.get("timed", {}).get("seconds"):
             out["time"] = statistics.median(own / full for full, own in pairs)
             out["rounds"] = len(pairs)
@@ -333,14 +338,21 @@ def document(reports: list[dict], command: str) -> str:
     )
 
 
-def machine() -> str:
+def device() -> torch.device:
+    """Where pictures are sampled and judged."""
     import comfy.model_management
+
+    return comfy.model_management.get_torch_device()
+
+
+def machine() -> str:
+    import comfy.cli_args
     import comfyui_version
 
-    device = comfy.model_management.get_torch_device()
     name = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
+    if device().type == "cuda":
+        precision = "float32, products in TF32" if comfy.cli_args.args.fp32_unet else "16 bits, as ComfyUI chooses"
+        name = f"{torch.cuda.get_device_name(device())}, {precision}"
     return f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}"
 
 

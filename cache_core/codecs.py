@@ -33,6 +33,18 @@ class Codec(Protocol):
         """What keeping a feature of this shape and dtype takes."""
         ...
 
+    def wait(self, device: torch.device) -> None:
+        """Until what was encoded on a device may be read where it lies, by other means than `decode`."""
+        ...
+
+
+def page_locked(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Main memory that CUDA copies from and to by itself; ordinary memory where no more of it can be locked."""
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    except RuntimeError:
+        return torch.empty(shape, dtype=dtype)
+
 
 class AsIs:
     """The tensor itself, where it is."""
@@ -48,17 +60,32 @@ class AsIs:
     def nbytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         return math.prod(shape) * dtype.itemsize
 
+    def wait(self, device: torch.device) -> None:
+        pass
+
 
 class InMainMemory(AsIs):
-    """Moved to the CPU, and back whenever it is asked for."""
+    """Moved to the CPU, and back whenever it is asked for.
+
+    Beside CUDA into page-locked memory: copies then wait their turn in the stream that computes, which orders them, and
+    the CPU goes on. Pageable memory is several times slower, and stops the CPU at every branch.
+    """
 
     name, on_device = "cpu", False
 
     def encode(self, value: Tensor) -> Kept:
-        return Kept((value.to("cpu"),), value.dtype, value.device)
+        if value.is_cuda:
+            there = page_locked(value.shape, value.dtype).copy_(value, non_blocking=True)
+        else:
+            there = value.to("cpu")
+        return Kept((there,), value.dtype, value.device)
 
     def decode(self, kept: Kept) -> Tensor:
-        return kept.parts[0].to(kept.device)
+        return kept.parts[0].to(kept.device, non_blocking=True)
+
+    def wait(self, device: torch.device) -> None:
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
 
 
 class EightBit:
@@ -83,6 +110,9 @@ class EightBit:
 
     def nbytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         return math.prod(shape) + math.prod(shape) // self._group(shape[-1]) * torch.bfloat16.itemsize
+
+    def wait(self, device: torch.device) -> None:
+        pass
 
     def _group(self, width: int) -> int:
         return self.GROUP if width % self.GROUP == 0 else width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -19,13 +20,14 @@ def spread(total: int, count: int) -> tuple[int, ...]:
     return tuple(math.ceil(i * total / count) for i in range(count))
 
 
-def front_loaded(total: int, count: int, power: float = 1.3) -> tuple[int, ...]:
-    """`count` of `total` steps, closer together at first, with the first and the last."""
+def front_loaded(total: int, count: int, power: float = 1.45) -> tuple[int, ...]:
+    """`count` of `total` steps, closer together at first, with the first and the last; no gap is shorter than one before."""
     chosen: list[int] = []
     for i in range(count):
         wanted = round((total - 1) * (i / max(count - 1, 1)) ** power)
         chosen.append(max(wanted, chosen[-1] + 1 if chosen else 0))
-    return tuple(min(step, total - count + i) for i, step in enumerate(chosen))
+    fitting = [min(step, total - count + i) for i, step in enumerate(chosen)]
+    return tuple(accumulate(sorted(b - a for a, b in pairwise(fitting)), initial=0))
 
 
 def axis(schedule: Schedule, coordinate: str) -> tuple[float, ...]:

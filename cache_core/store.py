@@ -129,6 +129,8 @@ class FeatureStore:
             return None
         if len(streams) == 1:
             return parts[0]
+        for device in {part.history[0].kept.device for part in parts}:
+            self.codec.wait(device)
         history = [_joined(moment) for moment in zip(*(part.history for part in parts), strict=True)]
         for lane in streams:
             self._forget(site, lane)

@@ -216,8 +216,14 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         return host()
     place = (x.shape[0] // len(conds), *x.shape[1:], _window(transformer_options), str(x.device))
     forward = sampling.run.next_forward((cond, (str(uuid), *place)) for uuid, cond in conds)
-    with installed(adapter, network, forward):
-        return host()
+    run = sampling.run
+    try:
+        with installed(adapter, network, forward):
+            return host()
+    except (RuntimeError, MemoryError) as error:  # in the network's own work: it may do with what the cache gives back
+        if not (run.store.codec.on_device and run.store.nbytes and run.survives(error)):
+            raise
+    return host()
 
 
 def _window(options: dict) -> tuple | None:

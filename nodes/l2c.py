@@ -191,6 +191,7 @@ class PriorCacheTrainRouter(io.ComfyNode):
 
         finite("Train Router", learning_rate=learning_rate, threshold=threshold)
         penalties = parse_penalties(penalty)
+        model = _whole(model)
         about = subject(model, sampler_name, scheduler, steps, cfg, denoise)
         if prior is not None:
             prior.matches(about, only=())
@@ -241,6 +242,21 @@ class PriorCacheTrainRouter(io.ComfyNode):
         return io.NodeOutput(
             made, image, plot.summary(made, threshold, points, rivals), ui=ui.PreviewImage(small, cls=cls)
         )
+
+
+def _whole(model):
+    """The model itself, or a copy that is loaded whole where the host pages its weights in and out.
+
+    Autograd may not keep those that it paged in while sampling.
+    """
+    if not getattr(model, "is_dynamic", bool)():
+        return model
+    if model.cached_patcher_init is None:
+        raise RouterError(
+            "this ComfyUI pages weights in and out (dynamic VRAM), and its loader does not say how to load this model "
+            "whole; start ComfyUI with --disable-dynamic-vram to train a router for it"
+        )
+    return model.clone(disable_dynamic=True)
 
 
 def _with_router(prior: Prior, training: RouterTraining) -> Prior:

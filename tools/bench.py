@@ -1,4 +1,8 @@
-"""Runs one of `benchmarks/` in a real ComfyUI: python tools/dev.py bench NAME [--gpu] [options]."""
+"""Runs one of `benchmarks/` in a real ComfyUI: python tools/dev.py bench NAME [--gpu] [--fp32] [options].
+
+--gpu: on whatever device the host prefers. --fp32: models stay in float32 there, as on a CPU, with products in TF32; without
+it they take what the host prefers, which is 16 bits.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,10 @@ def main() -> None:
     name, *rest = sys.argv[1:] or [""]
     if name not in names():
         raise SystemExit(f"no benchmark {name!r}; there are: {', '.join(names())}")
-    load_host(cpu="--gpu" not in rest)
+    load_host(cpu="--gpu" not in rest, fp32="--fp32" in rest)
     load_pack()
-    importlib.import_module(f"priorcache.benchmarks.{name}").main([option for option in rest if option != "--gpu"])
+    options = [option for option in rest if option not in ("--gpu", "--fp32")]
+    importlib.import_module(f"priorcache.benchmarks.{name}").main(options)
 
 
 if __name__ == "__main__":

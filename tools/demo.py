@@ -180,12 +180,14 @@ def table(report: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1, help="how many; times are medians, errors means over them")
+    parser.add_argument("--gpu", action="store_true", help="on the device that ComfyUI prefers, in place of the CPU")
     args = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         base = base_directory(Path(folder))
         # Without the host's own cache every cached picture has an uncached one of its own beside it in time.
-        with Server(Path(os.environ["COMFYUI_PATH"]), base, OUT / "server.log", "--cache-none") as server:
+        host = Path(os.environ["COMFYUI_PATH"])
+        with Server(host, base, OUT / "server.log", "--cache-none", cpu=not args.gpu) as server:
             report = measure(server, base, args.seeds)
     poster().save(OUT / "first_run.png")
     (OUT / "report.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -69,10 +69,10 @@ def results(
     if not args.ray:
         yield from ((unit, work(settings, shared, *unit)) for unit in units)
         return
-    ray, cpu = connected(args.ray), comfy.cli_args.args.cpu
+    ray, cpu, fp32 = connected(args.ray), comfy.cli_args.args.cpu, comfy.cli_args.args.fp32_unet
     task = ray.remote(performed).options(num_cpus=args.cpus, num_gpus=0 if cpu else 1, max_retries=RETRIES)
     name = f"{work.__module__}.{work.__qualname__}"
-    constant = (name, cpu, here(tuple(map(str, files))), settings, ray.put(dict(shared)))
+    constant = (name, cpu, fp32, here(tuple(map(str, files))), settings, ray.put(dict(shared)))
     units, waiting = iter(units), {}
     while True:
         places = int(ray.cluster_resources().get("CPU" if cpu else "GPU", 1)) // (args.cpus if cpu else 1)
@@ -104,10 +104,10 @@ def connected(address: str):
 
 
 def performed(
-    work: str, cpu: bool, expected: dict[str, str], settings: str, shared: dict[str, bytes], unit: tuple
+    work: str, cpu: bool, fp32: bool, expected: dict[str, str], settings: str, shared: dict[str, bytes], unit: tuple
 ) -> bytes:
     """What a task does, in a process of its own on some machine."""
-    load_host(cpu=cpu)
+    load_host(cpu=cpu, fp32=fp32)
     load_pack()
     agree(expected)
     module, _, name = work.rpartition(".")

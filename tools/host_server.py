@@ -47,10 +47,10 @@ class Result:
 
 
 class Server:
-    """ComfyUI on the CPU, on a free port of this machine only; use as a context manager."""
+    """ComfyUI on a free port of this machine only; use as a context manager. cpu: else on whatever device it prefers."""
 
-    def __init__(self, host: Path, base: Path, log: Path, *extra: str, port: int = 0):
-        self.host, self.base, self.log, self.extra = host, base, log, extra
+    def __init__(self, host: Path, base: Path, log: Path, *extra: str, port: int = 0, cpu: bool = True):
+        self.host, self.base, self.log, self.extra = host, base, log, (*["--cpu"] * cpu, *extra)
         self.port = port or _free_port()
 
     @property
@@ -59,7 +59,7 @@ class Server:
 
     def __enter__(self) -> Server:
         command = [
-            sys.executable, str(self.host / "main.py"), "--cpu", "--port", str(self.port), "--disable-api-nodes",
+            sys.executable, str(self.host / "main.py"), "--port", str(self.port), "--disable-api-nodes",
             "--base-directory", str(self.base), "--database-url", "sqlite:///:memory:",
             "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK, *self.extra,
         ]  # fmt: skip

@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--model", type=Path, help="other weights than those of the demo")
+    parser.add_argument("--gpu", action="store_true", help="sample on the device that ComfyUI prefers")
     args = parser.parse_args()
     if args.train:
         with torch.inference_mode(False), torch.enable_grad():
@@ -96,7 +97,7 @@ def main() -> None:
     judge = classifier.load()
     fresh, labels = shapes.batch(2000, 32, torch.Generator().manual_seed(99))
     print(f"classifier on fresh drawings: {classifier.accuracy(judge, fresh, labels):.1%}")
-    load_host()
+    load_host(cpu=not args.gpu)
     load_pack()
     drawer = Drawer(args.kind, args.model or ROOT / "demo" / f"shapes-{args.kind}.safetensors")
     out = ROOT / "demo" / "out"

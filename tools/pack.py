@@ -24,9 +24,10 @@ def load_pack():
     return sys.modules["priorcache"]
 
 
-def load_host(path: str | Path | None = None, cpu: bool = True):
+def load_host(path: str | Path | None = None, cpu: bool = True, fp32: bool = False):
     """The `comfy` package of a ComfyUI folder (by default the one that dev.py chose), in this process; else than on the
-    CPU on whatever device the host prefers.
+    CPU on whatever device the host prefers. fp32: diffusion models in float32, their products in TF32 where there is such.
+    The first call decides.
     """
     path = path or os.environ.get("COMFYUI_PATH")
     if path is None:
@@ -35,7 +36,11 @@ def load_host(path: str | Path | None = None, cpu: bool = True):
         sys.path.insert(0, str(path))
     arguments, sys.argv = sys.argv, sys.argv[:1]
     try:
-        importlib.import_module("comfy.cli_args").args.cpu = cpu
+        if "comfy.model_management" not in sys.modules:
+            args = importlib.import_module("comfy.cli_args").args
+            args.cpu, args.fp32_unet = cpu, fp32
+            if fp32:
+                importlib.import_module("torch").set_float32_matmul_precision("high")
         for name in ("comfy.sd", "comfy.sample", "comfy.samplers", "comfy.model_management"):
             importlib.import_module(name)
     finally:

@@ -18,9 +18,11 @@ def main() -> None:
     parser.add_argument(
         "--base", type=Path, default=Path.home() / "comfyui-priorcache-demo", help="where models and outputs go"
     )
+    parser.add_argument("--gpu", action="store_true", help="on the device that ComfyUI prefers, in place of the CPU")
     args = parser.parse_args()
     base = base_directory(args.base)
-    with Server(Path(os.environ["COMFYUI_PATH"]), base, base / "server.log", port=args.port) as server:
+    host = Path(os.environ["COMFYUI_PATH"])
+    with Server(host, base, base / "server.log", port=args.port, cpu=not args.gpu) as server:
         print(f"{server.url}  (log: {server.log})", flush=True)
         try:
             while server.process.poll() is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import SettingError, shown
 from ..extrapolation import COORDINATES, FLOW, axis, coefficients, front_loaded, resampled, spread
-from ..knobs import Choice, Knob, Numbers, Steps
+from ..knobs import Choice, Knob, Numbers, Steps, choice
 from ..sites import Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
 
@@ -27,10 +27,19 @@ SEVERAL = ("heun", "heunpp2", "dpm_2", "exp_heun_2_x0", "dpm_fast_function", "dp
 NOISY = ("ancestral", "sde", "seeds", "lcm", "ddpm", "sa_solver")
 """Parts of the names of samplers that add noise on the way."""
 
-FEWEST = 6
+MULTISTEP = ("2m", "3m", "lms", "ipndm", "deis", "multistep", "unipc", "uni_pc", "gradient_estimation")
+"""Parts of the names of samplers that extrapolate past outputs themselves, and with them the error of a forecast."""
+
+FEWEST, FEWEST_MULTISTEP = 6, 10
 """Computed steps from which a parabola through three of them is closer than a line."""
 
-LINEAR, QUADRATIC = (1.0, 0.0), (1.0, 1.0)
+CLOSE = 10
+"""Computed steps from which no part of the parabola is held back, where the path is curved throughout."""
+
+LINEAR = (1.0, 0.0)
+
+CURVATURES = (0.5, 1.0)
+"""What a search tries as the gain of the second difference before it gives each step one of its own."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,8 @@ class Forecast(CachePolicy):
 
     speedup: steps over computed steps; counts where `computed` is empty.
     computed: the steps to compute, from 0 = noisiest.
-    coordinate: u, one of COORDINATES. order: 1 or 2 for gains (1, 0) or (1, 1). "auto" and 0: as the prediction suits.
+    coordinate: u, one of COORDINATES. order: 1 or 2 for gains (1, 0) or (1, curvature). "auto" and 0: as the prediction,
+    the sampler and the number of computed steps suit, curvature with it.
     gains: (g1, g2) of every step, in place of order.
     sigmas: the noise levels (steps + 1,) that `computed` and `gains` were planned for; empty: any.
     """
@@ -55,6 +65,7 @@ class Forecast(CachePolicy):
     order: int = 0
     gains: tuple[tuple[float, float], ...] = ()
     sigmas: tuple[float, ...] = ()
+    curvature: float = 1.0
     changes: ClassVar[str] = "forecast"
     level: str = field(default="model", kw_only=True)
     places: tuple[float, ...] = field(default=(), repr=False)  # u of every step, once prepared
@@ -69,6 +80,8 @@ class Forecast(CachePolicy):
             )
         if self.order not in (0, 1, 2):
             raise SettingError(f"Forecast: order is {self.order}; 1 is linear, 2 quadratic, 0 chooses")
+        if not math.isfinite(self.curvature):
+            raise SettingError(f"Forecast: curvature is {self.curvature}; a finite number is meant, such as 0.5")
         if self.computed and (self.computed[0] != 0 or list(self.computed) != sorted(set(self.computed))):
             raise SettingError(
                 f"Forecast: computed is {shown(self.computed)}; it must rise from 0, the step that begins"
@@ -99,13 +112,18 @@ class Forecast(CachePolicy):
         flow = schedule.prediction in FLOW
         computed = computed or (front_loaded if flow else spread)(total, self.count(total))
         coordinate = ("sigma" if flow else "step") if self.coordinate == "auto" else self.coordinate
-        order = self.order or (1 if len(computed) < FEWEST else 2)
+        order, curvature = self.order, self.curvature
+        if not order:
+            several = any(part in schedule.sampler for part in MULTISTEP)
+            order = 1 if len(computed) < (FEWEST_MULTISTEP if several else FEWEST) else 2
+            curvature = 0.5 if flow or several or len(computed) < CLOSE else 1.0
         settled = {
             "computed": computed,
             "gains": gains,
             "sigmas": sigmas or schedule.sigmas,
             "coordinate": coordinate,
             "order": order,
+            "curvature": curvature,
         }
         return replace(self, **settled, places=axis(schedule, coordinate))
 
@@ -135,7 +153,12 @@ class Forecast(CachePolicy):
     def gains_at(self, index: int) -> tuple[float, float]:
         if index < len(self.gains):
             return self.gains[index]
-        return QUADRATIC if self.order == 2 else LINEAR
+        return self._shape
+
+    @property
+    def _shape(self) -> tuple[float, float]:
+        """(g1, g2) of every step that has none of its own."""
+        return (1.0, self.curvature) if self.order == 2 else LINEAR
 
     def objection(self, schedule: Schedule) -> str | None:
         if schedule.total < SHORTEST:
@@ -159,8 +182,9 @@ class Forecast(CachePolicy):
         entries = tuple(
             (t, g) for g in (0, 1) for t in skipped if len(self.computed) > g + 1 and t > self.computed[g + 1]
         )
-        gains = Numbers("gains", QUADRATIC if self.order == 2 else LINEAR, entries)
-        shapes = () if self.gains else (Choice("order", (1, 2)), Choice("coordinate", COORDINATES[1:]))
+        gains = Numbers("gains", self._shape, entries)
+        curved = (choice("curvature", CURVATURES, self.curvature),) if self.order == 2 else ()
+        shapes = () if self.gains else (Choice("order", (1, 2)), *curved, Choice("coordinate", COORDINATES[1:]))
         return (*shapes, Steps("computed"), gains)
 
     def describe(self) -> str:

@@ -225,7 +225,7 @@ class ToCa(CachePolicy):
         """(B, N), or (1, N) where all rows share it."""
         if marks is None:
             seed = zlib.crc32(f"{site.name} at {step.index}".encode())
-            drawn = torch.rand(1, x.shape[1], generator=torch.Generator().manual_seed(seed))  # the same on every device
+            drawn = torch.rand(1, x.shape[1], generator=torch.Generator().manual_seed(seed))  # alike on every device
             return drawn.to(x.device, non_blocking=True)
         if self.selection == "small values":
             marks = 1 - marks if self.faithful else marks.amax(1, keepdim=True) - marks

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from priorcache.benchmarks.baselines import Spectrum, growing, spectrum_weights
-from priorcache.benchmarks.frontier import Point, Sampled, at_equal_evaluations, measured, settings, table
+from priorcache.benchmarks.frontier import Sampled, measured, settings
 from priorcache.cache_core.policies import Forecast
 from priorcache.cache_core.sites import MODEL, Action, Schedule, Step
 
@@ -45,18 +45,6 @@ def test_error_and_psnr_by_hand():
     point = measured("x", Sampled(exact + 0.1, 5.0, 1.0), exact)
     assert point.error == pytest.approx(0.2 / 5)
     assert point.psnr == pytest.approx(20 * math.log10(4 / 0.1), rel=1e-5)
-
-
-def test_a_method_of_thresholds_is_read_between_its_neighbours():
-    points = [
-        Point("LazyCache 1", 4, 0.4, 0, 0, 0),
-        Point("LazyCache .5", 8, 0.1, 0, 0, 0),
-        Point("ours", 6, 0.05, 0, 0, 0),
-    ]
-    assert at_equal_evaluations(points, "LazyCache", 6) == pytest.approx(0.2)
-    assert at_equal_evaluations(points, "LazyCache", 9) is None
-    assert "| LazyCache, between its thresholds | 0.2000 |" in table(points, [6])
-    assert "| ours | 0.0500 |" in table(points, [6])
 
 
 def test_our_default_is_the_policy_of_the_node():

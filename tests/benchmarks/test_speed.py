@@ -40,7 +40,9 @@ def test_every_policy_is_measured_against_the_run_without_one(speed):
     assert set(found) >= {speed.STOCK, "FORA", "GOC", "EOC", "L2C, half of the branches", "ToCa", "DuCa", "Forecast"}
     assert {name: of["notes"] for name, of in found.items() if of["notes"]} == {}
     assert found[speed.STOCK]["faster"] == found[speed.STOCK]["fewer_flops"] == 1.0
-    assert found["attached, all computed"]["fewer_flops"] == 1.0
+    assert found[speed.EVERYTHING]["fewer_flops"] == 1.0
+    assert found[speed.EVERYTHING]["equal"]
+    assert not found["FORA"]["equal"]
     # nine steps after the first, five of them computed
     assert found["FORA, whole network"]["fewer_flops"] == pytest.approx(9 / 5)
     assert 1.5 < found["FORA"]["fewer_flops"] < 9 / 5  # what is left of a reused step are gates and the last layer
@@ -56,11 +58,12 @@ def test_what_was_measured_elsewhere_stays(speed, monkeypatch, tmp_path, capsys)
 
     other = {"about": "Elsewhere.", "networks": {}}
     (tmp_path / "benchmarks.json").write_text(json.dumps({"NVIDIA X": other}))
+    (tmp_path / "benchmarks.md").write_text(f"An older table.\n\n{speed.REMARKS}\n\nA remark.\n")
     monkeypatch.setattr(speed, "FOLDER", tmp_path)
     monkeypatch.setitem(speed.NETWORKS, "DiT-XL/2 256", (lambda full: dit(), "a small one"))
     row = {
         "milliseconds": {"full": 1.0}, "faster": 1.0, "spread": [1.0, 1.0], "fewer_flops": 1.0, "wall_over_flops": 1.0,
-        "bytes": 0, "expected_bytes": 0, "peak_device_bytes": None, "notes": [],
+        "bytes": 0, "expected_bytes": 0, "peak_device_bytes": None, "notes": [], "equal": True,
     }  # fmt: skip
     asked = []
 
@@ -79,4 +82,20 @@ def test_what_was_measured_elsewhere_stays(speed, monkeypatch, tmp_path, capsys)
     assert "Elsewhere." in page
     assert "### DiT-XL/2 256, 256 tokens, 3 pictures, cfg 1, compiled\n\nA small one; 2 rounds." in page
     assert "Not measured yet" not in page
+    assert page.endswith("A remark.\n")
+    assert page.count(speed.REMARKS) == 1
+    assert "An older table" not in page
     assert "written to docs/benchmarks.md" in capsys.readouterr().out
+
+
+def test_a_run_is_timed_from_the_first_step_to_the_last(speed, monkeypatch):
+    waited = []
+    monkeypatch.setattr(speed, "now", lambda: waited.append(clock.marks) or 0.0)
+    clock = speed.Ends()
+    for _ in range(speed.STEPS + 1):
+        clock()
+    assert waited == [1, 2, speed.STEPS + 1]
+
+
+def test_short_steps_are_told_in_tenths(speed):
+    assert [speed._ms(ms) for ms in (3186.4, 100.0, 12.34, 0.2)] == ["3186", "100", "12.3", "0.2"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from priorcache.cache_core.codecs import CODECS, EightBit
+from priorcache.cache_core.codecs import CODECS, EightBit, page_locked
 
 EVERY = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -68,3 +68,15 @@ def test_what_is_no_number_stays_none():
     back = EightBit().decode(EightBit().encode(value))
     assert not torch.isfinite(back[0, 0, :32]).all()
     assert torch.isfinite(back[0, 1]).all()
+
+
+def test_ordinary_memory_serves_where_no_page_can_be_locked(monkeypatch):
+    empty = torch.empty
+
+    def refusing(*args, pin_memory=False, **kwargs):
+        if pin_memory:
+            raise RuntimeError("CUDA error: operation not supported")
+        return empty(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", refusing)
+    assert page_locked((2, 3), torch.bfloat16).shape == (2, 3)

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 from priorcache.cache_core.extrapolation import axis, coefficients, front_loaded, resampled, spread
@@ -49,9 +50,19 @@ def test_spread_is_even_and_begins_with_the_first_step(total, count, expected):
 
 
 def test_front_loaded_steps_hold_the_first_and_the_last():
-    assert front_loaded(20, 6) == (0, 2, 6, 10, 14, 19)
+    assert front_loaded(20, 6) == (0, 2, 5, 9, 14, 19)
     assert front_loaded(20, 20) == tuple(range(20))
     assert front_loaded(9, 1) == (0,)
+
+
+@pytest.mark.parametrize("total", [9, 20, 28, 50])
+def test_front_loaded_steps_only_grow_apart(total):
+    for count in range(2, total + 1):
+        chosen = front_loaded(total, count)
+        gaps = [b - a for a, b in pairwise(chosen)]
+        assert (len(chosen), chosen[0], chosen[-1]) == (count, 0, total - 1)
+        assert gaps == sorted(gaps)
+        assert min(gaps) >= 1
 
 
 def test_axes():

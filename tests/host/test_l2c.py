@@ -82,6 +82,28 @@ class TestEveryArchitecture:
         assert reused
 
 
+class Paged:
+    """What the router training asks of a model whose weights the host pages in and out."""
+
+    def __init__(self, again):
+        self.cached_patcher_init = again
+
+    def is_dynamic(self) -> bool:
+        return True
+
+    def clone(self, disable_dynamic: bool = False) -> str:
+        return "whole" if disable_dynamic else "paged"
+
+
+def test_a_model_whose_weights_are_paged_is_trained_as_a_whole_copy(host, model):
+    from priorcache.nodes import l2c
+
+    assert l2c._whole(model) is model
+    assert l2c._whole(Paged(("loader", ()))) == "whole"
+    with pytest.raises(RouterError, match="--disable-dynamic-vram"):
+        l2c._whole(Paged(None))
+
+
 @pytest.mark.parametrize("name", ["dit", "flux"])
 def test_a_large_penalty_closes_every_gate_and_none_of_it_opens_them(nodes, models, name):
     subject = models[name]

@@ -179,6 +179,26 @@ class TestRunningOut:
         assert run.evaluations == 8
         assert 0.5 < run.computed_fraction < 1
 
+    def test_in_the_model_itself_gives_it_what_the_cache_held_and_goes_on(self, host, model, monkeypatch):
+        mlp, calls = type(model.model.diffusion_model.blocks[0].mlp), []
+        forward = mlp.forward
+
+        def hungry(self, x):
+            calls.append(1)
+            if len(calls) == 6:  # of the first step's three blocks and their check, then of the second block
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return forward(self, x)
+
+        monkeypatch.setattr(mlp, "forward", hungry)
+        trace = Trace()
+        out = host.sample(host.attach(model, ALIGNED, trace), steps=8)
+        assert torch.isfinite(out).all()
+        (run,) = trace.runs
+        assert run.complete
+        assert "memory ran out" in run.notes[0]
+        assert (run.moments[1].nbytes > 0, run.moments[2].nbytes) == (True, 0)
+        assert run.evaluations == 8
+
     def test_in_the_model_itself_is_left_to_the_host(self, host, model, monkeypatch):
         def hungry(*_, **__):
             raise torch.OutOfMemoryError("CUDA out of memory.")

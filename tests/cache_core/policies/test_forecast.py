@@ -8,6 +8,7 @@ import torch
 from priorcache.cache_core.policies import Forecast
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import MODEL, Action, Schedule
+from priorcache.errors import SettingError
 
 SIGMAS = (14.6, 9.0, 6.1, 4.4, 3.2, 2.3, 1.7, 1.2, 0.8, 0.5, 0.25, 0.1, 0.0)
 TOTAL = len(SIGMAS) - 1
@@ -78,10 +79,37 @@ def test_a_speed_up_is_a_share_of_the_steps(speedup, total, count):
 
 def test_coordinate_and_order_follow_the_prediction():
     flow, eps = Forecast().prepared(FLOW), Forecast().prepared(EPS)
-    assert (flow.coordinate, flow.order, flow.computed) == ("sigma", 2, (0, 1, 3, 6, 8, 11))
+    assert (flow.coordinate, flow.order, flow.computed) == ("sigma", 2, (0, 1, 3, 5, 8, 11))
     assert (eps.coordinate, eps.order) == ("step", 2)
     assert Forecast(3.0).prepared(EPS).order == 1  # four computed steps are too few for parabolas
     assert Forecast(coordinate="log snr", order=1).prepared(FLOW).coordinate == "log snr"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "sampler", "speedup", "order", "curvature"),
+    [
+        ("EPS", "euler", 2.0, 2, 1.0),
+        ("EPS", "euler", 2.5, 2, 0.5),
+        ("EPS", "euler", 4.0, 1, 1.0),
+        ("EPS", "dpmpp_2m", 2.0, 2, 0.5),
+        ("EPS", "dpmpp_2m", 2.5, 1, 1.0),
+        ("FLOW", "euler", 2.0, 2, 0.5),
+        ("FLOW", "ipndm_v", 2.5, 1, 1.0),
+    ],
+)
+def test_the_fewer_steps_the_straighter(prediction, sampler, speedup, order, curvature):
+    schedule = Schedule(20, tuple(range(20, -1, -1)), sampler, prediction)
+    ready = Forecast(speedup).prepared(schedule)
+    gains = {(1, 1.0): (1.0, 0.0), (2, 0.5): (1.0, 0.5), (2, 1.0): (1.0, 1.0)}[order, curvature if order == 2 else 1.0]
+    assert (ready.order, ready.gains_at(7)) == (order, gains)
+    assert ready.prepared(schedule) == ready
+
+
+def test_an_order_that_was_asked_for_is_kept_whole():
+    schedule = Schedule(20, tuple(range(20, -1, -1)), "dpmpp_2m", "FLOW")
+    assert Forecast(4.0, order=2).prepared(schedule).gains_at(0) == (1.0, 1.0)
+    with pytest.raises(SettingError, match="curvature is nan; a finite number is meant"):
+        Forecast(curvature=float("nan"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,190 @@
+"""What `bench frontier` measured, as a page: docs/frontier.md."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+HOST = ("EasyCache", "LazyCache")
+"""The host's own caches: they have thresholds in place of a number of evaluations."""
+PEERS = ("reuse", "Taylor 1", "Taylor 2", "Spectrum", "Spectrum, even steps", *HOST)
+BASELINES = ("fewer steps, euler", "fewer steps, dpmpp_2m", "linear in sigma", *PEERS)
+DEFAULT, PLAN = "Forecast (ours)", "Plan (ours)"
+THIRD = 1 / 3
+
+
+@dataclass
+class Point:
+    """One method at one setting."""
+
+    method: str
+    evaluations: float
+    error: float
+    spread: float  # standard error of the mean over pairs
+    psnr: float  # dB
+    seconds: float
+
+
+def at_equal_evaluations(points: Iterable[Point], node: str, evaluations: float) -> float | None:
+    """Error of a method that has no count of its own, on the line between its neighbouring points, in log error."""
+    own = sorted((p for p in points if p.method.startswith(node)), key=lambda p: p.evaluations)
+    for a, b in pairwise(own):
+        if a.evaluations <= evaluations <= b.evaluations:
+            part = (evaluations - a.evaluations) / max(b.evaluations - a.evaluations, 1e-9)
+            return math.exp((1 - part) * math.log(a.error) + part * math.log(b.error))
+    return None
+
+
+@dataclass
+class Setting:
+    """All methods on one model, sampler, number of steps and cfg."""
+
+    about: dict  # the arguments, and what it was measured on
+    points: list[Point]
+
+    @staticmethod
+    def parsed(report: dict) -> Setting:
+        return Setting(report["about"], [Point(**point) for point in report["points"]])
+
+    @property
+    def counts(self) -> list[int]:
+        """Numbers of evaluations that methods are compared at, most first."""
+        return sorted(self.about["counts"], reverse=True)
+
+    @property
+    def title(self) -> str:
+        a = self.about
+        return f"{a['model']}, {a['sampler']}, {a['steps']} steps, cfg {a['cfg']:g}"
+
+    def at(self, method: str, count: int) -> float | None:
+        """Error of a method with so many evaluations; of one whose schedule cannot have as many, with one less."""
+        if method in HOST:
+            return at_equal_evaluations(self.points, method, count)
+        own = [p for p in self.points if p.method == method and count - 1.01 < p.evaluations < count + 0.01]
+        return max(own, key=lambda p: p.evaluations).error if own else None
+
+    def best(self, methods: Iterable[str], count: int) -> tuple[float, str]:
+        """(error, method) of the best of these."""
+        return min((error, name) for name in methods if (error := self.at(name, count)) is not None)
+
+    def table(self) -> str:
+        """Markdown: a row per method, a column per number of evaluations."""
+        counts = self.counts
+        lines = [
+            "| error of the final latent | " + " | ".join(f"{c} of {self.about['steps']}" for c in counts) + " |",
+            "|---" * (len(counts) + 1) + "|",
+        ]
+        others = (p.method for p in self.points if not p.method.startswith(HOST))
+        for name in dict.fromkeys([*BASELINES, *others, DEFAULT, PLAN]):
+            cells = [self.at(name, count) for count in counts]
+            if any(cell is not None for cell in cells):
+                between = ", between its thresholds" if name in HOST else ""
+                lines.append(f"| {name}{between} | " + " | ".join(map(_shown, cells)) + " |")
+        return "\n".join(lines)
+
+
+def _shown(error: float | None) -> str:
+    return "" if error is None else f"{error:.4f}"
+
+
+def _cells(settings: Iterable[Setting]) -> Iterator[tuple[Setting, int]]:
+    yield from ((setting, count) for setting in settings for count in setting.counts)
+
+
+def targets(settings: list[Setting]) -> list[str]:
+    """What was aimed at, and how much of it holds."""
+    default = [(s.at(DEFAULT, n) / s.best(BASELINES, n)[0], s, n) for s, n in _cells(settings)]
+    planned = [
+        (s.at(PLAN, n) / s.best(PEERS, n)[0], s.at(PLAN, n) / s.at(DEFAULT, n))
+        for s, n in _cells(settings)
+        if s.at(PLAN, n)
+    ]
+    lines = [
+        f"* *The default is never worse than any baseline at equal evaluations*: so in {sum(r <= 1 for r, *_ in default)} of "
+        f"{len(default)} places; its error is {_spread([r for r, *_ in default])} times that of the best baseline."
+    ]
+    worst = sorted((r, s.title, n) for r, s, n in default if r > 1)[-3:]
+    if worst:
+        lines[0] += " Worst: " + "; ".join(f"{r:.2f} at {n} in {title}" for r, title, n in reversed(worst)) + "."
+    if planned:
+        peers, own = zip(*planned, strict=True)
+        lines += [
+            f"* *Planned at most a third of the error of the best peer*: so in {sum(r <= THIRD for r in peers)} of {len(peers)} "
+            f"places; {_spread(peers)} times.",
+            f"* *Planned never worse than the default*: so in {sum(r <= 1 for r in own)} of {len(own)} places; {_spread(own)} "
+            "times.",
+        ]
+    return lines
+
+
+def _spread(values: Iterable[float]) -> str:
+    values = sorted(values)
+    return f"{statistics.median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f})"
+
+
+def summary(settings: list[Setting]) -> str:
+    """Markdown: a row per setting; the best of all baselines, the default, the plan and its ratio to the best peer."""
+    shares = sorted({round(n / s.about["steps"], 2) for s, n in _cells(settings)}, reverse=True)
+    heads = [f"{share:g} of the evaluations" for share in shares]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for s in settings:
+        cells = dict.fromkeys(shares, "")
+        for count in s.counts:
+            error, name = s.best(BASELINES, count)
+            default, plan = s.at(DEFAULT, count), s.at(PLAN, count)
+            text = f"{error:.3f} {name} / {_bold(default, default <= error)}"
+            if plan is not None:
+                text += f" / {_bold(plan, plan <= default)} ({plan / s.best(PEERS, count)[0]:.2f})"
+            cells[round(count / s.about["steps"], 2)] = text
+        lines.append(f"| {s.title} | " + " | ".join(cells.values()) + " |")
+    return "\n".join(lines)
+
+
+def _bold(error: float, bold: bool) -> str:
+    return f"**{error:.3f}**" if bold else f"{error:.3f}"
+
+
+def clock(settings: list[Setting]) -> str:
+    """Markdown: wall time and PSNR, where nothing else ran."""
+    lines = ["| | method | evaluations | time | error | PSNR |", "|---|---|---|---|---|---|"]
+    for s in settings:
+        whole = next(p.seconds for p in s.points if p.method == "all steps")
+        for p in s.points:
+            if p.method != "all steps" and min(abs(p.evaluations - n) for n in s.counts[:2]) < 0.51:
+                lines.append(
+                    f"| {s.title} | {p.method} | {p.evaluations:.1f} | {p.seconds / whole:.3f} | {p.error:.4f} | {p.psnr:.1f} dB |"
+                )
+    return "\n".join(lines)
+
+
+def page(settings: list[Setting], command: str) -> str:
+    """docs/frontier.md."""
+    machines = sorted({s.about["machine"] for s in settings})
+    pairs, calibration = (sorted({s.about[key] for s in settings}) for key in ("pairs", "calibration"))
+    alone = [s for s in settings if s.about["alone"]]
+    parts = [
+        "# Error of the final latent against evaluations",
+        f"Written by `python tools/dev.py bench frontier {command}`, on {'; '.join(machines)}. Relative L2 distance of the final "
+        f"latent to that of all steps, mean of {_numbers(pairs)} prompt x seed pairs that nothing was planned with; plans were "
+        f"searched on {_numbers(calibration)} others. Evaluations are counted at the network's first block. EasyCache gets a copy "
+        "of its input: in 32 bits it otherwise adds to the sampler's own tensor.",
+        "## Targets",
+        "\n".join(targets(settings)),
+        "## In short",
+        "Best of all baselines / our default, bold where it is at least as good / our plan, bold where it is at least as good as "
+        "the default, and in brackets its error divided by that of the best cache (of all baselines without the ones that "
+        "take fewer steps, and without our own linear forecast).",
+        summary(settings),
+    ]
+    if alone:
+        parts += ["## On the clock", "Wall time as a ratio to all steps.", clock(alone)]
+    parts.append("## All methods")
+    parts += [f"### {s.title}\n\n{s.table()}" for s in settings]
+    return "\n\n".join(parts) + "\n"
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return " or ".join(map(str, values))

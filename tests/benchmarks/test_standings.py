@@ -1,0 +1,70 @@
+"""Figures by hand: what is compared with what, and what the page says of it."""
+
+import pytest
+from priorcache.benchmarks.standings import DEFAULT, PLAN, Point, Setting, at_equal_evaluations, page, summary, targets
+
+
+def setting(default=0.05, plan=0.02, alone=True, **about) -> Setting:
+    points = [
+        Point("all steps", 20, 0.0, 0, 0, 10.0),
+        Point("fewer steps, euler", 10, 0.06, 0, 20, 5.0),
+        Point("reuse", 10, 0.09, 0, 20, 5.0),
+        Point("Spectrum", 9, 0.08, 0, 20, 4.6),
+        Point("LazyCache 1", 4, 0.4, 0, 0, 2.0),
+        Point("LazyCache 0.5", 16, 0.1, 0, 0, 8.0),
+        Point(DEFAULT, 10, default, 0, 22, 5.2),
+        Point(PLAN, 10, plan, 0, 25, 5.2),
+    ]
+    usual = {
+        "model": "dit",
+        "sampler": "euler",
+        "steps": 20,
+        "cfg": 1.5,
+        "counts": [10],
+        "pairs": 64,
+        "calibration": 16,
+    }
+    return Setting(usual | {"machine": "a machine", "alone": alone} | about, points)
+
+
+def test_a_method_of_thresholds_is_read_between_its_neighbours():
+    points = setting().points
+    assert at_equal_evaluations(points, "LazyCache", 10) == pytest.approx(0.2)
+    assert at_equal_evaluations(points, "LazyCache", 18) is None
+    assert setting().at("LazyCache", 10) == pytest.approx(0.2)
+    assert "| LazyCache, between its thresholds | 0.2000 |" in setting().table()
+
+
+def test_a_schedule_that_cannot_have_as_many_steps_is_taken_with_one_less():
+    assert setting().at("Spectrum", 10) == 0.08
+    assert setting().at("Spectrum", 11) is None
+
+
+def test_the_best_baseline_and_the_best_cache_are_told_apart():
+    line = summary([setting()]).splitlines()[-1]
+    assert line == "| dit, euler, 20 steps, cfg 1.5 | 0.060 fewer steps, euler / **0.050** / **0.020** (0.25) |"
+    assert "/ 0.070 / **0.020**" in summary([setting(default=0.07)])
+    assert "/ **0.050** / 0.055 (0.69)" in summary([setting(plan=0.055)])
+
+
+def test_targets_are_counted():
+    met, third, own = targets([setting(), setting(default=0.09, plan=0.06, steps=40)])
+    assert "so in 1 of 2 places" in met
+    assert "1.17 (0.83 to 1.50) times" in met
+    assert "Worst: 1.50 at 10 in dit, euler, 40 steps, cfg 1.5." in met
+    assert "so in 1 of 2 places" in third
+    assert "so in 2 of 2 places; 0.53 (0.40 to 0.67)" in own
+
+
+def test_without_plans_nothing_is_said_of_them():
+    bare = setting()
+    bare.points.pop()
+    assert len(targets([bare])) == 1
+    assert summary([bare]).splitlines()[-1].endswith("/ **0.050** |")
+
+
+def test_times_are_shown_only_of_settings_that_ran_alone():
+    assert "| dit, euler, 20 steps, cfg 1.5 | Plan (ours) | 10.0 | 0.520 | 0.0200 | 25.0 dB |" in page(
+        [setting()], "--write"
+    )
+    assert "On the clock" not in page([setting(alone=False)], "--write")
