@@ -31,7 +31,11 @@ def split(host, monkeypatch):
     multigpu = pytest.importorskip("comfy.multigpu", reason="this ComfyUI has no multi-GPU nodes")
     monkeypatch.setattr(host.comfy.model_management, "get_all_torch_devices", lambda exclude_current=False: DEVICES)
 
+    manage = host.comfy.model_management
+
     def applied(model):
+        # the host asks every loaded model for its network, those of earlier tests that are gone by now, too
+        manage.current_loaded_models[:] = [m for m in manage.current_loaded_models if m.model is not None]
         with torch.inference_mode():
             model = multigpu.create_multigpu_deepclones(model, 2, reuse_loaded=True)
         assert [clone.load_device for clone in model.get_additional_models_with_key("multigpu")] == DEVICES[1:]
