@@ -2,7 +2,9 @@
 
     python tools/dev.py bench papers                                  # everything: DDIM 20 and 50, 5,000 images a row, hours
     python tools/dev.py bench papers --rows 'fora-*' --minutes 60     # these rows, for an hour; call it again to go on
-    python tools/dev.py bench papers --table --write                  # what there is so far, into docs/papers.md
+    python tools/dev.py bench papers --table --write                  # what there is so far, into docs/papers.md and .json
+
+Rows that docs/papers.json has of the same setting stay in the table until they are measured here with as many pictures.
 
 Results are kept batch by batch under --out, so a run may be stopped anywhere and is continued by the same command; with
 --ray its batches are tasks of a Ray cluster (docs/fleet.md), while wall time is still measured where it was called. Priors
@@ -296,6 +298,24 @@ class Tables:
         return report
 
 
+def joined(report: dict, before: dict, order: Iterable[str]) -> dict:
+    """A report with what an earlier one of the same setting has beyond it: rows, claims, and pictures of a row."""
+    found = {name: [r["rows"][name] for r in (report, before) if name in r["rows"]] for name in order}
+    rows = {name: max(of, key=lambda row: row["images"]) for name, of in found.items() if of}
+    claims = {claim["claim"]: claim for claim in (*before["claims"], *report["claims"])}
+    return {
+        **report,
+        "made": sorted({*before["made"], *report["made"]}),
+        "rows": rows,
+        "claims": [claims[claim] for claim, *_ in CLAIMS if claim in claims],
+    }
+
+
+def setting_of(report: dict) -> dict:
+    """What two reports must have in common to be of the same pictures."""
+    return {k: v for k, v in report.items() if k not in ("made", "rows", "claims")}
+
+
 COLUMNS = (
     ("images", "images", "{}"), ("Frechet", "frechet", "{:.3f}"), ("precision", "precision", "{:.3f}"),
     ("recall", "recall", "{:.3f}"), ("named right", "named_right", "{:.1%}"), ("relative L2", "relative_l2", "{:.4f}"),
@@ -462,6 +482,8 @@ def main(argv: list[str]) -> None:
     setting = _, size, _ = opened(args)
     judge = judge_of(args, setting, args.images)
     deadline, reports, known = time.monotonic() + 60 * args.minutes, [], fleet.digest(args.model)
+    record = DOC.with_suffix(".json")
+    known_before = json.loads(record.read_text()) if record.exists() else []
     for steps in args.steps:
         folder = args.out / f"{args.model.stem}-{steps}"
         Cell(folder).claim(
@@ -477,9 +499,13 @@ def main(argv: list[str]) -> None:
                 tables.run(name, args.rounds, args.timed)
             if args.export and tables.cell(name).table("latents", args.images) is not None:
                 tables.write_samples(name)
-        reports.append(tables.report())
+        report = tables.report()
+        before = [other for other in known_before if setting_of(other) == setting_of(report)]
+        reports.append(joined(report, before[0], tables.rows) if before else report)
         print("\n" + markdown(reports[-1]), flush=True)
     if args.write:
         remarks = DOC.read_text().partition(REMARKS)[2] if DOC.exists() else "\n"
         text = f"{document(reports, ' '.join(argv))}\n\n{REMARKS}{remarks}"
         replace(DOC, lambda part: part.write_text(text))
+        others = [other for other in known_before if setting_of(other) not in map(setting_of, reports)]
+        replace(record, lambda part: part.write_text(json.dumps([*others, *reports], indent=1) + "\n"))

@@ -284,7 +284,8 @@ def table(results: dict) -> str:
     for device, of_device in results.items():
         text += f"\n## {device}\n\n{of_device['about']}\n"
         for name, of in of_device["networks"].items():
-            text += f"\n### {name}\n\n{of['size'].capitalize()}; {of['rounds']} rounds.\n\n"
+            remark = f" {of['remark']}" if of.get("remark") else ""
+            text += f"\n### {name}\n\n{of['size'].capitalize()}; {of['rounds']} rounds.{remark}\n\n"
             text += (
                 "| policy | ms a step | faster | from to | fewer FLOPs | wall / FLOPs | held | said before | peak |\n"
             )
@@ -316,6 +317,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=1, help="pictures at once")
     parser.add_argument("--policies", nargs="+", default=["*"], help="names or patterns such as 'FORA*'")
+    parser.add_argument(
+        "--remark", default="", help="what else is to be known of this measurement, such as what ran beside it"
+    )
     parser.add_argument("--compile", action="store_true", help="through the host's torch.compile node")
     args = parser.parse_args(argv)
     import comfy.model_management
@@ -338,7 +342,7 @@ def main(argv: list[str]) -> None:
         for cfg in args.cfg:
             title = f"{network}, {ground.tokens} tokens, {rows(args.batch, cfg)}" + ", compiled" * args.compile
             mine["networks"][title] = {
-                "cfg": cfg, "rounds": args.rounds, "size": "as published" if full else smaller,
+                "cfg": cfg, "rounds": args.rounds, "size": "as published" if full else smaller, "remark": args.remark,
                 "policies": measured(ground, cfg, args.rounds, args.compile, args.policies),
             }  # fmt: skip
             file.write_text(json.dumps(results, indent=1) + "\n")

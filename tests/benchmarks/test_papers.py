@@ -145,6 +145,23 @@ def test_two_rows_of_24_images(papers, shapes_dit, tmp_path, monkeypatch, capsys
     assert papers.DOC.read_text() == written.replace("--write`", "--write --table`") + "By hand.\n"
 
 
+def test_what_was_measured_before_stays_until_there_is_as_much(papers):
+    def report(made, claims, **rows):
+        rows = {name: {"images": images, "by": made} for name, images in rows.items()}
+        return {"steps": 20, "made": [made], "rows": rows, "claims": [{"claim": c, "by": made} for c in claims]}
+
+    first, second, third = (claim for claim, *_ in papers.CLAIMS[:3])
+    before = report("there", [third, second], none=5000, few=5000, old=5000)
+    now = report("here", [first, second], none=5000, few=100, new=50)
+    found = papers.joined(now, before, ["none", "new", "few", "old", "missing"])
+    assert {name: row["by"] for name, row in found["rows"].items()} == {
+        "none": "here", "new": "here", "few": "there", "old": "there",
+    }  # fmt: skip
+    assert [(c["claim"], c["by"]) for c in found["claims"]] == [(first, "here"), (second, "here"), (third, "there")]
+    assert found["made"] == ["here", "there"]
+    assert papers.setting_of(found) == {"steps": 20}
+
+
 def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(papers, shapes_dit, tmp_path, monkeypatch):
     wanted = ["--images", "20", "--batch", "8", "--rows", "fora-75"]
     whole = run(papers, shapes_dit, tmp_path / "whole", *wanted)

@@ -72,7 +72,9 @@ def test_what_was_measured_elsewhere_stays(speed, monkeypatch, tmp_path, capsys)
         return {"none": row}
 
     monkeypatch.setattr(speed, "measured", measured)
-    speed.main(["--networks", "DiT-XL/2 256", "--cfg", "1", "--rounds", "2", "--compile", "--batch", "3"])
+    speed.main(
+        ["--networks", "DiT-XL/2 256", "--cfg", "1", "--rounds", "2", "--compile", "--batch", "3", "--remark", "Quiet."]
+    )
     assert asked == [(3, 1.0, 2, True, ["*"])]
     written = json.loads((tmp_path / "benchmarks.json").read_text())
     assert written.pop("NVIDIA X") == other
@@ -80,7 +82,7 @@ def test_what_was_measured_elsewhere_stays(speed, monkeypatch, tmp_path, capsys)
     assert mine["networks"]["DiT-XL/2 256, 256 tokens, 3 pictures, cfg 1, compiled"]["policies"] == {"none": row}
     page = (tmp_path / "benchmarks.md").read_text()
     assert "Elsewhere." in page
-    assert "### DiT-XL/2 256, 256 tokens, 3 pictures, cfg 1, compiled\n\nA small one; 2 rounds." in page
+    assert "### DiT-XL/2 256, 256 tokens, 3 pictures, cfg 1, compiled\n\nA small one; 2 rounds. Quiet.\n" in page
     assert "Not measured yet" not in page
     assert page.endswith("A remark.\n")
     assert page.count(speed.REMARKS) == 1
