@@ -195,7 +195,11 @@ def main() -> None:
     if args.command == "registry":  # brings its own environment, with nothing of this one in it
         return run(sys.executable, ROOT / "tools" / "registry.py", *rest)
     python, latest, floor = environment(own)
-    env = os.environ | {"COMFYUI_PATH": str(latest), "COMFYUI_FLOOR": str(floor), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = os.environ | {"COMFYUI_PATH": str(latest), "COMFYUI_FLOOR": str(floor)}
+    env |= {
+        "PYTHONPYCACHEPREFIX": str(HOME / "bytecode"),
+        "PYTHONDONTWRITEBYTECODE": "",
+    }  # kept, but in nobody's folders
 
     def tool(*command: str | Path) -> None:
         run(python, *command, cwd=ROOT, env=env)

@@ -64,7 +64,7 @@ class Server:
             "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK, *self.extra,
         ]  # fmt: skip
         self._file = self.log.open("w")
-        env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
+        env = {"PYTHONDONTWRITEBYTECODE": "1"} | os.environ | {"HF_HUB_OFFLINE": "1"}  # dev.py has a place for bytecode
         self.process = subprocess.Popen(command, stdout=self._file, stderr=subprocess.STDOUT, cwd=self.host, env=env)
         for _ in range(3000):
             if self.process.poll() is not None:
