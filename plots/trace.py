@@ -99,9 +99,9 @@ def _dotted(figure: Figure, maps: list[list], theme: Theme) -> None:
         figure.get_layout_engine().execute(figure)
         figure.set_layout_engine("none")
     for own in filter(None, maps):
-        dotted = any([panels.dots(axes, table, rows, theme) for axes, table, rows in own])
+        dotted = [panels.dots(axes, table, rows, theme) for axes, table, rows in own]
         axes, table, _ = own[0]
-        cells = _cells(table, theme, dotted)
+        cells = _cells(table, theme, any(dotted))
         legend(axes, theme, cells, (RC["font"] - 2) * min(1, MOST_WORDS / max(len(cells), 1)))
         if cells:
             axes.get_legend().set_in_layout(False)  # so many words would push all panels aside
