@@ -148,6 +148,11 @@ async def _follow(socket_, prompt_id: str) -> dict[str, float]:
     raise ServerError("the server closed the connection")
 
 
+def started(variable: str, folder: Path) -> Server:
+    """The ComfyUI that an environment variable names, to be started in this folder."""
+    return Server(Path(os.environ[variable]), base_directory(folder), folder / "server.log")
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

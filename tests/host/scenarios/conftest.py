@@ -46,11 +46,12 @@ def subject(request):
 def held(host):
     """Samples with a cache and holds it against sampling without: equal where all is computed, close where it reuses.
 
-    sample: takes a model. computed: the share of decisions that computed, None for any below 1.
+    sample: takes a model. computed: the share of decisions that computed, None for any below 1. stock: what sampling
+    without a cache gives, where that is known.
     """
 
-    def call(model, policy, sample, computed: float | None = 0.5, bound: float = 0.5) -> SimpleNamespace:
-        stock = sample(model)
+    def call(model, policy, sample, computed: float | None = 0.5, bound: float = 0.5, stock=None) -> SimpleNamespace:
+        stock = sample(model) if stock is None else stock
         assert torch.equal(sample(host.attach(model, everything(policy))), stock)
         trace = Trace()
         cached = sample(host.attach(model, policy, trace))
