@@ -37,6 +37,7 @@ LONG = (
 """Files that take longest: they begin first, so that no process ends long after the others."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """The tests of a file stay in one process, which then makes what they share once (`pytest --dist loadgroup`)."""
     places = {str(Path(__file__).parent / file): place for place, file in enumerate(LONG)}

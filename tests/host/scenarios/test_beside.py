@@ -69,7 +69,7 @@ def test_reference_latents(flux, policy, method, held):
         {"positive": positive},  # a negative without references goes in a call of its own
         {"positive": positive, "negative": negative},
     ]
-    for settings in cases:
+    for settings in cases[-1 if method else 0 :]:  # methods place tokens, which guidance does not look at
         held(flux.model, policy, lambda model, settings=settings: flux.sample(model, **settings))
 
 

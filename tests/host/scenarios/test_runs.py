@@ -88,29 +88,14 @@ def test_bypass_is_stock_after_a_run_that_was_stopped(host, subject, policy, err
 @pytest.mark.parametrize(
     "changed", [pytest.param(name, marks=scenario(name, "bit-equal to a first run")) for name in CHANGES]
 )
-def test_a_sampler_after_another_one_with_the_same_model(host, subject, policy, changed, held, once):
+def test_a_sampler_after_another_one_with_the_same_model(host, subject, policy, changed, held):
     settings = CHANGES[changed](subject)
     patched = host.attach(subject.model, policy)
-    first = once((subject, policy), lambda: subject.sample(host.attach(subject.model, policy)))
-    assert torch.equal(subject.sample(patched), first)
+    first = subject.sample(patched)
     again = subject.sample(patched, **settings)
-    stock = once((subject, changed), lambda: subject.sample(**settings))
-    fresh = held(subject.model, policy, lambda model: subject.sample(model, **settings), computed=None, stock=stock)
+    fresh = held(subject.model, policy, lambda model: subject.sample(model, **settings), computed=None)
     assert torch.equal(again, fresh.cached)
     assert torch.equal(subject.sample(patched), first)
-
-
-@pytest.fixture(scope="module")
-def once():
-    """What several tests need and none of them changes, sampled once."""
-    known = {}
-
-    def call(key, sample):
-        if key not in known:
-            known[key] = sample()
-        return known[key]
-
-    return call
 
 
 @scenario("two KSampler (Advanced)", "bit-equal in full, error below .5 when reused")
