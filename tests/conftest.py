@@ -28,23 +28,32 @@ def pytest_configure(config):
     config.pluginmanager.register(Recorder(), "recorder")
 
 
-SERVED = ("host/test_server.py", "host/test_canvas.py")
+SERVED = ("tests/host/test_server.py", "tests/host/test_canvas.py")
 """What shares a running server."""
 LONG = (
-    *SERVED, "tools/test_fleet.py", "cache_core/test_adapters.py", "host/test_inspect.py", "host/test_compile.py",
-    "host/scenarios/test_samplers.py", "host/scenarios/test_beside.py", "host/scenarios/test_runs.py",
+    *SERVED, "tests/cache_core/test_adapters.py", "tests/tools/test_fleet.py", "tests/host/test_inspect.py",
+    "tests/host/test_compile.py", "tests/host/scenarios/test_samplers.py", "tests/host/scenarios/test_beside.py",
+    "tests/host/scenarios/test_runs.py",
 )  # fmt: skip
 """Files that take longest: they begin first, so that no process ends long after the others."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The tests of a file stay in one process, which then makes what they share once (`pytest --dist loadgroup`)."""
-    places = {str(Path(__file__).parent / file): place for place, file in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(str(item.path), len(LONG)))
-    for item in items:
-        own = item.path.relative_to(ROOT).as_posix() if item.path.is_relative_to(ROOT) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group("served" if own.removeprefix("tests/") in SERVED else own))
+    places = {ROOT / file: place for place, file in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile` the tests of a file stay in one process, which then makes what they share once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "served" if file in SERVED else file
+
+    return Files(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_finish(session):

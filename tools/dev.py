@@ -212,7 +212,7 @@ def main() -> None:
             tool("-m", "ruff", "format", "--check", ".")
             tool("-m", "ruff", "check", ".")
             env["OMP_NUM_THREADS"] = "1"  # small networks gain more from a second process than from a second thread
-            rest = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadgroup", "--no-loadscope-reorder"]
+            rest = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile", "--no-loadscope-reorder"]
         tool("-m", "pytest", *rest)
     elif args.command == "train":
         tool("demo/train.py", *rest)
