@@ -19,8 +19,8 @@
     python tools/dev.py registry    what Manager and registry do with the published files, in a fresh environment
     python tools/dev.py serve       a ComfyUI with this pack and the demo model, on http://127.0.0.1:8188
 
-Environments and hosts are kept in ~/.cache/comfyui-priorcache (PRIORCACHE_HOME moves it). A ComfyUI of your own is
-used with --host PATH or COMFYUI_PATH; its requirements are installed into the environment, never into yours.
+Environments, hosts and bytecode are kept in ~/.cache/comfyui-priorcache (PRIORCACHE_HOME moves it). A ComfyUI of your own
+is used with --host PATH or COMFYUI_PATH; its requirements are installed into the environment, never into yours.
 """
 
 from __future__ import annotations

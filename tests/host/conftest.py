@@ -61,6 +61,15 @@ def model(host):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """Priors, plans and routers are not drawn, for tests that do not look at the pictures."""
+    from priorcache.plots import plan, prior, router, style
+
+    for drawn in (plan, prior, router):
+        monkeypatch.setattr(drawn, "draw", lambda *_, **__: style.new_figure(1, 1))
+
+
+@pytest.fixture
 def steady_memory(host, monkeypatch):
     """The host's attention without a GPU asks how much memory is free, and is compiled again whenever that changes."""
     asked = lambda _, both=False: (2**34, 2**34) if both else 2**34  # noqa: E731
