@@ -52,8 +52,9 @@ def cluster(monkeypatch, tmp_path):
 
     soon = {
         "health_check_period_ms": 500,
-        "health_check_failure_threshold": 3,
-    }  # by default 15 s pass until a node is dead
+        "health_check_failure_threshold": 3,  # by default 15 s pass until a node is dead
+        "worker_niceness": 0,  # else its work waits until all other tests are done
+    }
     head = {"num_cpus": 1, "include_dashboard": False, "_system_config": soon}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     fleet.connected(cluster.address)
