@@ -121,7 +121,8 @@ def _stacked(axes: Axes, run: RunTrace, theme: Theme, heights: NDArray) -> None:
     for kind in present([run]):
         part = heights * np.array([share.get(kind, 0.0) for share in shares])
         if run.evaluations < MANY:
-            axes.bar(index, part, bottom=bottom, color=theme.kinds[kind], width=0.9, lw=0)
+            bars = [Rectangle((i - 0.45, low), 0.9, high) for i, low, high in zip(index, bottom, part, strict=True)]
+            axes.add_collection(PatchCollection(bars, facecolor=theme.kinds[kind], lw=0))
         else:  # one shape in place of as many
             edges = np.arange(run.evaluations + 1) - 0.5
             axes.stairs(bottom + part, edges, baseline=bottom, fill=True, color=theme.kinds[kind], lw=0)
@@ -309,5 +310,5 @@ def noise(run: RunTrace) -> str:
 def below(axes: Sequence[Axes], label: str, theme: Theme, size: float) -> None:
     """Numbers and name of the shared axis under the last panel only."""
     for upper in axes[:-1]:
-        upper.tick_params(labelbottom=False)
+        upper.xaxis.set_visible(False)
     axes[-1].set_xlabel(label, fontsize=size - 1.5, color=theme.soft)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -131,20 +132,25 @@ def _curve(axes: Axes, plans: Sequence[Plan], chosen: Plan | None, theme: Theme,
 
 
 def _strips(axes: Axes, plans: Sequence[Plan], chosen: Plan | None, theme: Theme, size: float) -> None:
+    tiles: dict[str, list[Rectangle]] = {"computed": [], "forecast": []}
     for row, plan in enumerate(plans):
         computed = set(plan.settings.get("computed", ()))
         for step in range(plan.steps):
-            colour = theme.kinds["computed" if step in computed else "forecast"]
-            axes.add_patch(Rectangle((step - 0.45, row - 0.4), 0.9, 0.8, color=colour, lw=0))
+            tile = Rectangle((step - 0.45, row - 0.4), 0.9, 0.8)
+            tiles["computed" if step in computed else "forecast"].append(tile)
         if plan is chosen:
             axes.add_patch(
-                Rectangle((-0.5, row - 0.48), plan.steps, 0.96, fill=False, ec=theme.true, lw=2, clip_on=False)
+                Rectangle(
+                    (-0.5, row - 0.48), plan.steps, 0.96, fill=False, ec=theme.true, lw=2, clip_on=False, zorder=2
+                )
             )
+    for kind, own in tiles.items():
+        axes.add_collection(PatchCollection(own, facecolor=theme.kinds[kind], lw=0))
     axes.set_yticks(range(len(plans)), [f"{p.speedup:.2f}x" for p in plans], fontsize=size - 2)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylim(max(len(plans), 1) - 0.45, -0.55)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
     step_axis(axes, max((p.steps for p in plans), default=1))
-    handles = [Patch(facecolor=theme.kinds[kind], lw=0, label=kind) for kind in ("computed", "forecast")]
+    handles = [Patch(facecolor=theme.kinds[kind], lw=0, label=kind) for kind in tiles]
     legend(axes, theme, handles, size - 2)

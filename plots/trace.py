@@ -23,6 +23,8 @@ WAITING = (
     "No sampling run yet: connect the latent of the sampler behind Apply Cache, so that Inspect waits for it. "
     "Where it is connected, another Apply Cache between the two has taken this one's place."
 )
+MOST_WORDS = 5
+"""Of a key that has room beside a title; more are written smaller."""
 TITLES = 0.33  # inches; of a panel's title
 
 
@@ -92,13 +94,17 @@ def _cells(table: Grid, theme: Theme, dotted: bool) -> list:
 
 
 def _dotted(figure: Figure, maps: list[list], theme: Theme) -> None:
-    """Settle the layout, then put dots where they fit into the cells, and say what the cells mean."""
+    """Settle the layout, once, then put dots where they fit into the cells, and say what the cells mean."""
     if any(np.isfinite(table.true).any() for own in maps for _, table, _ in own):
         figure.get_layout_engine().execute(figure)
-    for own in maps:
-        drawn = [panels.dots(axes, table, rows, theme) for axes, table, rows in own]
-        if own:
-            legend(own[0][0], theme, _cells(own[0][1], theme, any(drawn)), RC["font"] - 2)
+        figure.set_layout_engine("none")
+    for own in filter(None, maps):
+        dotted = [panels.dots(axes, table, rows, theme) for axes, table, rows in own]
+        axes, table, _ = own[0]
+        cells = _cells(table, theme, any(dotted))
+        legend(axes, theme, cells, (RC["font"] - 2) * min(1, MOST_WORDS / max(len(cells), 1)))
+        if cells:
+            axes.get_legend().set_in_layout(False)  # so many words would push all panels aside
 
 
 def glance(runs: Sequence[RunTrace], otherwise: str = WAITING, theme: Theme = LIGHT) -> Figure:

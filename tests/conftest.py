@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -27,7 +28,48 @@ def pytest_configure(config):
     config.pluginmanager.register(Recorder(), "recorder")
 
 
+SERVED = ("tests/host/test_server.py", "tests/host/test_canvas.py")
+"""What shares a running server."""
+LONG = (
+    *SERVED, "tests/cache_core/test_adapters.py", "tests/tools/test_fleet.py", "tests/host/test_inspect.py",
+    "tests/host/test_compile.py", "tests/host/scenarios/test_samplers.py", "tests/host/scenarios/test_beside.py",
+    "tests/host/scenarios/test_runs.py",
+)  # fmt: skip
+"""Files that take longest: they begin first, so that no process ends long after the others."""
+
+
+def pytest_collection_modifyitems(items):
+    places = {ROOT / file: place for place, file in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile` the tests of a file stay in one process, which then makes what they share once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "served" if file in SERVED else file
+
+    return Files(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_finish(session):
+    """Looking for garbage takes a twelfth of the time: all that is imported stays, and the rest is looked at less often."""
+    settled()
+    gc.set_threshold(50_000, 20, 20)
+
+
+def settled() -> None:
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def comfy():
     """The host's `comfy` package, on the CPU."""
-    return load_host()
+    host = load_host()
+    settled()
+    return host

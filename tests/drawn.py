@@ -88,7 +88,8 @@ def outside(figure) -> list[str]:
     """Texts that reach beyond the paper; numbers of axes out of view are never painted and do not count."""
     from matplotlib.text import Text
 
-    figure.canvas.draw()
+    if figure.stale:
+        figure.canvas.draw()
     width, height = figure.canvas.get_width_height()
     ticks = {id(label) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels()}
     found = []

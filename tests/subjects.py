@@ -96,11 +96,11 @@ class Labelled(Subject):
         return [[torch.zeros(1, 1, 1), {"class_labels": torch.tensor([seed % 10])} | extra]]
 
 
-def dit() -> Subject:
+def dit(depth: int = 3) -> Subject:
     from priorcache.models import host
     from priorcache.models.dit import DiT, DiTConfig
 
-    config = DiTConfig(64, 3, 4, 2, 3, 10, learn_sigma=False, grid_size=8)
+    config = DiTConfig(64, depth, 4, 2, 3, 10, learn_sigma=False, grid_size=8)
     with torch.inference_mode():
         return Labelled(host.from_weights(config, opened(DiT(config)).state_dict()), (16, 16))
 
@@ -125,8 +125,8 @@ def saved_dit(folder: Path, name: str, **changes) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def flux(folder) -> Subject:
-    """One head of 128, two blocks of either kind, under the names of the original checkpoints."""
+def flux(folder, depth: int = 2) -> Subject:
+    """One head of 128, this many blocks of either kind, under the names of the original checkpoints."""
     import comfy.ops
     from comfy.ldm.flux.model import Flux
 
@@ -139,8 +139,8 @@ def flux(folder) -> Subject:
             hidden_size=128,
             mlp_ratio=4.0,
             num_heads=1,
-            depth=2,
-            depth_single_blocks=2,
+            depth=depth,
+            depth_single_blocks=depth,
             axes_dim=[16, 56, 56],
             theta=10000,
             patch_size=2,

@@ -8,6 +8,7 @@ import os
 import statistics
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def flops_ratios() -> dict[int, dict[str, float]]:
         config, _ = read(load_file(file), metadata=opened.metadata())
     size = config.grid_size * config.patch_size
     branches, rest = flops.expected(config, size)
-    full = flops.sampling(Full(), config, STEPS, size)
+    full = STEPS * flops.sampling(Full(), config, 1, size)  # every step alike
     out = {}
     for interval in INTERVALS:
         computed = 1 + len(range(0, STEPS - 1, interval))  # the first step, and every N-th counted from the last
@@ -89,7 +90,7 @@ def flops_ratios() -> dict[int, dict[str, float]]:
     return out
 
 
-def measure(server: Server, base: Path, count: int) -> dict:
+def measure(server: Server, base: Path, count: int, ratios: dict[int, dict[str, float]]) -> dict:
     """Run everything with this many seeds; pictures go to OUT, figures into the returned report."""
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + count))
     prompt, ids = workflow("01_calibrate")
@@ -112,7 +113,6 @@ def measure(server: Server, base: Path, count: int) -> dict:
                 grid(server, result, ids["In full"]).save(OUT / "uncached.png")
                 grid(server, result, ids["Cached"]).save(OUT / f"cached-n{interval}.png")
                 picture(server, result, ids["PriorCacheInspect"]).save(OUT / f"inspector-n{interval}.png")
-    ratios = flops_ratios()
     report = {"steps": STEPS, "cfg": 1.5, "pictures": PICTURES, "seeds": seeds, "runs": []}
     for interval in INTERVALS:
         row = rows[interval]
@@ -183,12 +183,13 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="on the device that ComfyUI prefers, in place of the CPU")
     args = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
         base = base_directory(Path(folder))
+        ratios = pool.submit(flops_ratios)  # while the server starts
         # Without the host's own cache every cached picture has an uncached one of its own beside it in time.
         host = Path(os.environ["COMFYUI_PATH"])
         with Server(host, base, OUT / "server.log", "--cache-none", cpu=not args.gpu) as server:
-            report = measure(server, base, args.seeds)
+            report = measure(server, base, args.seeds, ratios.result())
     poster().save(OUT / "first_run.png")
     (OUT / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(table(report))

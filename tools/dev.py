@@ -19,8 +19,8 @@
     python tools/dev.py registry    what Manager and registry do with the published files, in a fresh environment
     python tools/dev.py serve       a ComfyUI with this pack and the demo model, on http://127.0.0.1:8188
 
-Environments and hosts are kept in ~/.cache/comfyui-priorcache (PRIORCACHE_HOME moves it). A ComfyUI of your own is
-used with --host PATH or COMFYUI_PATH; its requirements are installed into the environment, never into yours.
+Environments, hosts and bytecode are kept in ~/.cache/comfyui-priorcache (PRIORCACHE_HOME moves it). A ComfyUI of your own
+is used with --host PATH or COMFYUI_PATH; its requirements are installed into the environment, never into yours.
 """
 
 from __future__ import annotations
@@ -195,7 +195,11 @@ def main() -> None:
     if args.command == "registry":  # brings its own environment, with nothing of this one in it
         return run(sys.executable, ROOT / "tools" / "registry.py", *rest)
     python, latest, floor = environment(own)
-    env = os.environ | {"COMFYUI_PATH": str(latest), "COMFYUI_FLOOR": str(floor), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = os.environ | {"COMFYUI_PATH": str(latest), "COMFYUI_FLOOR": str(floor)}
+    env |= {
+        "PYTHONPYCACHEPREFIX": str(HOME / "bytecode"),
+        "PYTHONDONTWRITEBYTECODE": "",
+    }  # kept, but in nobody's folders
 
     def tool(*command: str | Path) -> None:
         run(python, *command, cwd=ROOT, env=env)
@@ -208,7 +212,7 @@ def main() -> None:
             tool("-m", "ruff", "format", "--check", ".")
             tool("-m", "ruff", "check", ".")
             env["OMP_NUM_THREADS"] = "1"  # small networks gain more from a second process than from a second thread
-            rest = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
+            rest = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile", "--no-loadscope-reorder"]
         tool("-m", "pytest", *rest)
     elif args.command == "train":
         tool("demo/train.py", *rest)

@@ -64,7 +64,7 @@ class Server:
             "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK, *self.extra,
         ]  # fmt: skip
         self._file = self.log.open("w")
-        env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
+        env = {"PYTHONDONTWRITEBYTECODE": "1"} | os.environ | {"HF_HUB_OFFLINE": "1"}  # dev.py has a place for bytecode
         self.process = subprocess.Popen(command, stdout=self._file, stderr=subprocess.STDOUT, cwd=self.host, env=env)
         for _ in range(3000):
             if self.process.poll() is not None:
@@ -146,6 +146,11 @@ async def _follow(socket_, prompt_id: str) -> dict[str, float]:
             if event["type"] == "execution_success":
                 return seconds
     raise ServerError("the server closed the connection")
+
+
+def started(variable: str, folder: Path) -> Server:
+    """The ComfyUI that an environment variable names, to be started in this folder."""
+    return Server(Path(os.environ[variable]), base_directory(folder), folder / "server.log")
 
 
 def _free_port() -> int:

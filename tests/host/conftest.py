@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from host_server import started
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +58,26 @@ def host(comfy):
 @pytest.fixture
 def model(host):
     return host.model()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Priors, plans and routers are not drawn, for tests that do not look at the pictures."""
+    from priorcache.plots import plan, prior, router, style
+
+    for drawn in (plan, prior, router):
+        monkeypatch.setattr(drawn, "draw", lambda *_, **__: style.new_figure(1, 1))
+
+
+@pytest.fixture
+def steady_memory(host, monkeypatch):
+    """The host's attention without a GPU asks how much memory is free, and is compiled again whenever that changes."""
+    asked = lambda _, both=False: (2**34, 2**34) if both else 2**34  # noqa: E731
+    monkeypatch.setattr(host.comfy.model_management, "get_free_memory", asked)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The latest host with this pack in it, running."""
+    with started("COMFYUI_PATH", tmp_path_factory.mktemp("server")) as running:
+        yield running

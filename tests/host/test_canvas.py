@@ -1,12 +1,9 @@
 """The shipped workflows in ComfyUI's own frontend, where a Chromium is installed."""
 
 import json
-import os
-from pathlib import Path
 
 import canvas as frontend
 import pytest
-from host_server import Server, base_directory
 from pack import ROOT
 
 pytestmark = pytest.mark.skipif(frontend.browser() is None, reason="no Chromium is installed")
@@ -14,10 +11,8 @@ FILES = sorted((ROOT / "workflows").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
-def canvas(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("canvas")
-    server = Server(Path(os.environ["COMFYUI_PATH"]), base_directory(folder), folder / "server.log")
-    with server, frontend.Canvas(server) as opened:
+def canvas(server):
+    with frontend.Canvas(server, 900, 600) as opened:
         yield opened
 
 

@@ -74,7 +74,7 @@ def test_a_plan_for_other_noise_declines_with_a_sentence(host, model):
     assert "its plan is for noise from 15 to 0.5" in run.notes[0]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nodes(host):
     import priorcache.nodes as pack
 
@@ -82,16 +82,16 @@ def nodes(host):
     return {n.GET_SCHEMA().node_id: n for n in pack.NODES}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def conds(host):
     return host.dit.conditioning(torch.tensor([1, 2])), host.dit.conditioning(torch.tensor([-1, -1]))
 
 
-@pytest.fixture
-def prior(nodes, model, conds):
+@pytest.fixture(scope="module")
+def prior(host, nodes, conds):
     with torch.inference_mode():
         return nodes["PriorCacheCalibrate"].execute(
-            model, *conds, {"samples": torch.zeros(2, 3, 16, 16)}, seed=1, runs=1, steps=10, cfg=1.5, sampler_name="euler",
+            host.model(), *conds, {"samples": torch.zeros(2, 3, 16, 16)}, seed=1, runs=1, steps=10, cfg=1.5, sampler_name="euler",
             scheduler="karras", denoise=1.0, longest_gap=1, mean_features=False,
         ).args[0]  # fmt: skip
 
@@ -131,6 +131,7 @@ class TestNodes:
         with pytest.raises(SettingError, match="Plan Policy: value is"):
             nodes["PriorCachePlan"].execute(prior.planned([plan]), goal, value)
 
+    @pytest.mark.usefixtures("undrawn")
     def test_a_plan_serves_another_number_of_steps(self, host, nodes, model, conds, prior):
         planned, *_ = search(nodes, prior, model, conds, samplings=1.0, speedups="2")
         policy = nodes["PriorCachePlan"].execute(planned, "computed steps", 5.0).args[0]
@@ -138,6 +139,7 @@ class TestNodes:
         assert run.notes == []
         assert len(computed(run)) in (9, 10)  # of neighbours in noise two may be one
 
+    @pytest.mark.usefixtures("undrawn")
     def test_a_search_goes_on_where_it_was_stopped(self, host, nodes, model, conds, prior, monkeypatch):
         from priorcache.nodes import forecast
 
@@ -162,6 +164,7 @@ class TestNodes:
         assert first.plans == second.plans
         assert sampled_later < len(calls) - 100
 
+    @pytest.mark.usefixtures("undrawn")
     def test_what_cannot_be_planned_is_said(self, nodes, model, conds, prior):
         with pytest.raises(PriorError, match="holds no plans"):
             nodes["PriorCachePlan"].execute(prior, "speed-up", 2.0)

@@ -92,8 +92,7 @@ def test_why_nothing_was_skipped(inspect, traces):
     assert "the smallest change from one evaluation to the next was" in text
 
 
-@pytest.mark.parametrize(("theme", "paper"), [("light", LIGHT), ("dark", DARK)])
-@pytest.mark.parametrize("preview", ["at a glance", "in full"])
+@pytest.mark.parametrize(("theme", "paper", "preview"), [("light", LIGHT, "in full"), ("dark", DARK, "at a glance")])
 def test_themes_and_previews(inspect, traces, tmp_path, theme, paper, preview):
     result = inspect(traces["fora"], theme=theme, preview=preview)
     for image in (result.args[0], result.args[2]):
@@ -144,6 +143,15 @@ def prior(host):
     return made.planned([Plan("Forecast", {"computed": [0, 1, 3, 5, 7]}, 10, 5, 0.02, 0.03, 1)])
 
 
+@pytest.fixture
+def blank(monkeypatch):
+    """Pictures of a run that are quickly drawn, for who looks at files alone."""
+    from priorcache.plots import style, trace
+
+    for name in ("draw", "glance"):
+        monkeypatch.setattr(trace, name, lambda *_, **__: trace.empty("blank", style.LIGHT))
+
+
 class TestFiles:
     def test_everything_that_was_asked_for_is_written_and_named(self, inspect, output, traces, prior):
         text = inspect(traces["goc"], prior=prior, before=traces["fora"], export="PNG, CSV and JSON").args[1]
@@ -164,12 +172,12 @@ class TestFiles:
         assert told["before"][0]["policy"] == "FORA N=2 (aligned)"
 
     @pytest.mark.parametrize(("kind", "count"), [("PNG", 1), ("CSV", 2), ("JSON", 1)])
-    def test_each_kind_alone(self, inspect, output, traces, kind, count):
+    def test_each_kind_alone(self, inspect, output, traces, blank, kind, count):
         inspect(traces["fora"], export=kind)
         assert len(output.names()) == count
         assert all(name.endswith(kind.lower()) for name in output.names())
 
-    def test_nothing_is_overwritten(self, inspect, output, traces):
+    def test_nothing_is_overwritten(self, inspect, output, traces, blank):
         for _ in range(2):
             inspect(traces["fora"], export="JSON", filename_prefix="mine")
         assert output.names() == ["mine_00001_all.json", "mine_00002_all.json"]

@@ -10,6 +10,7 @@ from priorcache.priors.prior import Prior, PriorError
 from priorcache.priors.router import RouterError, policy
 
 STEPS = 4
+UNDRAWN = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,7 @@ class TestEveryArchitecture:
             assert parameter is weights[key][0]
             assert torch.equal(*weights[key])
 
+    @UNDRAWN
     def test_what_was_learned_is_what_is_reused(self, nodes, models, name, host):
         subject = models[name]
         prior = train(nodes, subject, penalty="1e-3", iterations=12, learning_rate=0.5)[0]
@@ -104,6 +106,7 @@ def test_a_model_whose_weights_are_paged_is_trained_as_a_whole_copy(host, model)
         l2c._whole(Paged(None))
 
 
+@UNDRAWN
 @pytest.mark.parametrize("name", ["dit", "flux"])
 def test_a_large_penalty_closes_every_gate_and_none_of_it_opens_them(nodes, models, name):
     subject = models[name]
@@ -113,6 +116,7 @@ def test_a_large_penalty_closes_every_gate_and_none_of_it_opens_them(nodes, mode
     assert free[1::2].mean() > 0.6
 
 
+@UNDRAWN
 def test_gates_for_nothing_reused_are_bit_equal_to_stock(nodes, models, host):
     subject = models["dit"]
     prior = train(nodes, subject)[0]
@@ -122,6 +126,7 @@ def test_gates_for_nothing_reused_are_bit_equal_to_stock(nodes, models, host):
     assert torch.equal(subject.sample(host.attach(subject.model, open_gates), steps=STEPS), subject.sample(steps=STEPS))
 
 
+@UNDRAWN
 def test_the_wrong_number_of_steps_is_computed_in_full_with_the_remedy(nodes, models, host):
     subject, trace = models["dit"], Trace()
     made = policy(train(nodes, subject, penalty="1e4", learning_rate=1.0)[0], 0.4)
@@ -131,6 +136,7 @@ def test_the_wrong_number_of_steps_is_computed_in_full_with_the_remedy(nodes, mo
     assert "Train Router" in trace.runs[0].notes[0]
 
 
+@UNDRAWN
 def test_half_precision_trains_too(nodes, host):
     for dtype in (torch.bfloat16, torch.float16):
         with torch.inference_mode():
@@ -140,6 +146,7 @@ def test_half_precision_trains_too(nodes, host):
         assert gates[1::2].mean() > 0.6
 
 
+@UNDRAWN
 def test_several_calls_per_step_and_split_conds(nodes, models, monkeypatch):
     """heun calls the model twice per step; where memory is scarce, conds come in calls of their own."""
     subject = models["dit"]
@@ -152,6 +159,7 @@ def test_several_calls_per_step_and_split_conds(nodes, models, monkeypatch):
     assert heun.tables["router"].isfinite().all(1).tolist() == [False, True] * 3 + [False]
 
 
+@UNDRAWN
 class TestGoingOn:
     def test_a_router_is_trained_on_and_a_calibration_gains_one(self, nodes, models):
         subject = models["dit"]
@@ -211,6 +219,7 @@ class TestGoingOn:
         assert told == [(i, 6 * STEPS + 12) for i in range(1, 6 * STEPS + 13)]
 
 
+@UNDRAWN
 def test_several_penalties_make_a_curve_that_falls_in_fraction_computed(nodes, models):
     prior, _, summary = train(nodes, models["dit"], penalty="0, 1e4", iterations=20, learning_rate=2.0)
     assert (prior.tables["router"][1::2] < 0.1).all()
@@ -219,12 +228,14 @@ def test_several_penalties_make_a_curve_that_falls_in_fraction_computed(nodes, m
     assert "FORA N=2 (aligned) removes 50.0%" in summary
 
 
+@UNDRAWN
 @pytest.mark.parametrize("penalty", ["", "much", "1e-3;2", "-1", "nan", "inf"])
 def test_a_penalty_that_is_no_number_is_explained(nodes, models, penalty):
     with pytest.raises(RouterError, match=r"Train Router: penalty .* 1e-6, 1e-5"):
         train(nodes, models["dit"], penalty=penalty)
 
 
+@UNDRAWN
 def test_an_architecture_without_adapter_is_explained(nodes, models, host, monkeypatch):
     import priorcache.priors.router as router
 
@@ -233,6 +244,7 @@ def test_an_architecture_without_adapter_is_explained(nodes, models, host, monke
         train(nodes, models["dit"])
 
 
+@UNDRAWN
 def test_a_block_that_another_node_changes_is_explained(nodes, models):
     block = models["dit"].model.model.diffusion_model.blocks[1]
     theirs = block.forward
@@ -244,6 +256,7 @@ def test_a_block_that_another_node_changes_is_explained(nodes, models):
         del block.forward
 
 
+@UNDRAWN
 def test_a_published_file_is_listed_loaded_and_used(nodes, models, host, tmp_path):
     import folder_paths
 

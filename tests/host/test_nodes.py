@@ -419,6 +419,7 @@ class TestCorrections:
             assert trace.runs[0].notes == []
 
 
+@pytest.mark.usefixtures("undrawn")
 class TestCalibrate:
     def test_measures_what_a_full_run_with_tracing_measures(self, host, nodes, model):
         prior = calibrate(host, nodes, model, runs=1).args[0]
@@ -478,9 +479,10 @@ class TestCalibrate:
 
     def test_a_sampler_without_fixed_steps_is_explained(self, host, nodes, model):
         with pytest.raises(PriorError, match="fixed steps"):
-            calibrate(host, nodes, model, sampler_name="dpm_adaptive", runs=3)
+            calibrate(host, nodes, model, sampler_name="dpm_adaptive", runs=2)
 
 
+@pytest.mark.usefixtures("undrawn")
 class TestPriorFiles:
     def test_save_then_load(self, host, nodes, model, prior_folder):
         prior = calibrate(host, nodes, model, runs=1).args[0]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import urllib.request
 from io import BytesIO
-from pathlib import Path
 
 import pytest
-from host_server import Server, ServerError, base_directory
+from host_server import Server, ServerError, started
 from pack import ROOT
 from PIL import Image
 
@@ -17,17 +15,6 @@ import workflows
 
 NODES = {page.stem for page in (ROOT / "web" / "docs").glob("*.md")}
 """Every node has a help page, and every page a node: `test_nodes.py` holds them against each other."""
-
-
-def start(tmp_path_factory, variable: str) -> Server:
-    folder = tmp_path_factory.mktemp(variable.lower())
-    return Server(Path(os.environ[variable]), base_directory(folder), folder / "server.log")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with start(tmp_path_factory, "COMFYUI_PATH") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +210,8 @@ class TestLatestHost:
         assert [s for s in complaints(server) if "this model knows 0 to 11" not in s and "Traceback" not in s] == []
 
 
-def test_floor_host_loads_the_pack_and_samples(tmp_path_factory):
-    with start(tmp_path_factory, "COMFYUI_FLOOR") as floor:
+def test_floor_host_loads_the_pack_and_samples(tmp_path):
+    with started("COMFYUI_FLOOR", tmp_path) as floor:
         assert {n for n in floor.get("/object_info") if n.startswith("PriorCache")} == NODES
         prompt, ids = first_run()
         result = floor.run(prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
@@ -42,15 +43,26 @@ def subject(request):
     return request.getfixturevalue(request.param)
 
 
+@pytest.fixture(scope="session")
+def stocks() -> dict:
+    """What sampling without a cache gives, by test and parameters; the policy does not come into it."""
+    return {}
+
+
 @pytest.fixture
-def held(host):
+def held(host, request, stocks):
     """Samples with a cache and holds it against sampling without: equal where all is computed, close where it reuses.
 
     sample: takes a model. computed: the share of decisions that computed, None for any below 1.
     """
+    given = {name: str(value) for name, value in request.node.callspec.params.items() if name != "policy"}
+    calls = count()
 
     def call(model, policy, sample, computed: float | None = 0.5, bound: float = 0.5) -> SimpleNamespace:
-        stock = sample(model)
+        key = (request.node.originalname, *given.items(), next(calls))
+        if key not in stocks:
+            stocks[key] = sample(model)
+        stock = stocks[key]
         assert torch.equal(sample(host.attach(model, everything(policy))), stock)
         trace = Trace()
         cached = sample(host.attach(model, policy, trace))

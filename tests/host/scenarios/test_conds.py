@@ -36,7 +36,9 @@ def test_of_different_lengths_go_in_two_calls(subject, policy, held):
     model, calls = subject.calls(subject.model)
     prompts = {"positive": subject.prompt(1, words=7), "negative": subject.prompt(2, words=3)}
     held(model, policy, lambda model: subject.sample(model, **prompts))
-    assert calls == [1] * (2 * 8 + (4 if policy.level == "model" else 8))
+    with_cache = 8 + (4 if policy.level == "model" else 8)
+    assert set(calls) == {1}
+    assert len(calls) in (with_cache, 8 + with_cache)  # without one it is sampled for the first level only
 
 
 @scenario("no guidance, then guidance", "half the memory without a negative")
