@@ -57,7 +57,7 @@ class PriorCacheForecast(io.ComfyNode):
                     options=list(ORDERS),
                     default="auto",
                     advanced=True,
-                    tooltip="linear: the line through the last two computed steps. quadratic: the parabola through three. auto: quadratic, and linear where fewer than 6 steps are computed.",
+                    tooltip="linear: the line through the last two computed steps. quadratic: the parabola through three. auto: the line where few steps are computed, else half of what the parabola adds to it, or all, as model and sampler suit.",
                 ),
             ],
             outputs=[Policy.Output(display_name="policy", tooltip="For Apply Cache.")],
