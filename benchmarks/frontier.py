@@ -3,7 +3,8 @@
     python tools/dev.py bench frontier --write                                    # everything, hours on a CPU
     python tools/dev.py bench frontier --model dit --steps 20 --cfg 1.5 --sampler euler --pairs 12
 
-Every setting is kept under --out as soon as it is measured, so that the command may be stopped and goes on from there.
+Every setting is kept under --out as soon as it is measured, so that the command may be stopped and goes on from there; what
+docs/frontier.json has of the same arguments is not measured again.
 Every method samples the same prompts and seeds, which no plan was made with. Error: relative L2 distance of the final
 latent to that of all steps; PSNR against the range of that latent.
 """
@@ -34,7 +35,7 @@ from ..priors.files import replace
 from ..priors.plan import forecasts, search_plans
 from ..priors.search import Outcome, Search
 from .baselines import Given, Spectrum, growing, host_cache
-from .standings import DEFAULT, HOST, PLAN, Point, Setting, page, summary, targets
+from .standings import DEFAULT, HOST, PLAN, REMARKS, Point, Setting, page, summary, targets
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT, DOC = ROOT / "demo" / "out" / "frontier", ROOT / "docs" / "frontier.md"
@@ -228,9 +229,9 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=64, help="held-out prompt x seed pairs")
     parser.add_argument("--calibration", type=int, default=16, help="pairs that plans are made with")
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.4, 0.3, 0.25])
-    parser.add_argument("--samplings", type=float, default=60, help="what the search may cost; 0: no plans")
+    parser.add_argument("--samplings", type=float, default=40, help="what the search may cost; 0: no plans")
     parser.add_argument("--every", action="store_true", help="also the coordinates, orders and schedules not chosen")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--shared", action="store_true", help="other work runs beside it: no wall times in the page")
     parser.add_argument("--table", action="store_true", help="sample nothing, show what there is")
     parser.add_argument("--write", action="store_true", help="write docs/frontier.md and docs/frontier.json")
@@ -242,10 +243,16 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 
 
 def kept(args: argparse.Namespace) -> list[Setting]:
-    """All that was measured, in the order of models, samplers, cfg and steps."""
-    found = [Setting.parsed(json.loads(file.read_text())) for file in args.out.glob("*.json")]
-    order = {name: place for place, name in enumerate(MODELS)}
-    return sorted(found, key=lambda s: (order[s.about["model"]], *(s.about[k] for k in ("sampler", "cfg", "steps"))))
+    """All that was measured, here or before, in the order of models, samplers, cfg and steps."""
+    record = DOC.with_suffix(".json")
+    reports = json.loads(record.read_text()) if record.exists() else []
+    reports += [json.loads(file.read_text()) for file in args.out.glob("*.json")]
+    found = {place(setting.about): setting for setting in map(Setting.parsed, reports)}  # the last one of each place
+    return [found[at] for at in sorted(found)]
+
+
+def place(about: dict) -> tuple:
+    return (list(MODELS).index(about["model"]), *(about[key] for key in ("sampler", "cfg", "steps")))
 
 
 @torch.inference_mode()
@@ -265,8 +272,8 @@ def main(argv: list[str]) -> None:
                 "counts": [round(steps * fraction) for fraction in args.fractions],
             }  # fmt: skip
             file = args.out / f"{name}-{sampler}-{steps}-{cfg:g}.json"
-            if file.exists() and about.items() <= json.loads(file.read_text())["about"].items():
-                print(f"{file.name}: measured already", flush=True)
+            if any(about.items() <= setting.about.items() for setting in kept(args)):
+                print(f"{file.stem}: measured already", flush=True)
                 continue
             common = (drawer.model, steps, cfg, sampler, about["scheduler"])
             print(f"{name}, {sampler}, {steps} steps, cfg {cfg:g}, {args.pairs} held-out pairs", flush=True)
@@ -281,7 +288,8 @@ def main(argv: list[str]) -> None:
     settings = kept(args)
     print("\n".join([summary(settings), "", *targets(settings)]))
     if args.write:
-        text = page(settings, " ".join(argv))
+        remarks = DOC.read_text().partition(REMARKS)[2] if DOC.exists() else "\n"
+        text = page(settings, " ".join(argv)) + remarks
         replace(DOC, lambda part: part.write_text(text))
         reports = [{"about": s.about, "points": [asdict(p) for p in s.points]} for s in settings]
         replace(DOC.with_suffix(".json"), lambda part: part.write_text(json.dumps(reports) + "\n"))

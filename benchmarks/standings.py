@@ -14,6 +14,7 @@ PEERS = ("reuse", "Taylor 1", "Taylor 2", "Spectrum", "Spectrum, even steps", *H
 BASELINES = ("fewer steps, euler", "fewer steps, dpmpp_2m", "linear in sigma", *PEERS)
 DEFAULT, PLAN = "Forecast (ours)", "Plan (ours)"
 THIRD = 1 / 3
+REMARKS = "<!-- What follows is written by hand and stays. -->"
 
 
 @dataclass
@@ -126,21 +127,28 @@ def _spread(values: Iterable[float]) -> str:
 
 
 def summary(settings: list[Setting]) -> str:
-    """Markdown: a row per setting; the best of all baselines, the default, the plan and its ratio to the best peer."""
-    shares = sorted({round(n / s.about["steps"], 2) for s, n in _cells(settings)}, reverse=True)
-    heads = [f"{share:g} of the evaluations" for share in shares]
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    """Markdown: a row per setting, all of as many counts; the best of all baselines, the default, the plan and its ratio to the best peer."""
+    shares = [
+        statistics.mode(share) for share in zip(*([_share(s, n) for n in s.counts] for s in settings), strict=True)
+    ]
+    lines = [
+        "| | " + " | ".join(f"{share:g} of the evaluations" for share in shares) + " |",
+        "|---" * (len(shares) + 1) + "|",
+    ]
     for s in settings:
-        cells = dict.fromkeys(shares, "")
+        cells = []
         for count in s.counts:
             error, name = s.best(BASELINES, count)
             default, plan = s.at(DEFAULT, count), s.at(PLAN, count)
-            text = f"{error:.3f} {name} / {_bold(default, default <= error)}"
+            cells.append(f"{error:.3f} {name} / {_bold(default, default <= error)}")
             if plan is not None:
-                text += f" / {_bold(plan, plan <= default)} ({plan / s.best(PEERS, count)[0]:.2f})"
-            cells[round(count / s.about["steps"], 2)] = text
-        lines.append(f"| {s.title} | " + " | ".join(cells.values()) + " |")
+                cells[-1] += f" / {_bold(plan, plan <= default)} ({plan / s.best(PEERS, count)[0]:.2f})"
+        lines.append(f"| {s.title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _share(setting: Setting, count: int) -> float:
+    return round(count / setting.about["steps"], 2)
 
 
 def _bold(error: float, bold: bool) -> str:
@@ -183,7 +191,7 @@ def page(settings: list[Setting], command: str) -> str:
         parts += ["## On the clock", "Wall time as a ratio to all steps.", clock(alone)]
     parts.append("## All methods")
     parts += [f"### {s.title}\n\n{s.table()}" for s in settings]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, REMARKS])
 
 
 def _numbers(values: Iterable[int]) -> str:

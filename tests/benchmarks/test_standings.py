@@ -47,11 +47,17 @@ def test_the_best_baseline_and_the_best_cache_are_told_apart():
     assert "/ **0.050** / 0.055 (0.69)" in summary([setting(plan=0.055)])
 
 
+def test_columns_are_called_what_most_rows_are():
+    head, _, *rows = summary([setting(), setting(), setting(steps=21)]).splitlines()
+    assert head == "| | 0.5 of the evaluations |"
+    assert len(rows) == 3
+
+
 def test_targets_are_counted():
-    met, third, own = targets([setting(), setting(default=0.09, plan=0.06, steps=40)])
+    met, third, own = targets([setting(), setting(default=0.09, plan=0.06, steps=21)])
     assert "so in 1 of 2 places" in met
     assert "1.17 (0.83 to 1.50) times" in met
-    assert "Worst: 1.50 at 10 in dit, euler, 40 steps, cfg 1.5." in met
+    assert "Worst: 1.50 at 10 in dit, euler, 21 steps, cfg 1.5." in met
     assert "so in 1 of 2 places" in third
     assert "so in 2 of 2 places; 0.53 (0.40 to 0.67)" in own
 
