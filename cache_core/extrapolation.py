@@ -20,14 +20,23 @@ def spread(total: int, count: int) -> tuple[int, ...]:
     return tuple(math.ceil(i * total / count) for i in range(count))
 
 
+def widening(total: int, count: int) -> tuple[int, ...]:
+    """`count` of `total` steps at nearly even distances, from the first on; no gap is shorter than one before."""
+    return _sorted(spread(total, count))
+
+
 def front_loaded(total: int, count: int, power: float = 1.45) -> tuple[int, ...]:
     """`count` of `total` steps, closer together at first, with the first and the last; no gap is shorter than one before."""
     chosen: list[int] = []
     for i in range(count):
         wanted = round((total - 1) * (i / max(count - 1, 1)) ** power)
         chosen.append(max(wanted, chosen[-1] + 1 if chosen else 0))
-    fitting = [min(step, total - count + i) for i, step in enumerate(chosen)]
-    return tuple(accumulate(sorted(b - a for a, b in pairwise(fitting)), initial=0))
+    return _sorted([min(step, total - count + i) for i, step in enumerate(chosen)])
+
+
+def _sorted(steps: Sequence[int]) -> tuple[int, ...]:
+    """The same gaps between steps, the shortest first."""
+    return tuple(accumulate(sorted(b - a for a, b in pairwise(steps)), initial=0))
 
 
 def axis(schedule: Schedule, coordinate: str) -> tuple[float, ...]:

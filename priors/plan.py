@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from torch import Tensor
 
-from ..cache_core.extrapolation import front_loaded, spread
+from ..cache_core.extrapolation import front_loaded, spread, widening
 from ..cache_core.policies import CachePolicy, Forecast
 from ..cache_core.sites import Schedule
 from ..errors import SettingError, shown
@@ -124,7 +124,8 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
 
     def at(count: int, found: CachePolicy | None) -> list[Forecast]:
         first = replace(base, computed=spread(schedule.total, count)).prepared(schedule)
-        shapes = [front_loaded(schedule.total, count)] + ([cheapest(cost, count)] if cost is not None else [])
+        shapes = [shape(schedule.total, count) for shape in (widening, front_loaded)]
+        shapes += [cheapest(cost, count)] if cost is not None else []
         shapes += [resized(shape, 50, count, schedule.total) for shape in SHAPES.values()]
         others = [replace(first, computed=shape) for shape in shapes if len(shape) == count]
         if found is not None:  # its settings, at its own density of steps

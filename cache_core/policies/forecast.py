@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...errors import SettingError, shown
-from ..extrapolation import COORDINATES, FLOW, axis, coefficients, front_loaded, resampled, spread
+from ..extrapolation import COORDINATES, FLOW, axis, coefficients, front_loaded, resampled, spread, widening
 from ..knobs import Choice, Knob, Numbers, Steps, choice
 from ..sites import Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
@@ -110,11 +110,12 @@ class Forecast(CachePolicy):
         if sigmas and not _equal(sigmas, schedule.sigmas) and _alike(sigmas, schedule.sigmas):
             (computed, gains), sigmas = resampled(computed, gains, sigmas, schedule.sigmas), schedule.sigmas
         flow = schedule.prediction in FLOW
-        computed = computed or (front_loaded if flow else spread)(total, self.count(total))
+        several = any(part in schedule.sampler for part in MULTISTEP)
+        shape = front_loaded if flow else spread if several else widening
+        computed = computed or shape(total, self.count(total))
         coordinate = ("sigma" if flow else "step") if self.coordinate == "auto" else self.coordinate
         order, curvature = self.order, self.curvature
         if not order:
-            several = any(part in schedule.sampler for part in MULTISTEP)
             order = 1 if len(computed) < (FEWEST_MULTISTEP if several else FEWEST) else 2
             curvature = 0.5 if flow or several or len(computed) < CLOSE else 1.0
         settled = {

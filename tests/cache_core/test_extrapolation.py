@@ -2,7 +2,7 @@ import math
 from itertools import pairwise
 
 import pytest
-from priorcache.cache_core.extrapolation import axis, coefficients, front_loaded, resampled, spread
+from priorcache.cache_core.extrapolation import axis, coefficients, front_loaded, resampled, spread, widening
 from priorcache.cache_core.sites import Schedule
 
 
@@ -53,6 +53,12 @@ def test_front_loaded_steps_hold_the_first_and_the_last():
     assert front_loaded(20, 6) == (0, 2, 5, 9, 14, 19)
     assert front_loaded(20, 20) == tuple(range(20))
     assert front_loaded(9, 1) == (0,)
+
+
+def test_widening_steps_are_even_ones_with_the_shorter_gaps_first():
+    assert widening(20, 8) == (0, 2, 4, 6, 9, 12, 15, 18)
+    assert widening(20, 10) == spread(20, 10)
+    assert widening(9, 1) == (0,)
 
 
 @pytest.mark.parametrize("total", [9, 20, 28, 50])

@@ -105,6 +105,19 @@ def test_the_fewer_steps_the_straighter(prediction, sampler, speedup, order, cur
     assert ready.prepared(schedule) == ready
 
 
+@pytest.mark.parametrize(
+    ("prediction", "sampler", "computed"),
+    [
+        ("EPS", "ddim", (0, 2, 4, 6, 9, 12, 15, 18)),
+        ("V_PREDICTION", "dpmpp_2m", (0, 3, 5, 8, 10, 13, 15, 18)),
+        ("FLOW", "dpmpp_2m", (0, 1, 3, 5, 8, 11, 15, 19)),
+    ],
+)
+def test_which_steps_without_a_plan(prediction, sampler, computed):
+    schedule = Schedule(20, tuple(range(20, -1, -1)), sampler, prediction)
+    assert Forecast(2.5).prepared(schedule).computed == computed
+
+
 def test_an_order_that_was_asked_for_is_kept_whole():
     schedule = Schedule(20, tuple(range(20, -1, -1)), "dpmpp_2m", "FLOW")
     assert Forecast(4.0, order=2).prepared(schedule).gains_at(0) == (1.0, 1.0)
