@@ -204,6 +204,16 @@ MODELS = {"dit": 1.5, "flux": 3.0, "pixart": 3.0}
 """Each demo model, and its usual cfg."""
 
 
+def again(bench: Bench, setting: Setting, method: str, log: Callable) -> None:
+    """Measure one method of a setting anew, in place of its points."""
+    steps, full = len(bench.sigmas(bench.steps)) - 1, bench.sample(bench.model)
+    setting.points[:] = [point for point in setting.points if point.method != method]
+    for count in setting.counts:
+        setting.points.append(measured(method, bench.policy(settings(steps, count)[method]), full.latents))
+        log(f"{method:32} {setting.points[-1].evaluations:6.1f} {setting.points[-1].error:8.4f}")
+    setting.about["machine"] = f"{setting.about['machine'].partition('; ')[0]}; {method} on {machine()}"
+
+
 def machine() -> str:
     import comfy.cli_args
     import comfy.model_management
@@ -232,6 +242,9 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--samplings", type=float, default=40, help="what the search may cost; 0: no plans")
     parser.add_argument("--every", action="store_true", help="also the coordinates, orders and schedules not chosen")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument(
+        "--again", metavar="METHOD", help="measure this method anew where a setting was measured already"
+    )
     parser.add_argument("--shared", action="store_true", help="other work runs beside it: no wall times in the page")
     parser.add_argument("--table", action="store_true", help="sample nothing, show what there is")
     parser.add_argument("--write", action="store_true", help="write docs/frontier.md and docs/frontier.json")
@@ -255,6 +268,11 @@ def place(about: dict) -> tuple:
     return (list(MODELS).index(about["model"]), *(about[key] for key in ("sampler", "cfg", "steps")))
 
 
+def write(file: Path, setting: Setting) -> None:
+    report = {"about": setting.about, "points": [asdict(p) for p in setting.points]}
+    replace(file, lambda part: part.write_text(json.dumps(report, indent=1) + "\n"))
+
+
 @torch.inference_mode()
 def main(argv: list[str]) -> None:
     from judge import SAMPLERS, Drawer
@@ -272,18 +290,21 @@ def main(argv: list[str]) -> None:
                 "counts": [round(steps * fraction) for fraction in args.fractions],
             }  # fmt: skip
             file = args.out / f"{name}-{sampler}-{steps}-{cfg:g}.json"
-            if any(about.items() <= setting.about.items() for setting in kept(args)):
-                print(f"{file.stem}: measured already", flush=True)
-                continue
             common = (drawer.model, steps, cfg, sampler, about["scheduler"])
+            known = next((s for s in kept(args) if about.items() <= s.about.items()), None)
+            if known or args.again:
+                print(f"{file.stem}: {'measured already' if known else 'not measured yet'}", flush=True)
+                if known and args.again:
+                    again(Bench(*common, held_out), known, args.again, lambda line: print(line, flush=True))
+                    write(file, known)
+                continue
             print(f"{name}, {sampler}, {steps} steps, cfg {cfg:g}, {args.pairs} held-out pairs", flush=True)
             points = run(
                 Bench(*common, held_out), Bench(*common, seen), about["counts"], args.samplings, args.every,
                 lambda line: print(line, flush=True),
             )  # fmt: skip
             about |= {"machine": machine(), "alone": not args.shared}
-            report = {"about": about, "points": [asdict(p) for p in points]}
-            replace(file, lambda part, report=report: part.write_text(json.dumps(report, indent=1) + "\n"))
+            write(file, Setting(about, points))
             print("\n" + Setting(about, points).table() + "\n", flush=True)
     settings = kept(args)
     print("\n".join([summary(settings), "", *targets(settings)]))

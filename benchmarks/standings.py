@@ -30,8 +30,14 @@ class Point:
 
 
 def at_equal_evaluations(points: Iterable[Point], node: str, evaluations: float) -> float | None:
-    """Error of a method that has no count of its own, on the line between its neighbouring points, in log error."""
-    own = sorted((p for p in points if p.method.startswith(node)), key=lambda p: p.evaluations)
+    """Error of a method that has no count of its own, on the line between its neighbouring points, in log error.
+
+    Of several thresholds with as many evaluations, the best counts.
+    """
+    best: dict[float, Point] = {}
+    for p in sorted((p for p in points if p.method.startswith(node)), key=lambda p: (p.evaluations, p.error)):
+        best.setdefault(p.evaluations, p)
+    own = list(best.values())
     for a, b in pairwise(own):
         if a.evaluations <= evaluations <= b.evaluations:
             part = (evaluations - a.evaluations) / max(b.evaluations - a.evaluations, 1e-9)
