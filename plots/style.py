@@ -128,14 +128,16 @@ def plain_numbers(axis: Axis, span: float) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def legend(axes: Axes, theme: Theme, handles: Sequence | None = None, size: float = RC["font"] - 2, **where) -> None:
+def legend(
+    axes: Axes, theme: Theme, handles: Sequence | None = None, size: float = RC["font"] - 2, rows: int = 1, **where
+) -> None:
     """On the line of the title, where it hides nothing."""
     handles = axes.get_legend_handles_labels()[0] if handles is None else handles
     if not handles:
         return
     where = where or {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
     axes.legend(
-        handles=handles, ncols=len(handles), frameon=False, fontsize=size, labelcolor=theme.soft, borderaxespad=0.15,
+        handles=handles, ncols=-(-len(handles) // rows), frameon=False, fontsize=size, labelcolor=theme.soft, borderaxespad=0.15,
         handlelength=1.3, handletextpad=0.45, columnspacing=1.1, **where,
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ WAITING = (
     "Where it is connected, another Apply Cache between the two has taken this one's place."
 )
 MOST_WORDS = 5
-"""Of a key that has room beside a title; more are written smaller."""
+"""Of a key that has room beside a title; more are written in two lines, smaller."""
 TITLES = 0.33  # inches; of a panel's title
 
 
@@ -102,7 +102,8 @@ def _dotted(figure: Figure, maps: list[list], theme: Theme) -> None:
         dotted = [panels.dots(axes, table, rows, theme) for axes, table, rows in own]
         axes, table, _ = own[0]
         cells = _cells(table, theme, any(dotted))
-        legend(axes, theme, cells, (RC["font"] - 2) * min(1, MOST_WORDS / max(len(cells), 1)))
+        rows = 1 + (len(cells) > MOST_WORDS)
+        legend(axes, theme, cells, RC["font"] - 1 - rows, rows)
         if cells:
             axes.get_legend().set_in_layout(False)  # so many words would push all panels aside
 

@@ -105,6 +105,25 @@ def test_every_kind_has_its_colour_and_its_word_in_the_key():
         assert set(KINDS) <= set(words(figure))
 
 
+def test_a_key_of_many_words_pushes_nothing_aside():
+    """Every kind, with a true error in the first half and without one in the second."""
+
+    def decide(step: int, site: Site) -> Action:
+        return (Action.COMPUTE, Action.PARTIAL, Action.REUSE, Action.REUSE, Action.REUSE)[step % 5]
+
+    run = trace(10, decide)
+    for i, row in enumerate(run.rows):
+        changed = {3: "corrected", 4: "forecast"}.get(row.step % 5, "")
+        run.rows[i] = row._replace(changed=changed, error=row.error if row.step < 6 else None)
+    figure = plot.draw([run])
+    assert {f"{kind}, {what}" for kind in KINDS[1:] for what in ("true error", "error unknown")} <= set(words(figure))
+    assert outside(figure) == []
+    usual = plot.draw([trace(10, measure="truth")])
+    assert outside(usual) == []
+    widths = [max(axes.get_position().width for axes in drawn.axes) for drawn in (figure, usual)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.05)
+
+
 def test_tokens_computed_and_blocks_skipped_are_told_apart():
     """Steps in turn: all computed, MLPs of some tokens, all blocks skipped, which draws every branch as reused."""
 
