@@ -31,7 +31,9 @@ def test_a_method_of_thresholds_is_read_between_its_neighbours():
     points = setting().points
     assert at_equal_evaluations(points, "LazyCache", 10) == pytest.approx(0.2)
     assert at_equal_evaluations(points, "LazyCache", 18) is None
-    assert at_equal_evaluations([*points, Point("LazyCache 0.8", 4, 0.3, 0, 0, 2.0)], "LazyCache", 4) == pytest.approx(0.3)
+    assert at_equal_evaluations([*points, Point("LazyCache 0.8", 4, 0.3, 0, 0, 2.0)], "LazyCache", 4) == pytest.approx(
+        0.3
+    )
     assert setting().at("LazyCache", 10) == pytest.approx(0.2)
     assert "| LazyCache, between its thresholds | 0.2000 |" in setting().table()
 
