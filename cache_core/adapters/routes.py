@@ -278,8 +278,8 @@ class Routes:
 
     def _declined(self, kwargs: dict) -> bool:
         """Another node that reaches into the attention, unseen by the equation, is no block to cache."""
-        patches = (kwargs.get("transformer_options") or {}).get("patches") or {}
-        names = [name for name in ATTENTION_PATCHES if patches.get(name)]
+        patches = (kwargs.get("transformer_options") or {}).get("patches")
+        names = [name for name in ATTENTION_PATCHES if patches.get(name)] if patches else ()
         if names:
             told = ", ".join(names)
             self.cache.run.decline(f"another node patches the attention inside the blocks of this model ({told})")
