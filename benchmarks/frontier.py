@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from ..priors.files import replace
 from ..priors.plan import forecasts, search_plans
 from ..priors.search import Outcome, Search
 from .baselines import Given, Spectrum, growing, host_cache
+from .machine import machine
 from .standings import DEFAULT, HOST, PLAN, REMARKS, Point, Setting, page, summary, targets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -212,18 +212,6 @@ def again(bench: Bench, setting: Setting, method: str, log: Callable) -> None:
         setting.points.append(measured(method, bench.policy(settings(steps, count)[method]), full.latents))
         log(f"{method:32} {setting.points[-1].evaluations:6.1f} {setting.points[-1].error:8.4f}")
     setting.about["machine"] = f"{setting.about['machine'].partition('; ')[0]}; {method} on {machine()}"
-
-
-def machine() -> str:
-    import comfy.cli_args
-    import comfy.model_management
-
-    device = comfy.model_management.get_torch_device()
-    name = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    if device.type == "cuda":
-        precision = "float32, products in TF32" if comfy.cli_args.args.fp32_unet else "16 bits, as ComfyUI chooses"
-        name = f"{torch.cuda.get_device_name(device)}, {precision}"
-    return f"{name}, torch {torch.__version__}"
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .machine import device
 from .metrics import moments
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,23 +32,20 @@ class Judge(NamedTuple):
 
 def demo_judge(count: int) -> Judge:
     """The penultimate layer of the classifier of the demo shapes, and `count` pictures drawn afresh."""
-    import comfy.model_management
-
     sys.path.insert(0, str(ROOT / "demo"))
     import classifier
     import shapes
 
-    device = comfy.model_management.get_torch_device()
-    model = classifier.load().to(device)
+    model = classifier.load().to(device())
     labels = torch.arange(count) % len(shapes.CLASSES)
     generator = torch.Generator().manual_seed(REFERENCE_SEED)
     drawn = [shapes.render(part, 32, generator)[0] for part in labels.split(500)]
 
     def features(pictures: Tensor) -> Tensor:
-        return model.features(pictures.to(device) * 2 - 1).cpu()
+        return model.features(pictures.to(device()) * 2 - 1).cpu()
 
     def named(pictures: Tensor) -> Tensor:
-        return model(pictures.to(device) * 2 - 1).argmax(1).cpu()
+        return model(pictures.to(device()) * 2 - 1).argmax(1).cpu()
 
     real = torch.cat([features(part) for part in drawn])
     return Judge(features, named, moments(real), real)

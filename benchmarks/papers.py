@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import statistics
 import time
 import zipfile
@@ -49,6 +48,7 @@ from ..priors.trend import Trend
 from . import flops
 from .cells import Cell, packed
 from .judges import Judge, demo_judge, file_judge
+from .machine import device, machine
 from .metrics import frechet, moments, precision_recall
 from .sampled import SAMPLER, Aids, Bench, say, side_of
 
@@ -356,24 +356,6 @@ def document(reports: list[dict], command: str) -> str:
             *map(markdown, reports),
         ]
     )
-
-
-def device() -> torch.device:
-    """Where pictures are sampled and judged."""
-    import comfy.model_management
-
-    return comfy.model_management.get_torch_device()
-
-
-def machine() -> str:
-    import comfy.cli_args
-    import comfyui_version
-
-    name = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    if device().type == "cuda":
-        precision = "float32, products in TF32" if comfy.cli_args.args.fp32_unet else "16 bits, as ComfyUI chooses"
-        name = f"{torch.cuda.get_device_name(device())}, {precision}"
-    return f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}"
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
