@@ -35,7 +35,8 @@ from ..priors.plan import forecasts, search_plans
 from ..priors.search import Outcome, Search
 from .baselines import Given, Spectrum, growing, host_cache
 from .machine import machine
-from .standings import DEFAULT, HOST, PLAN, REMARKS, Point, Setting, page, summary, targets
+from .pages import remarked
+from .standings import DEFAULT, HOST, PLAN, Point, Setting, page, summary, targets
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT, DOC = ROOT / "demo" / "out" / "frontier", ROOT / "docs" / "frontier.md"
@@ -297,8 +298,7 @@ def main(argv: list[str]) -> None:
     settings = kept(args)
     print("\n".join([summary(settings), "", *targets(settings)]))
     if args.write:
-        remarks = DOC.read_text().partition(REMARKS)[2] if DOC.exists() else "\n"
-        text = page(settings, " ".join(argv)) + remarks
+        text = remarked(DOC, page(settings, " ".join(argv)))
         replace(DOC, lambda part: part.write_text(text))
         reports = [{"about": s.about, "points": [asdict(p) for p in s.points]} for s in settings]
         replace(DOC.with_suffix(".json"), lambda part: part.write_text(json.dumps(reports) + "\n"))

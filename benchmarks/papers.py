@@ -50,6 +50,7 @@ from .cells import Cell, packed
 from .judges import Judge, demo_judge, file_judge
 from .machine import device, machine
 from .metrics import frechet, moments, precision_recall
+from .pages import remarked
 from .sampled import SAMPLER, Aids, Bench, say, side_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +58,6 @@ DEMO, OUT, DOC = ROOT / "demo" / "shapes-dit.safetensors", ROOT / "demo" / "out"
 SEED, TIMED_SEED = 1_000_000, 3_000_000
 ETAS = (0.25, 0.5, 0.8, 1.0, 1.2)
 UNCACHED = "none"
-REMARKS = "<!-- What follows is written by hand and stays. -->"
 
 CLAIMS = (
     ("EOC on FORA 25 %", "fora-25", "fora-25+eoc", -4.6),
@@ -486,8 +486,7 @@ def main(argv: list[str]) -> None:
         reports.append(joined(report, before[0], tables.rows) if before else report)
         print("\n" + markdown(reports[-1]), flush=True)
     if args.write:
-        remarks = DOC.read_text().partition(REMARKS)[2] if DOC.exists() else "\n"
-        text = f"{document(reports, ' '.join(argv))}\n\n{REMARKS}{remarks}"
+        text = remarked(DOC, document(reports, " ".join(argv)))
         replace(DOC, lambda part: part.write_text(text))
         others = [other for other in known_before if setting_of(other) not in map(setting_of, reports)]
         replace(record, lambda part: part.write_text(json.dumps([*others, *reports], indent=1) + "\n"))

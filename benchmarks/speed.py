@@ -33,12 +33,12 @@ from ..cache_core.sites import Action, Site
 from ..cache_core.trace import RunTrace, Trace, human_bytes
 from ..priors.statistics import Statistics
 from .overhead import Ground, built, now, randomised, sample, texts
+from .pages import remarked
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs"
 STOCK = "none"
 EVERYTHING = "attached, all computed"
 CALIBRATING = "calibrating"
-REMARKS = "<!-- What follows is written by hand and stays. -->"
 STEPS = 10
 
 
@@ -347,8 +347,7 @@ def main(argv: list[str]) -> None:
             }  # fmt: skip
             file.write_text(json.dumps(results, indent=1) + "\n")
             page = FOLDER / "benchmarks.md"
-            remarks = page.read_text().partition(REMARKS)[2] if page.exists() else "\n"
-            page.write_text(f"{table(results)}\n{REMARKS}{remarks}")
+            page.write_text(remarked(page, table(results).rstrip("\n")))
             print(f"{title}: written to docs/benchmarks.md", flush=True)
         del ground
         freed()

@@ -14,7 +14,6 @@ PEERS = ("reuse", "Taylor 1", "Taylor 2", "Spectrum", "Spectrum, even steps", *H
 BASELINES = ("fewer steps, euler", "fewer steps, dpmpp_2m", "linear in sigma", *PEERS)
 DEFAULT, PLAN = "Forecast (ours)", "Plan (ours)"
 THIRD = 1 / 3
-REMARKS = "<!-- What follows is written by hand and stays. -->"
 
 
 @dataclass
@@ -197,7 +196,7 @@ def page(settings: list[Setting], command: str) -> str:
         parts += ["## On the clock", "Wall time as a ratio to all steps.", clock(alone)]
     parts.append("## All methods")
     parts += [f"### {s.title}\n\n{s.table()}" for s in settings]
-    return "\n\n".join([*parts, REMARKS])
+    return "\n\n".join(parts)
 
 
 def _numbers(values: Iterable[int]) -> str:

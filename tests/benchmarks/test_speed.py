@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from priorcache.benchmarks.pages import REMARKS
 from priorcache.cache_core.sites import Action, Site
 from priorcache.cache_core.trace import Row, RunTrace
 
@@ -58,7 +59,7 @@ def test_what_was_measured_elsewhere_stays(speed, monkeypatch, tmp_path, capsys)
 
     other = {"about": "Elsewhere.", "networks": {}}
     (tmp_path / "benchmarks.json").write_text(json.dumps({"NVIDIA X": other}))
-    (tmp_path / "benchmarks.md").write_text(f"An older table.\n\n{speed.REMARKS}\n\nA remark.\n")
+    (tmp_path / "benchmarks.md").write_text(f"An older table.\n\n{REMARKS}\n\nA remark.\n")
     monkeypatch.setattr(speed, "FOLDER", tmp_path)
     monkeypatch.setitem(speed.NETWORKS, "DiT-XL/2 256", (lambda full: dit(), "a small one"))
     row = {
@@ -85,7 +86,7 @@ def test_what_was_measured_elsewhere_stays(speed, monkeypatch, tmp_path, capsys)
     assert "### DiT-XL/2 256, 256 tokens, 3 pictures, cfg 1, compiled\n\nA small one; 2 rounds. Quiet.\n" in page
     assert "Not measured yet" not in page
     assert page.endswith("A remark.\n")
-    assert page.count(speed.REMARKS) == 1
+    assert page.count(REMARKS) == 1
     assert "An older table" not in page
     assert "written to docs/benchmarks.md" in capsys.readouterr().out
 
