@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -258,8 +258,7 @@ def place(about: dict) -> tuple:
 
 
 def write(file: Path, setting: Setting) -> None:
-    report = {"about": setting.about, "points": [asdict(p) for p in setting.points]}
-    replace(file, lambda part: part.write_text(json.dumps(report, indent=1) + "\n"))
+    replace(file, lambda part: part.write_text(json.dumps(setting.report, indent=1) + "\n"))
 
 
 @torch.inference_mode()
@@ -300,5 +299,5 @@ def main(argv: list[str]) -> None:
     if args.write:
         text = remarked(DOC, page(settings, " ".join(argv)))
         replace(DOC, lambda part: part.write_text(text))
-        reports = [{"about": s.about, "points": [asdict(p) for p in s.points]} for s in settings]
-        replace(DOC.with_suffix(".json"), lambda part: part.write_text(json.dumps(reports) + "\n"))
+        reports = json.dumps([setting.report for setting in settings])
+        replace(DOC.with_suffix(".json"), lambda part: part.write_text(reports + "\n"))

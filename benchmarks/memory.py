@@ -144,8 +144,8 @@ def table(report: dict) -> str:
         f"# What saving the cache's memory costs\n\nWritten by `python tools/dev.py bench memory`: {report['about']}\n\n"
         f"{BASE.describe()}, {STEPS} steps; *held*, *time* and their shares are those of a sampling call of {BATCH} "
         "pictures with a positive and a negative prompt. *Error*: relative L2 distance of the final latent to that without "
-        "a cache, mean over held-out pictures and its standard error. *Reused*: of the blocks' arithmetic. A share as 75% is "
-        "the budget, of what store = device takes; the prior is of other seeds.\n"
+        "a cache, mean over held-out pictures and its standard error. *Reused*: of the blocks' arithmetic. A share such as 75% is "
+        "the budget, as a part of what store = device takes; the prior is of other seeds.\n"
     )
     for name, of in report["networks"].items():
         stock, whole = of["rows"][0]["seconds"], of["rows"][1]["nbytes"]

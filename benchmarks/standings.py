@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 HOST = ("EasyCache", "LazyCache")
@@ -24,7 +24,7 @@ class Point:
     evaluations: float
     error: float
     spread: float  # standard error of the mean over pairs
-    psnr: float  # dB
+    psnr: float  # dB; infinite of the uncached one
     seconds: float
 
 
@@ -53,7 +53,17 @@ class Setting:
 
     @staticmethod
     def parsed(report: dict) -> Setting:
-        return Setting(report["about"], [Point(**point) for point in report["points"]])
+        points = [
+            Point(**point | {"psnr": math.inf if point["psnr"] is None else point["psnr"]})
+            for point in report["points"]
+        ]
+        return Setting(report["about"], points)
+
+    @property
+    def report(self) -> dict:
+        """What `parsed` reads; JSON knows nothing infinite."""
+        points = [asdict(p) | {"psnr": p.psnr if math.isfinite(p.psnr) else None} for p in self.points]
+        return {"about": self.about, "points": points}
 
     @property
     def counts(self) -> list[int]:

@@ -86,7 +86,7 @@ class Lane(NamedTuple):
 
     visit: int  # nth time this key is met within one evaluation: second passes are other lanes
     cond: int  # 0 positive, 1 negative, further ones as the guider counts them
-    key: Hashable  # uuid, rows, shape, context window, device
+    key: Hashable  # uuid, rows, shape, context window, replaced blocks, device
 
 
 Streams = tuple[Lane, ...]

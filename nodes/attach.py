@@ -172,7 +172,7 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
         return executor(model, conds, x_in, timestep, model_options)
     sigma = timestep.flatten()[0]
     present = [i for i, cond in enumerate(conds) if cond]
-    place = (tuple(x_in.shape), _window(options), str(x_in.device))
+    place = (tuple(x_in.shape), *_manner(options), str(x_in.device))
     forward = sampling.run.next_forward((i, (_active(conds[i], sigma), *place)) for i in present)
     result: list[torch.Tensor] = []
 
@@ -214,7 +214,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if x.shape[0] % len(conds):
         sampling.run.decline("another node rearranges the rows of this model's batches")
         return host()
-    place = (x.shape[0] // len(conds), *x.shape[1:], _window(transformer_options), str(x.device))
+    place = (x.shape[0] // len(conds), *x.shape[1:], *_manner(transformer_options), str(x.device))
     forward = sampling.run.next_forward((cond, (str(uuid), *place)) for uuid, cond in conds)
     run = sampling.run
     try:
@@ -226,9 +226,13 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     return host()
 
 
-def _window(options: dict) -> tuple | None:
-    window = options.get("context_window")
-    return None if window is None else tuple(window.index_list)
+def _manner(options: dict) -> tuple[Hashable, ...]:
+    """What makes a pass another function of the same cond: its context window, and what it has in place of blocks."""
+    window, replaced = options.get("context_window"), options.get("patches_replace") or {}
+    return (
+        None if window is None else tuple(window.index_list),
+        frozenset((kind, block) for kind, blocks in replaced.items() for block in blocks),
+    )
 
 
 def _refuse_unbroken_graphs(run: CacheRun, model_options: dict) -> None:

@@ -64,7 +64,9 @@ class PriorCacheCalibrate(io.ComfyNode):
                 ),
             ],
             outputs=[
-                PriorTable.Output(display_name="prior", tooltip="For Save Prior and Inspect."),
+                PriorTable.Output(
+                    display_name="prior", tooltip="For Save Prior, Search Plans, EOC, GOC, Memory Budget and Inspect."
+                ),
                 io.Image.Output(display_name="picture", tooltip="The error of reuse, per step and branch."),
                 io.String.Output(display_name="summary", tooltip="The same in sentences."),
             ],

@@ -32,7 +32,7 @@ def _inputs(policy: type[ToCa]) -> list[io.Input]:
             min=-1.0,
             max=1.0,
             step=0.01,
-            tooltip="Share of tokens that a conservative step computes anew, before the preset's factors per step, layer and branch. More is truer and slower. -1: as the preset says.",
+            tooltip="Share of tokens that a step in between computes anew, before the preset's factors per step, layer and branch. More is truer and slower. -1: as the preset says.",
         ),
         io.Combo.Input(
             "selection",

@@ -158,7 +158,7 @@ class PriorCacheSearch(io.ComfyNode):
                     min=1.0,
                     max=10000.0,
                     step=1.0,
-                    tooltip="What the search may cost, in samplings of these pictures in full. 15 help already, 40 to 100 find most. A search that was stopped goes on where it was.",
+                    tooltip="What the search may cost, in samplings of these pictures in full. 15 help already, more find a little more. A search that was stopped goes on where it was.",
                 ),
                 io.String.Input(
                     "speedups", default="2, 2.5, 3.3, 4", tooltip="The speed-ups to plan for, with commas."

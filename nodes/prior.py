@@ -45,9 +45,11 @@ class PriorCacheSavePrior(io.ComfyNode):
             search_aliases=["save calibration"],
             is_output_node=True,
             inputs=[
-                PriorTable.Input("prior", tooltip="From Calibrate."),
+                PriorTable.Input("prior", tooltip="From Calibrate, Search Plans, Train Router or Load Router."),
                 io.String.Input(
-                    "name", default="my-model", tooltip="File name: letters, digits, dots, dashes, underscores, spaces."
+                    "name",
+                    default="my-model",
+                    tooltip="File name: letters, digits, dots, dashes, underscores, plus signs, spaces.",
                 ),
                 io.Boolean.Input(
                     "overwrite",
@@ -69,7 +71,7 @@ def free_path(folder: Path, name: str, overwrite: bool) -> Path:
     stem = name.strip().removesuffix(".safetensors")
     if not re.fullmatch(r"\w[\w .+-]{0,99}", stem) or stem.endswith((".", " ")) or RESERVED.fullmatch(stem):
         raise PriorError(
-            f"{shown(name)} cannot be a file name here: use letters, digits, dots, dashes, underscores and spaces"
+            f"{shown(name)} cannot be a file name here: use letters, digits, dots, dashes, underscores, plus signs and spaces"
         )
     if len(stem.encode()) > LONGEST:  # of what file systems allow, an ending and a number
         raise PriorError(f"{shown(name)} is too long for a file name: {LONGEST} bytes are the most")

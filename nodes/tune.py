@@ -21,7 +21,7 @@ class PriorCacheTune(io.ComfyNode):
             node_id="PriorCacheTune",
             display_name="Tune Policy",
             category=CATEGORY,
-            description="Searches, by sampling, which settings of a policy suit a model best, from those that it has on: eta and steps of GOC, theta and steps of EOC, ratio and interval of DuCa. It never gets slower, and never worse on the judged pictures.",
+            description="Searches, by sampling, which settings of a policy suit a model best, from those that it has on: eta and steps of GOC, theta and steps of EOC, ratio and interval of DuCa. It gets no slower unless ceiling allows it, and never worse on the judged pictures.",
             search_aliases=[
                 "optimise policy",
                 "calibrate policy",

@@ -15,7 +15,7 @@ from ..cache_core.sites import Action, Schedule, Site, Step
 from .plan import Plan
 
 HALF = 2.0
-"""Up to this speed-up Forecast was the best of what was measured (README.md); beyond it, fewer steps come close."""
+"""Up to this speed-up Forecast was nearly always the closest of what was measured (docs/frontier.md)."""
 
 
 class Shelved(NamedTuple):
@@ -78,8 +78,8 @@ class Auto(CachePolicy):
                     f"a plan was searched for this model, sampler and schedule ({shelved.describe()})",
                 )
         why = "no plan fits this sampler and schedule" if self.shelf else "there is no plan for this model and goal"
-        fewer = "; beyond 2x compare with fewer steps, too" if self.speedup > HALF else ""
-        return forecast, why + fewer
+        look = "; beyond 2x look at the picture" if self.speedup > HALF else ""
+        return forecast, why + look
 
     def prepared(self, schedule: Schedule) -> CachePolicy:
         return self.choice(schedule)[0].prepared(schedule)

@@ -8,14 +8,14 @@
     python tools/dev.py locales     write the English texts of the frontend anew, and check the Chinese ones
     python tools/dev.py artwork     draw the icon and the banner that the registry shows
     python tools/dev.py thumbnails  run every workflow, and draw what the template browser shows of it
-    python tools/dev.py train dit   train a demo model again: dit or flux
+    python tools/dev.py train dit   train a demo model again: dit, flux or pixart
     python tools/dev.py judge       let a classifier name what the demo model draws
     python tools/dev.py scenarios   write docs/scenarios.* and the table in README.md from what the tests show
     python tools/dev.py bench NAME  measurements: one of benchmarks/
     python tools/dev.py calibrate   measure a model over many prompts and seeds -> one prior; --ray spreads it over machines
     python tools/dev.py canvas      every workflow run in ComfyUI's frontend, where Chromium is installed
     python tools/dev.py fuzz        10,000 and more generated cases of bad input for every loader and widget
-    python tools/dev.py hosts       the core tests over every ComfyUI version that can be had -> README.md, docs/hosts.json
+    python tools/dev.py hosts       the core tests over six versions of ComfyUI -> README.md, docs/hosts.json
     python tools/dev.py registry    what Manager and registry do with the published files, in a fresh environment
     python tools/dev.py serve       a ComfyUI with this pack and the demo model, on http://127.0.0.1:8188
 
@@ -172,7 +172,9 @@ def environment(own_host: Path | None = None) -> tuple[Path, Path, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False
+    )
     parser.add_argument(
         "command",
         choices=(
@@ -183,6 +185,8 @@ def main() -> None:
     parser.add_argument(
         "--host", type=Path, default=os.environ.get("COMFYUI_PATH"), help="a ComfyUI folder of your own"
     )
+    if sys.argv[1:2] in (["-h"], ["--help"]):  # behind a command they are the command's
+        return parser.print_help()
     args, rest = parser.parse_known_args()
     own = Path(args.host).resolve() if args.host else None
     if own and not (own / "main.py").is_file():

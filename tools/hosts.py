@@ -1,4 +1,4 @@
-"""The core tests over every ComfyUI version that can be had -> docs/hosts.json and the table in README.md.
+"""The core tests over six versions of ComfyUI -> docs/hosts.json and the table in README.md.
 
 python tools/dev.py hosts                 # all of them; --only 0.20.1 or --part nodes for some, the rest stays
 python tools/dev.py hosts --fetch         # fetches and installs, tests nothing

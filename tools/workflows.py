@@ -290,7 +290,8 @@ The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy i
 DUCA_NOTE = """## DuCa: skip all blocks, then mend some tokens
 
 Press **Run**. About every third step is computed in full; between two of them, steps that skip all blocks take turns with
-steps that compute the MLP of a few random tokens anew. In the map of **Inspect**, the row *stack* is all blocks.
+steps that compute the MLP of a few random tokens anew. In **Inspect**, the map *All blocks* shows where all were
+skipped.
 
 Then try: **ToCa Policy** in its place, which never skips all blocks; *ratio* 0.2; *selection* = small values or attention;
 *interval* 4.
@@ -311,7 +312,7 @@ The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy i
 FORECAST_NOTE = """## Forecast: skip whole steps
 
 Press **Run**. Eight of twenty steps are computed; in between, **Forecast Policy** continues the model's output along a
-parabola. These two nodes, **Forecast Policy** and **Apply Cache**, serve every model that ComfyUI samples.
+curve between a line and a parabola. These two nodes, **Forecast Policy** and **Apply Cache**, serve every model that ComfyUI samples.
 
 Then try: *speedup* 2 and 4; *measure* = truth in **Apply Cache** for the true error of every forecast.
 

@@ -1,5 +1,8 @@
 """Figures by hand: what is compared with what, and what the page says of it."""
 
+import json
+import math
+
 import pytest
 from priorcache.benchmarks.standings import DEFAULT, PLAN, Point, Setting, at_equal_evaluations, page, summary, targets
 
@@ -25,6 +28,13 @@ def setting(default=0.05, plan=0.02, alone=True, **about) -> Setting:
         "calibration": 16,
     }
     return Setting(usual | {"machine": "a machine", "alone": alone} | about, points)
+
+
+def test_a_report_is_json_that_every_reader_takes():
+    exact = setting()
+    exact.points[0].psnr = math.inf
+    text = json.dumps(exact.report, allow_nan=False)
+    assert Setting.parsed(json.loads(text)) == exact
 
 
 def test_a_method_of_thresholds_is_read_between_its_neighbours():

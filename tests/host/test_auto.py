@@ -144,7 +144,7 @@ class TestWithPriors:
         planned.save(folder / "mine.safetensors")
         _, run, told = sampled(host, model, 4.0)
         assert "mine.safetensors belongs to this model, but none of its plans (2.00x, 2.50x) is for 4x" in told
-        assert "beyond 2x compare with fewer steps" in run.notes[0]
+        assert "beyond 2x look at the picture" in run.notes[0]
 
     def test_a_prior_without_plans_is_said(self, model, folder, planned):
         planned.planned(()).save(folder / "mine.safetensors")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from matrix import LEVELS, TEXT, everything, levels
+from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
 from subjects import close
 
@@ -129,9 +132,41 @@ def test_guidance_by_skipped_layers(host, sd3, policy, node, ours_first):
     assert 0.5 <= trace.runs[-1].computed_fraction < 0.7
 
 
+@levels()
+@pytest.mark.parametrize("window", [(0.0, 0.6), (0.3, 1.0)])
+def test_a_negative_with_layers_skipped_is_not_reused_for_one_without(host, sd3, policy, window):
+    """Where guidance by skipped layers begins or ends, the negative is another function."""
+    slg, trace = importlib.import_module("comfy_extras.nodes_slg").SkipLayerGuidanceDiTSimple, Trace()
+    start, end = window
+    guided = slg.execute(sd3.model, double_layers="0", start_percent=start, end_percent=end).args[0]
+    sampling = sd3.model.get_model_object("model_sampling")
+    once = replace(policy, interval=6)  # computes the first step, and what it has nothing of
+    sd3.sample(host.attach(guided, once, trace), steps=6)
+    run = trace.runs[0]
+    within = [
+        sampling.percent_to_sigma(end) <= moment.step.sigma <= sampling.percent_to_sigma(start)
+        for moment in run.moments
+    ]
+    change = next(i for i, (a, b) in enumerate(pairwise(within), 1) if a != b)
+    computed = [{row.action for row in run.rows if row.step == i} for i in range(6)]
+    assert run.notes == []
+    assert computed[0] == {Action.COMPUTE}
+    assert all(computed[i] == {Action.REUSE} for i in range(1, 6) if i != change)
+    assert Action.COMPUTE in computed[change]
+
+
 def test_all_blocks_are_computed_where_guidance_skips_the_last_one(host, sd3):
     """There is then nothing to tell what the blocks have put out."""
     slg, trace = importlib.import_module("comfy_extras.nodes_slg").SkipLayerGuidanceDiTSimple, Trace()
     guided = slg.execute(sd3.model, double_layers="1", start_percent=0.0, end_percent=1.0).args[0]
     assert torch.equal(sd3.sample(host.attach(guided, LEVELS["FORA, all blocks"], trace)), sd3.sample(guided))
     assert "another node skips or replaces them" in trace.runs[0].notes[0]
+
+
+def test_all_blocks_are_computed_from_where_guidance_skips_the_last_one(host, sd3):
+    slg, trace = importlib.import_module("comfy_extras.nodes_slg").SkipLayerGuidanceDiTSimple, Trace()
+    guided = slg.execute(sd3.model, double_layers="1", start_percent=0.4, end_percent=1.0).args[0]
+    sd3.sample(host.attach(guided, replace(LEVELS["FORA, all blocks"], interval=6), trace), steps=6)
+    run = trace.runs[0]
+    last = max(row.step for row in run.rows if row.action is Action.REUSE)  # the positive, before the negative
+    assert f"computed everything from evaluation {last} on: the blocks of this model did not run" in run.notes[0]
