@@ -178,11 +178,11 @@ class PriorCacheSearch(io.ComfyNode):
         finite("Search Plans", samplings=samplings)
         prior.matches(subject(model))
         counts = evaluations(speedups, prior.evaluations)
-        latent = fixed(model, latent_image)
         about = prior.subject
         sampling = Sampling(
-            positive, negative, latent, about.steps, about.cfg, about.sampler, about.scheduler, about.denoise
-        )
+            positive, negative, fixed(model, latent_image), about.steps, about.cfg, about.sampler, about.scheduler,
+            about.denoise, latent_image.get("noise_mask"),
+        )  # fmt: skip
         sample = Sampler(sampling, model, seed)
         plannable(prior, sample.schedule)
         search = sample.search(str(about), samplings)
@@ -215,7 +215,8 @@ class Sampler:
             progress.update_absolute(min(999, int(1000 * search.spent / samplings)))
             return self(policy)
 
-        search = Search(simulate, self(Full()).latents, self.schedule, *remembered(self, about))
+        reference = self(Full()).latents
+        search = Search(simulate, reference, self.schedule, *remembered(reference, self.schedule, about))
         return search
 
     def __call__(self, policy: CachePolicy) -> Outcome:
@@ -240,10 +241,13 @@ _SEARCHES: dict[str, tuple[dict, dict]] = {}
 """What searches of this session sampled so far: one that was stopped, or is to go further, goes on from there."""
 
 
-def remembered(sample: Sampler, about) -> tuple[dict, dict]:
-    """What a search about the same thing has tried and fitted; only the same model, pictures and seed give the same."""
-    model = (id(sample.model.model), str(sample.model.patches_uuid))
-    key = _digest((model, about, sample.seed, vars(sample.sampling)))
+def remembered(reference: torch.Tensor, schedule: Schedule, about) -> tuple[dict, dict]:
+    """What a search about the same thing has tried and fitted.
+
+    Told by the pictures in full, which are sampled anew each time: whatever is changed about model, prompts, seed or
+    settings changes them.
+    """
+    key = _digest((reference, schedule, about))
     if key not in _SEARCHES:
         while len(_SEARCHES) >= 8:
             del _SEARCHES[next(iter(_SEARCHES))]
@@ -252,7 +256,7 @@ def remembered(sample: Sampler, about) -> tuple[dict, dict]:
 
 
 def _digest(value) -> str:
-    """Of nested lists and dicts of tensors and plain values, and of policies with what they are made of."""
+    """Of tensors and plain values, nested or not, and of policies with what they are made of."""
     if isinstance(value, torch.Tensor):
         told = f"{tuple(value.shape)}".encode() + value.detach().float().cpu().numpy().tobytes()
     elif isinstance(value, (list, tuple)):

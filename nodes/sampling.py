@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from ..cache_core.adapters import sites_of
 from ..cache_core.sites import Schedule
 from ..errors import finite
+from .attach import named
 
 
 def settings() -> list[io.Input]:
@@ -89,7 +90,7 @@ class Sampling:
         return Schedule(
             len(sigmas) - 1,
             tuple(sigmas),
-            self.sampler,
+            named(comfy.samplers.sampler_object(self.sampler)),
             model.model.model_type.name,
             sites_of(model.model.diffusion_model),
         )

@@ -15,7 +15,7 @@ from ..cache_core.sites import Schedule
 from ..errors import SettingError, shown
 from .fit import cheapest, coherent_cost, step_errors
 from .record import fits, record, restored
-from .search import Search
+from .search import BLOWN, Search
 
 MOST = 10_000
 """Steps of a sampler: the host's own limit."""
@@ -95,12 +95,21 @@ def search_plans(
     """One plan per number of computed steps, of which each begins where the one before ended.
 
     candidates(count, found before): where to begin, evenly spread steps first. samplings: what all of it may cost.
+    Raises SettingError where sampling computes everything all the same, or nothing finite comes of it.
     """
     counts, plans, found, pictures = sorted(set(counts), reverse=True), [], None, len(search.reference)
     for i, count in enumerate(counts):
         begin = candidates(count, found)
         share = (samplings - search.spent) / (len(counts) - i)
         found, error = search.best(begin, share)
+        if search.cost(begin[0]) >= 1.0 > count / search.schedule.total:
+            raise SettingError(
+                f"nothing to plan: {begin[0].describe()} computed everything on these pictures; the log says why"
+            )
+        if error >= BLOWN:
+            raise SettingError(
+                f"with {count} of {search.schedule.total} steps computed, no picture is finite; ask for a smaller speed-up"
+            )
         unplanned = search.tried[repr(begin[0])][0]
         plans.append(
             Plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
@@ -25,6 +26,9 @@ RIDGES = (0.03, 0.3)
 
 WORTH = 0.98
 """The ratio of errors above which another fit does not pay."""
+
+BLOWN = 1e9
+"""The error of pictures that are not finite: worse than any other, and a number that files can hold."""
 
 SLACK = 1 + 1e-6
 """The ratio of costs up to which two are the same."""
@@ -91,7 +95,8 @@ class Search:
         key = repr(policy)
         if key not in self.tried:
             latents, cost = self.simulate(policy)
-            self.tried[key] = (float(self._missing(latents).norm(dim=1).mean()), cost)
+            error = float(self._missing(latents).norm(dim=1).mean())
+            self.tried[key] = (error if math.isfinite(error) else BLOWN, cost)
         error, cost = self.tried[key]
         self.spent += 0.0 if key in self._met else cost
         self._met.add(key)

@@ -172,6 +172,29 @@ class TestNodes:
             with pytest.raises(ValueError, match="speedups is"):
                 search(nodes, prior, model, conds, speedups=bad)
 
+    @pytest.mark.usefixtures("undrawn")
+    def test_a_sampler_that_is_another_inside_is_known_by_what_it_is(self, host, nodes, model, conds):
+        """dpm_fast calls the model as often as there are steps, but not once per step."""
+        with torch.inference_mode():
+            fast = nodes["PriorCacheCalibrate"].execute(
+                model, *conds, {"samples": torch.zeros(2, 3, 16, 16)}, seed=1, runs=1, steps=12, cfg=1.5, sampler_name="dpm_fast",
+                scheduler="karras", denoise=1.0, longest_gap=1, mean_features=False,
+            ).args[0]  # fmt: skip
+        assert fast.evaluations == 12
+        with pytest.raises(PriorError, match="nothing to plan: the sampler dpm_fast calls the model several times"):
+            search(nodes, fast, model, conds)
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_plans_are_searched_with_the_mask_of_the_latent(self, nodes, model, conds, prior):
+        """Outside of it nothing is sampled, and nothing missing."""
+        mask = torch.zeros(1, 1, 16, 16)
+        latent = {"samples": torch.ones(2, 3, 16, 16), "noise_mask": mask}
+        with torch.inference_mode():
+            planned = nodes["PriorCacheSearch"].execute(
+                prior, model, *conds, latent, seed=40, samplings=1.0, speedups="2"
+            )
+        assert planned.args[0].plans[0].error < 1e-6
+
     def test_forecast_node(self, nodes):
         assert nodes["PriorCacheForecast"].execute(3.0).args[0] == Forecast(3.0)
         assert nodes["PriorCacheForecast"].execute(2.0, "sigma", "linear").args[0].order == 1

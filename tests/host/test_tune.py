@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
 from priorcache.cache_core.policies import EOC, FORA, GOC, DuCa, Full, Taylor
+from priorcache.cache_core.sites import Schedule
 from priorcache.cache_core.trace import Trace
 from priorcache.errors import SettingError
 from priorcache.priors.record import recorded, restored
@@ -40,7 +42,7 @@ def prior(host, model, conds):
 def tune(host, model, conds):
     from priorcache.nodes.tune import PriorCacheTune
 
-    def tune(policy, **changes):
+    def tune(policy, model=model, **changes):
         given = {"seed": 40, "samplings": 6.0} | SETTINGS | changes
         latent = {"samples": torch.zeros(2, 3, 16, 16)}
         with torch.inference_mode():
@@ -114,17 +116,25 @@ def test_goes_on_where_it_was_stopped(tune, monkeypatch):
 
 def test_searches_of_policies_that_read_alike_are_kept_apart(host, model, prior):
     """EOC does not tell its tables, and the pictures are those of its tables."""
-    from priorcache.nodes.forecast import Sampler, remembered
-    from priorcache.nodes.sampling import Sampling
+    from priorcache.nodes.forecast import remembered
 
-    labels = host.dit.conditioning(torch.tensor([1, 2]))
-    sampling = Sampling(labels, labels, torch.zeros(2, 3, 16, 16), STEPS, 1.5, "euler", "karras")
-    sample = Sampler(sampling, model, 1)
+    pictures, schedule = torch.zeros(2, 3, 16, 16), Schedule(STEPS)
     other = dataclasses.replace(prior, tables={name: table * 2 for name, table in prior.tables.items()})
     same, again, different = (EOC(BASE, Trend(of)) for of in (prior, prior, other))
     assert repr(same) == repr(different)
-    assert remembered(sample, same) is remembered(sample, again)
-    assert remembered(sample, same) is not remembered(sample, different)
+    assert remembered(pictures, schedule, same) is remembered(pictures, schedule, again)
+    assert remembered(pictures, schedule, same) is not remembered(pictures, schedule, different)
+
+
+def test_what_was_tried_on_another_noise_schedule_is_not_taken_over(tune, host, model):
+    """The shift of a flow model and guidance nodes change neither its weights nor its patches."""
+    import comfy_extras.nodes_model_advanced as advanced
+
+    rescaled = advanced.RescaleCFG().patch(model, 1.0)[0]
+    assert rescaled.patches_uuid == model.patches_uuid
+    told = [tune(Taylor(BASE), of, samplings=1.0, seed=42)[1] for of in (model, rescaled)]
+    first, second = (re.search(r"([\d.]+) before", text)[1] for text in told)
+    assert first != second
 
 
 @pytest.mark.parametrize(("policy", "changes", "said"), [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -99,6 +100,24 @@ class TestSearch:
         again = search(tried=stopped.tried, fitted=stopped.fitted)
         assert again.best(begin, 30) == expected
         assert again.spent == undisturbed.spent
+
+    def test_pictures_that_are_not_finite_are_the_worst(self):
+        begin = forecasts(SCHEDULE)(6, None)
+
+        def blown(policy):
+            outcome = sampled(policy)
+            return outcome if policy != begin[0] else Outcome(outcome.latents * math.nan, outcome.cost)
+
+        plan = search_plans(search(simulate=blown), forecasts(SCHEDULE), [6], 20)[0]
+        assert plan.error < 1 < plan.unplanned
+        assert Plan.parsed(plan.as_dict()) == plan
+        with pytest.raises(SettingError, match="no picture is finite; ask for a smaller speed-up"):
+            search_plans(search(simulate=lambda policy: Outcome(NOISE * math.nan, 0.3)), forecasts(SCHEDULE), [6], 20)
+
+    def test_a_run_that_computes_everything_all_the_same_gives_no_plans(self):
+        full = search(simulate=lambda policy: Outcome(sampled(Full()).latents, 1.0))
+        with pytest.raises(SettingError, match="computed everything on these pictures"):
+            search_plans(full, forecasts(SCHEDULE), [6], 20)
 
     def test_what_was_tried_is_not_sampled_again(self):
         first = search()
