@@ -78,6 +78,8 @@ def attach(
         refuse_rivals(guider.model_options, wrappers, KEY)
         if RUN in options:
             raise CacheError("PriorCache is attached twice to one model: remove one of the Apply Cache nodes.")
+        if len(sigmas) < 2:  # nothing is sampled, as behind a split at the first step
+            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         parts = parts_of(guider, noise.shape)
         schedule = _schedule(guider.model_patcher.model, sampler, sigmas)
         schedule = informed(schedule, guider.model_patcher, policy, parts, CODECS[store])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterable
 
 import folder_paths
+import numpy as np
+import torch
 from comfy_api.latest import io
 from PIL import Image
 
@@ -23,10 +27,31 @@ class StampError(PriorCacheError):
     """An image that does not say how it was cached. Says why, and what to do."""
 
 
-def stamp(runs: list[RunTrace]) -> dict:
-    """What an image says: of every whole sampling run its policy, in words and as a record where it can be made again."""
-    whole = [run for run in runs if run.complete]
-    return {"format": 1, "runs": [{"about": r.about, "policy": r.policy, "record": r.record} for r in whole]}
+CHANGED = (
+    "These are not the pixels that Stamp Images saw: they were changed on their way to Save Image, or another branch of "
+    "that workflow saved them."
+)
+
+
+def stamp(runs: Iterable[RunTrace], images: torch.Tensor, before: object = None) -> dict:
+    """What an image says: of every whole sampling run its policy, in words and as a record where it can be made again.
+
+    The host writes the same into every image that a prompt saves, so each stamp names the images (B, H, W, C) that it is
+    about. before: what earlier stamps of the prompt said. `runs` repeats the latest one, for readers that know only it.
+    """
+    told = [{"about": r.about, "policy": r.policy, "record": r.record} for r in runs if r.complete]
+    earlier = before.get("stamps", []) if isinstance(before, dict) else []
+    return {"format": 1, "runs": told, "stamps": [*earlier, {"images": named(images), "runs": told}]}
+
+
+def named(images: torch.Tensor) -> list[str]:
+    """Images (B, H, W, C) by what they are when the host saves them."""
+    pixels = np.clip(255.0 * images.cpu().numpy(), 0, 255).astype(np.uint8)
+    return [_name(picture.shape[1], picture.shape[0], picture.tobytes()) for picture in pixels]
+
+
+def _name(width: int, height: int, pixels: bytes) -> str:
+    return hashlib.sha256(f"{width} x {height}".encode() + pixels).hexdigest()[:32]
 
 
 class PriorCacheStamp(io.ComfyNode):
@@ -52,7 +77,8 @@ class PriorCacheStamp(io.ComfyNode):
     def execute(cls, images, trace: Trace) -> io.NodeOutput:
         said = cls.hidden.extra_pnginfo
         if said is not None:  # None: somebody queued the prompt without anything to save in images
-            said[KEY] = stamp(trace.of_nodes(upstream(cls.hidden.prompt, cls.hidden.unique_id, "images")))
+            runs = trace.of_nodes(upstream(cls.hidden.prompt, cls.hidden.unique_id, "images"))
+            said[KEY] = stamp(runs, images, said.get(KEY))
         return io.NodeOutput(images)
 
     @classmethod
@@ -95,7 +121,7 @@ class PriorCacheReplay(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: str, run: int = 1) -> io.NodeOutput:
-        runs = read(image)
+        runs, remark = read(image)
         listed = "\n".join(f"{i}. {excerpt(of['policy'])} ({excerpt(of['about'])})" for i, of in enumerate(runs, 1))
         if run > len(runs):
             raise StampError(
@@ -107,7 +133,7 @@ class PriorCacheReplay(io.ComfyNode):
                 f"{image} was made with {excerpt(runs[run - 1]['policy'])}, which needs more than an image holds (a router or mean "
                 "features): load its prior with Load Prior instead"
             )
-        return io.NodeOutput(restored(record["policy"], record["settings"]), listed)
+        return io.NodeOutput(restored(record["policy"], record["settings"]), f"{listed}\n{remark}".strip())
 
     @classmethod
     def fingerprint_inputs(cls, image: str, run: int = 1):
@@ -131,13 +157,17 @@ def path_of(image: str) -> str:
     return path
 
 
-def read(image: str) -> list[dict]:
-    """The sampling runs that an image tells of: about, policy and record of each. Raises StampError when it tells of none."""
+def read(image: str) -> tuple[list[dict], str]:
+    """(runs, remark): the sampling runs that an image tells of, about, policy and record of each; and what is odd about it.
+
+    Raises StampError when it tells of none, or of others' alone.
+    """
     path = path_of(image)
     try:
         with Image.open(path) as opened:
             opened.load()  # text may stand behind the pixels
             text = getattr(opened, "text", {}).get(KEY)
+            name = _name(*opened.size, opened.tobytes())
     except Exception as error:  # whatever a broken file makes its reader raise
         raise StampError(
             f"{image} cannot be read as an image ({excerpt(error)}); choose a PNG as ComfyUI saved it"
@@ -147,7 +177,10 @@ def read(image: str) -> list[dict]:
             f"{image} does not say how it was cached: put Stamp Images before Save Image, and take the PNG as it was saved"
         )
     try:
-        runs = json.loads(text)["runs"]
+        said = json.loads(text)
+        stamps = [(stamp["images"], stamp["runs"]) for stamp in said.get("stamps", [])]
+        own = [runs for images, runs in stamps if name in images]
+        runs = own[-1] if own else said["runs"]
         for run in runs:
             record = run["record"]
             words = [run["about"], run["policy"], *([] if record is None else [record["policy"]])]
@@ -155,8 +188,13 @@ def read(image: str) -> list[dict]:
                 raise TypeError("a name is no text")
             if record is not None and not isinstance(record["settings"], dict):
                 raise TypeError("settings are no object")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StampError(
             f"what {image} says of its caching is damaged ({excerpt(error)}); take another image"
         ) from error
-    return runs
+    if len(stamps) > 1 and not own:
+        raise StampError(
+            f"{image} was saved beside {len(stamps)} stamped batches and is of none of them: put Stamp Images right before Save "
+            "Image, in the branch whose pictures are to be replayed"
+        )
+    return runs, "" if own or not stamps else CHANGED

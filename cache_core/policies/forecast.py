@@ -107,7 +107,8 @@ class Forecast(CachePolicy):
         """This policy with its steps, coordinate and order settled for one schedule."""
         computed, gains, total = self.computed, self.gains, schedule.total
         sigmas = self.sigmas
-        if sigmas and not _equal(sigmas, schedule.sigmas) and _alike(sigmas, schedule.sigmas):
+        known = sigmas and schedule.sigmas
+        if known and not _equal(sigmas, schedule.sigmas) and _alike(sigmas, schedule.sigmas):
             (computed, gains), sigmas = resampled(computed, gains, sigmas, schedule.sigmas), schedule.sigmas
         flow = schedule.prediction in FLOW
         several = any(part in schedule.sampler for part in MULTISTEP)

@@ -74,6 +74,24 @@ def test_a_plan_for_other_noise_declines_with_a_sentence(host, model):
     assert "its plan is for noise from 15 to 0.5" in run.notes[0]
 
 
+@pytest.mark.parametrize("policy", [Forecast(2.0), Forecast(computed=(0, 4), sigmas=(15.0, 9.0, 5.0, 3.0, 1.5, 0.0))])
+def test_a_schedule_without_steps_is_left_to_the_host(host, model, policy):
+    """As SplitSigmas gives it, split at the first step."""
+    import comfy.sample
+    import comfy.samplers
+
+    trace, latent = Trace(), torch.ones(1, 3, 16, 16)
+    labels = host.dit.conditioning(torch.tensor([1]))
+    sigmas, sampler = torch.tensor([14.6]), comfy.samplers.sampler_object("euler")
+    with torch.inference_mode():
+        stock, cached = (
+            comfy.sample.sample_custom(of, torch.zeros_like(latent), 1.5, sampler, sigmas, labels, labels, latent, disable_pbar=True)
+            for of in (model, host.attach(model, policy, trace))
+        )  # fmt: skip
+    assert torch.equal(cached, stock)
+    assert trace.runs == []
+
+
 @pytest.fixture(scope="module")
 def nodes(host):
     import priorcache.nodes as pack

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from priorcache.cache_core.codecs import CODECS
-from priorcache.cache_core.policies import FORA, Full
+from priorcache.cache_core.policies import FORA, Forecast, Full
 from priorcache.cache_core.trace import Trace
 
 ALIGNED = FORA(2, "aligned")
@@ -85,6 +85,14 @@ class TestTold:
         assert ratio[0] / ratio[1] == pytest.approx(4 / (1 + 2 / 32), rel=1e-3)
         assert "keeps nothing" in memory(model, Full(), "off", "device")
         assert "main memory" in memory(model, ALIGNED, "off", "cpu")
+
+    def test_by_apply_for_plans_of_many_steps(self, host, model):
+        """For any number of steps, since how many there will be is not known yet."""
+        from priorcache.nodes.apply import PriorCacheApply
+
+        sigmas = tuple(torch.linspace(10, 0, 121).tolist())
+        plan = Forecast(computed=tuple(range(0, 120, 2)), sigmas=sigmas, gains=((1.0, 0.5),) * 120)
+        assert "Forecast, 60 computed" in PriorCacheApply.execute(model, plan).args[2]
 
     def test_by_inspect_beside_what_was_measured(self, host, model):
         from priorcache.plots.trace import draw, summary

@@ -3,12 +3,14 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from priorcache.cache_core.policies import FORA, GOC, Forecast
-from priorcache.cache_core.trace import Trace
+from priorcache.cache_core.trace import RunTrace, Trace
+from priorcache.priors.record import recorded
 
 SETTINGS = {"steps": 9, "sampler": "euler", "scheduler": "karras"}
 
@@ -22,20 +24,23 @@ def replay(host, tmp_path, monkeypatch):
     return replay
 
 
-def saved(path, text: str | None, key: str = "priorcache") -> str:
+BLACK = torch.zeros(1, 4, 4, 3)
+
+
+def saved(path, text: str | None, key: str = "priorcache", picture=BLACK[0]) -> str:
     info = PngInfo()
     if text is not None:
         info.add_text(key, text)
-    Image.new("RGB", (4, 4)).save(path, pnginfo=info)
+    pixels = np.clip(255.0 * picture.numpy(), 0, 255).astype(np.uint8)  # as the host does
+    Image.fromarray(pixels).save(path, pnginfo=info)
     return path.name
 
 
-def stamped(replay, monkeypatch, trace: Trace) -> dict:
+def stamped(replay, monkeypatch, trace: Trace, images=BLACK, said: dict | None = None) -> dict:
     """What Stamp Images leaves for Save Image."""
-    said = {}
+    said = {} if said is None else said
     hidden = SimpleNamespace(extra_pnginfo=said, prompt=None, unique_id=None)
     monkeypatch.setattr(replay.PriorCacheStamp, "hidden", hidden, raising=False)
-    images = torch.zeros(1, 4, 4, 3)
     assert replay.PriorCacheStamp.execute(images, trace).args[0] is images
     return said["priorcache"]
 
@@ -63,6 +68,32 @@ def test_auto_is_replayed_as_what_it_chose(host, model, replay, monkeypatch, tmp
     assert torch.equal(host.sample(host.attach(model, again), **SETTINGS), first)
 
 
+def run_of(policy) -> Trace:
+    trace = Trace()
+    trace.add(RunTrace(policy.describe(), 9, record=recorded(policy), complete=True))
+    return trace
+
+
+def test_each_picture_of_a_prompt_is_told_by_its_own_stamp(replay, monkeypatch, tmp_path):
+    """The host writes one and the same text into all of them."""
+    said, first, second = {}, torch.rand(2, 4, 6, 3), torch.rand(1, 4, 6, 3)
+    stamped(replay, monkeypatch, run_of(FORA(2)), first, said)
+    text = json.dumps(stamped(replay, monkeypatch, run_of(FORA(3)), second, said))
+    for name, picture, policy in (("a", first[1], FORA(2)), ("b", second[0], FORA(3))):
+        again, told = replay.PriorCacheReplay.execute(saved(tmp_path / f"{name}.png", text, picture=picture)).args
+        assert (again, told) == (policy, f"1. {policy.describe()} ()")
+    with pytest.raises(replay.StampError, match="2 stamped batches and is of none of them"):
+        replay.PriorCacheReplay.execute(saved(tmp_path / "c.png", text, picture=torch.rand(4, 6, 3)))
+
+
+def test_pixels_that_were_not_stamped_are_told_of(replay, monkeypatch, tmp_path):
+    """An upscaled picture is the stamped one still, an uncached one saved beside it is not."""
+    text = json.dumps(stamped(replay, monkeypatch, run_of(FORA(2))))
+    again, told = replay.PriorCacheReplay.execute(saved(tmp_path / "a.png", text, picture=torch.ones(8, 8, 3))).args
+    assert again == FORA(2)
+    assert "not the pixels that Stamp Images saw" in told
+
+
 def test_a_stopped_run_is_not_told_of(host, model, replay, monkeypatch):
     trace = Trace()
     with pytest.raises(KeyboardInterrupt):
@@ -85,6 +116,8 @@ RUN = {"about": "euler", "policy": "FORA N=2", "record": {"policy": "FORA", "set
         ("{", "damaged"),
         ("[" * 100_000, "damaged"),
         (json.dumps({"runs": [{}]}), "damaged"),
+        (json.dumps([]), "damaged"),
+        (json.dumps({"runs": [RUN], "stamps": [{"images": 3, "runs": []}]}), "damaged"),
         (json.dumps({"runs": [RUN | {"record": {"policy": "FORA", "settings": 3}}]}), "damaged"),
         (
             json.dumps({"runs": [RUN | {"record": {"policy": "os.system", "settings": {}}}]}),
