@@ -65,7 +65,7 @@ def calibrated(bench: Bench) -> tuple[tuple[str, float], ...]:
     watching = Statistics(1)
     bench.sample(attach(bench.model, Full(), observers=(watching,)))
     watching.end_trajectory(sum(len(latent) for *_, latent, _ in bench.batches))
-    about = subject(bench.model, bench.sampler, bench.scheduler, bench.steps, bench.cfg)
+    about = replace(subject(bench.model), steps=bench.steps)
     return errors(watching.prior(about, (), ()), BASE, sites_of(bench.model.model.diffusion_model))
 
 

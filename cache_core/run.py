@@ -49,6 +49,12 @@ def _stateful(schedule: Schedule) -> str | None:
     return f"with the sampler {schedule.sampler} the network remembers every call, and one that is skipped would be missing"
 
 
+def _rising(schedule: Schedule) -> str | None:
+    if len(schedule.sigmas) < 2 or schedule.sigmas[0] >= schedule.sigmas[-1]:
+        return None
+    return "the noise of this schedule rises, and every policy counts on less noise from step to step"
+
+
 def relative_error(approximate: Tensor, exact: Tensor) -> Tensor:
     """|approximate - exact| / |exact| over everything, a float32 scalar on the device."""
     exact = exact.float()
@@ -97,7 +103,7 @@ class CacheRun:
         self._step: Step | None = None
         self._upward = False
         self._visits: dict[tuple[int, Hashable], int] = {}
-        if objection := _stateful(schedule) or policy.objection(schedule):
+        if objection := _stateful(schedule) or _rising(schedule) or policy.objection(schedule):
             self.decline(objection)
 
     @property

@@ -61,13 +61,15 @@ class Moment(NamedTuple):
 
 
 class Clock:
-    """Times evaluations without waiting for the device: CUDA events there, the wall clock elsewhere."""
+    """Times evaluations: by events on CUDA, which wait for nothing; elsewhere by the wall clock, when the device is done."""
 
     def __init__(self, device: torch.device):
         self.device = device
 
     def mark(self):
         if self.device.type != "cuda":
+            if done := getattr(getattr(torch, self.device.type, None), "synchronize", None):
+                done()
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))

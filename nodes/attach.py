@@ -81,7 +81,8 @@ def attach(
         if len(sigmas) < 2:  # nothing is sampled, as behind a split at the first step
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         parts = parts_of(guider, noise.shape)
-        schedule = _schedule(guider.model_patcher.model, sampler, sigmas)
+        unbroken = bool((guider.model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph"))
+        schedule = _schedule(guider.model_patcher.model, sampler, sigmas, unbroken)
         schedule = informed(schedule, guider.model_patcher, policy, parts, CODECS[store])
         run = CacheRun(
             policy,
@@ -93,7 +94,8 @@ def attach(
             CODECS[store],
             compiled=COMPILE in wrappers.get(WrappersMP.APPLY_MODEL, {}),
         )
-        _refuse_unbroken_graphs(run, guider.model_options)
+        if unbroken:
+            _refuse_branches(run)
         run.trace.record = recorded(run.policy)
         if reason and policy.level != "model" and policy.history:
             run.decline(reason)
@@ -237,8 +239,8 @@ def _manner(options: dict) -> tuple[Hashable, ...]:
     )
 
 
-def _refuse_unbroken_graphs(run: CacheRun, model_options: dict) -> None:
-    if run.wants_branches and (model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph"):
+def _refuse_branches(run: CacheRun) -> None:
+    if run.wants_branches:
         raise CacheError(
             "This model is compiled with fullgraph, which leaves no room for a decision inside of it: switch fullgraph "
             "off in the compile node, or set the policy's scope to 'whole network'."
@@ -251,13 +253,14 @@ def named(sampler) -> str:
     return getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
 
 
-def _schedule(model, sampler, sigmas: torch.Tensor) -> Schedule:
+def _schedule(model, sampler, sigmas: torch.Tensor, unbroken: bool) -> Schedule:
     return Schedule(
         total=len(sigmas) - 1,
         sigmas=tuple(sigmas.tolist()),
         sampler=named(sampler),
         prediction=model.model_type.name,
         sites=sites_of(model.diffusion_model),
+        unbroken=unbroken,
     )
 
 

@@ -106,21 +106,23 @@ def calibrated(
     for done, seed in enumerate(seeds):
         sample(watched, seed, lambda step, x0, x, total, done=done: progress(done, step))
         statistics.end_trajectory(len(sample.latent))
-    belongs = subject(model, sample.sampler, sample.scheduler, sample.steps, sample.cfg, sample.denoise)
-    return statistics.prior(belongs, tuple(sample.latent.shape[1:]), seeds)
+    return statistics.prior(subject(model, sample), tuple(sample.latent.shape[1:]), seeds)
 
 
-def subject(model, sampler="", scheduler="", steps=0, cfg=0.0, denoise=1.0) -> Subject:
-    """What a prior of this MODEL belongs to. The fingerprint covers names and shapes, so that LoRA and dtype do not matter."""
+def subject(model, sampling: Sampling | None = None) -> Subject:
+    """What a prior of this MODEL belongs to, sampled so. The fingerprint covers names and shapes, so that LoRA and dtype do not matter."""
     network = unwrapped(model.model.diffusion_model)
     shapes = sorted(f"{k}{tuple(v.shape)}" for k, v in network.state_dict().items() if k.endswith((".weight", ".bias")))
+    geometry = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
+    own = (type(network).__name__, geometry, model.model.model_type.name)
+    if sampling is None:
+        return Subject(*own, sampler="", scheduler="", steps=0, cfg=0.0)
     return Subject(
-        architecture=type(network).__name__,
-        geometry=hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16],
-        prediction=model.model.model_type.name,
-        sampler=sampler,
-        scheduler=scheduler,
-        steps=steps,
-        cfg=float(cfg),
-        denoise=float(denoise),
+        *own,
+        sampler=sampling.sampler,
+        scheduler=sampling.scheduler,
+        steps=sampling.steps,
+        cfg=float(sampling.cfg),
+        denoise=float(sampling.denoise),
+        made=sampling.schedule(model).total,
     )

@@ -79,7 +79,7 @@ class PriorCacheGOC(io.ComfyNode):
         elif inflections == "from prior":
             if prior is None:
                 raise SettingError("GOC Policy: inflections = 'from prior' needs one; connect Calibrate or Load Prior.")
-            left_out = found_in(prior), prior.subject.steps
+            left_out = found_in(prior), prior.subject.total
         return io.NodeOutput(GOC(policy, eta, queue, *left_out, joint=whole_blocks))
 
 

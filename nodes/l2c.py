@@ -192,13 +192,13 @@ class PriorCacheTrainRouter(io.ComfyNode):
         finite("Train Router", learning_rate=learning_rate, threshold=threshold)
         penalties = parse_penalties(penalty)
         model = _whole(model)
-        about = subject(model, sampler_name, scheduler, steps, cfg, denoise)
-        if prior is not None:
-            prior.matches(about, only=())
         latent = fixed(model, latent_image)
         sampling = Sampling(
             positive, negative, latent, steps, cfg, sampler_name, scheduler, denoise, latent_image.get("noise_mask")
         )
+        about = subject(model, sampling)
+        if prior is not None:
+            prior.matches(about, only=())
         rivals = [FORA(2, "aligned", end=0.5), FORA(2, "aligned")] if len(penalties) > 1 else []
         samplings = runs + 1 + len(penalties) + len(rivals)
         progress = comfy.utils.ProgressBar(samplings * steps + len(penalties) * iterations)

@@ -140,8 +140,20 @@ def usual(model) -> dict[str, list[Part]]:
 
 
 def supposed(model, policy: CachePolicy, parts: list[Part], codec: Codec) -> Schedule:
-    """A run of a usual number of steps with these conds."""
-    return informed(Schedule(STEPS, sites=sites_of(model.model.diffusion_model)), model, policy, parts, codec)
+    """A run with these conds, of as many steps as the policy was made for, else of a usual number."""
+    return informed(
+        Schedule(made_for(policy), sites=sites_of(model.model.diffusion_model)), model, policy, parts, codec
+    )
+
+
+def made_for(policy: CachePolicy | None) -> int:
+    """Steps of the one schedule that a policy, or one that it corrects, belongs to: those of a router, or found by a search."""
+    while policy is not None:
+        steps = getattr(policy, "steps", 0)
+        if number := steps if isinstance(steps, int) else len(steps):
+            return number
+        policy = getattr(policy, "base", None)
+    return STEPS
 
 
 def memory(model, policy: CachePolicy, measure: str, store: str) -> str:

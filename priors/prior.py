@@ -37,13 +37,19 @@ class Subject:
     prediction: str  # the host's model type: EPS, FLOW, ...
     sampler: str
     scheduler: str
-    steps: int  # steps of the sampler
+    steps: int  # that were asked for
     cfg: float
     denoise: float = 1.0
+    made: int = field(default=0, compare=False)  # steps that the scheduler made of them; 0: as many
+
+    @property
+    def total(self) -> int:
+        """Steps of the sampler: a Schedule's total. ddim_uniform makes 31 of 30."""
+        return self.made or self.steps
 
     def differences(self, other: Subject, only: Sequence[str] = ()) -> list[str]:
         """One phrase per field that differs: "steps: 50 here, 20 there"."""
-        names = only or [f.name for f in fields(self)]
+        names = only or [f.name for f in fields(self) if f.compare]
         pairs = [(n, getattr(self, n), getattr(other, n)) for n in names]
         return [f"{n}: {a} in the prior, {b} here" for n, a, b in pairs if a != b]
 
@@ -116,9 +122,14 @@ class Prior:
         return replace(self, plans=tuple(plans))
 
     def save(self, path: str | Path) -> Path:
-        """Write the file in one step: a crash leaves the old one, never half of a new one."""
+        """Write the file in one step: a crash leaves the old one, never half of a new one. Raises PriorError."""
         path = Path(path)
         _check_tables(self)
+        if self.nbytes > MAX_BYTES:
+            raise PriorError(
+                f"its tables take {self.nbytes / 2**30:.1f} GiB, and no prior larger than {MAX_BYTES >> 30} GiB is read: calibrate "
+                "without mean_features, or with the policy that EOC is to correct, for the steps that it reuses alone"
+            )
         about = {
             "format": FORMAT,
             "subject": asdict(self.subject),
@@ -219,7 +230,7 @@ def _load(path: Path, only: Sequence[str] | None) -> Prior:
                 f"prior format {shown(version)} is unknown; this version reads {FORMAT}. Update PriorCache"
             )
         names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118 - not a dict
-        tables = {name: file.get_tensor(name) for name in names}
+        tables = {name: file.get_tensor(name).clone() for name in names}  # what is not copied stays mapped to the file
     subject = {f.name: f for f in fields(Subject) if f.name in about["subject"]}
     allowed = {"str": str, "int": int, "float": (int, float)}
     for name, field_ in subject.items():
@@ -230,6 +241,7 @@ def _load(path: Path, only: Sequence[str] | None) -> Prior:
             raise PriorError(f"its subject's {name} is longer than {LONGEST} characters")
         if isinstance(value, (int, float)) and not abs(value) < 2**63:
             raise PriorError(f"its subject's {name} is {shown(value)}; a finite number below 2**63 is meant")
+    _whole(about["subject"].get("made", 0), "subject's made", 0)
     for name in ("sites", "shape", "seeds"):
         if not isinstance(about[name], list):
             raise PriorError(f"its {name} must be a list")

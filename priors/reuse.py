@@ -16,7 +16,7 @@ def errors(prior: Prior, policy: CachePolicy, sites: Iterable[Site]) -> tuple[tu
     Each from as far back as the policy reuses there, or from as far as the prior measured. A correction makes less of
     it, which no prior says. Branches that the prior does not know, or that are never reused, are left out.
     """
-    total, count = prior.subject.steps, prior.evaluations
+    total, count = prior.subject.total, prior.evaluations
     policy = policy.prepared(Schedule(total))
     steps = [Step(t, total, t / count, 0.0) for t in range(count)]
     squares = [prior.reuse_error(gap).square() for gap in range(1, len(prior.tables["difference"]) + 1)]

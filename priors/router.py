@@ -37,7 +37,7 @@ def policy(prior: Prior, threshold: float = 0.1) -> L2C:
     if TABLE not in prior.tables:
         raise RouterError("this prior has no router: make one with Train Router, or read one with Load Router")
     scores = tuple(map(tuple, prior.tables[TABLE].nan_to_num(nan=math.inf).tolist()))
-    return L2C(scores, prior.sites, prior.subject.steps, threshold)
+    return L2C(scores, prior.sites, prior.subject.total, threshold)
 
 
 def cache_steps(evaluations: int) -> range:

@@ -99,6 +99,11 @@ class Statistics:
         for lane, own, *other in zip(streams, *(out.chunk(len(streams)) for out in outs), strict=True):
             if lane.cond == 0 and lane.visit == 0:
                 total = (own.float() - other[0].float() if other else own.float()).sum(0)
+                if key in sums and sums[key].shape != total.shape:
+                    raise PriorError(
+                        f"the features of {key[1]} have {len(total)} tokens in one positive prompt and {len(sums[key])} in another, and "
+                        "no mean: calibrate with prompts of one length, one after the other, or without mean_features"
+                    )
                 sums[key] = sums[key].to(total.device) + total if key in sums else total
                 weights[key] += len(own)
 

@@ -16,7 +16,7 @@ class Trend:
 
     def __init__(self, prior: Prior):
         self.tables = prior.tables
-        self.steps, self.sigmas = prior.subject.steps, tuple(prior.tables["sigmas"].tolist())
+        self.steps, self.sigmas = prior.subject.total, tuple(prior.tables["sigmas"].tolist())
         if not any(self.knows(site) for site in prior.sites):
             raise PriorError("the prior has no mean features; calibrate again with mean_features switched on")
         self._row = {

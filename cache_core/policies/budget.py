@@ -107,6 +107,9 @@ class Budget(Wrapper):
             )
         return found / max(everything * len(steps), 1)
 
+    def _reuses(self, site: Site, schedule: Schedule) -> bool:
+        return any(self.base.decide(step, site) is not Action.COMPUTE for step in schedule.evaluations[1:])
+
     def _skipped(self, steps: list[Step]) -> list[Step]:
         """The steps at which all blocks are reused at once."""
         return [s for s in steps if self.base.serves(STACK) and s.index and self.base.decide(s, STACK) is Action.REUSE]
@@ -129,13 +132,18 @@ class Budget(Wrapper):
     def objection(self, schedule: Schedule) -> str | None:
         if schedule.sites and not schedule.nbytes and not self.sites:
             return "the sizes of this model's branches are not known before sampling"
+        if objection := super().objection(schedule):
+            return objection
         if schedule.nbytes and not self.sites:
-            least = min(schedule.nbytes[site.name] for site in schedule.sites) * self.history
+            reused = [site for site in schedule.sites if self._reuses(site, schedule)]
+            if not reused:
+                return f"{self.base.describe()} reuses nothing in this run"
+            least = min(schedule.nbytes[site.name] for site in reused) * self.history
             return (
                 f"not one branch fits into {human_bytes(self.limit)}, the smallest takes {human_bytes(least)}; "
                 "raise megabytes, or set store of Apply Cache to '8 bit'"
             )
-        return super().objection(schedule)
+        return None
 
     def describe(self) -> str:
         return f"Budget {self.megabytes:g} MiB on {self.base.describe()}"

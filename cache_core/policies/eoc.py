@@ -152,6 +152,12 @@ class EOC(Correction):
         value = past[0].value
         if site == STACK or (self.judged is not None and step.index not in self.judged):
             return value
+        there = self.trends.sigmas[step.index : step.index + 1]  # nothing where the prior has fewer evaluations
+        if there and not math.isclose(there[0], step.sigma, rel_tol=1e-3):
+            raise Decline(
+                f"its prior was measured at noise {there[0]:.3g} where this run has {step.sigma:.3g}, at evaluation "
+                f"{step.index}; calibrate with the sampler that you sample with"
+            )
         trend = self.ready.at(step.index, site.name, value) if self.ready else self.trends.at(step.index, site.name)
         if trend is None:
             if self.base.decide(step, site) is Action.COMPUTE:  # only asked what reuse would have given

@@ -86,7 +86,7 @@ class Forecast(CachePolicy):
             raise SettingError(
                 f"Forecast: computed is {shown(self.computed)}; it must rise from 0, the step that begins"
             )
-        if self.sigmas and not (len(self.sigmas) > 1 and min(self.sigmas[:-1]) > 0 <= self.sigmas[-1]):
+        if self.sigmas and not _plannable(self.sigmas):
             raise SettingError(
                 f"Forecast: sigmas is {shown(self.sigmas)}; positive noise levels are meant, and the last may be 0"
             )
@@ -122,7 +122,7 @@ class Forecast(CachePolicy):
         settled = {
             "computed": computed,
             "gains": gains,
-            "sigmas": sigmas or schedule.sigmas,
+            "sigmas": sigmas or (schedule.sigmas if _plannable(schedule.sigmas) else ()),
             "coordinate": coordinate,
             "order": order,
             "curvature": curvature,
@@ -197,6 +197,11 @@ class Forecast(CachePolicy):
         return ", ".join(
             part for part in (f"Forecast, {len(self.computed)} computed", f"{kind} {axis}".strip()) if part
         )
+
+
+def _plannable(sigmas: tuple[float, ...]) -> bool:
+    """Whether these are noise levels of evaluations, and one where they end."""
+    return len(sigmas) > 1 and min(sigmas[:-1]) > 0 <= sigmas[-1]
 
 
 def _equal(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

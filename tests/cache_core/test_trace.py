@@ -5,7 +5,7 @@ import torch
 from priorcache.cache_core.policies import EOC, FORA, GOC, Forecast, Taylor, ToCa
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import MODEL, STACK, Action, Schedule, Site, Step
-from priorcache.cache_core.trace import KINDS, Moment, Row, RunTrace, Trace
+from priorcache.cache_core.trace import KINDS, Clock, Moment, Row, RunTrace, Trace
 
 SITES = [Site("blocks.0.attn", 0, 2), Site("blocks.1.attn", 1, 2)]
 
@@ -195,3 +195,13 @@ class TestCost:
         assert 0 < share < 1
         assert run.trace.rows[1].tokens == share
         assert run.trace.cost() == pytest.approx((3 + share) / 4)
+
+
+def test_other_devices_than_cuda_are_waited_for(monkeypatch):
+    """Their work is queued: without it only the queueing would be timed."""
+    waited = []
+    monkeypatch.setattr(torch.xpu, "synchronize", lambda: waited.append("xpu"))
+    clock = Clock(torch.device("xpu"))
+    begin, end = clock.mark(), clock.mark()
+    assert waited == ["xpu", "xpu"]
+    assert clock.seconds(begin, end) >= 0

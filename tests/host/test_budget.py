@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from priorcache.cache_core.policies import FORA, GOC, Budget, Forecast, Full
+from priorcache.cache_core.adapters import sites_of
+from priorcache.cache_core.policies import FORA, GOC, L2C, Budget, Forecast, Full
 from priorcache.cache_core.trace import Trace
 from priorcache.priors.prior import PriorError
 
@@ -36,6 +37,12 @@ def test_says_what_fits_at_usual_sizes(model, execute):
     )
     assert "keeps 6 of 6 branches, 768.0 MiB" in large
     assert "not one branch fits into 10.0 MiB, the smallest takes 32.0 MiB" in execute(FORA(2), model, 10)[1]
+
+
+def test_a_policy_made_for_some_steps_is_told_by_these(model, execute):
+    names = tuple(site.name for site in sites_of(model.model.diffusion_model))
+    router = L2C(((1.0,) * len(names), (0.0,) * len(names)) * 10, names, 20, 0.5)
+    assert "reused instead of 50%" in execute(router, model, 1000)[1]
 
 
 def test_prefers_what_a_prior_finds_cheap(host, model, execute, prior):

@@ -5,8 +5,9 @@ import importlib
 import pytest
 import torch
 from priorcache.cache_core.policies import FORA
-from priorcache.cache_core.sites import Action
+from priorcache.cache_core.sites import MODEL, Action
 from priorcache.cache_core.trace import Trace
+from priorcache.priors.auto import Auto
 
 ALIGNED = FORA(2, "aligned")
 NETWORK = FORA(2, "aligned", level="model")
@@ -164,6 +165,15 @@ def by_module(model, backend):
 def test_an_unbroken_graph_has_no_room_for_decisions(host, model):
     with pytest.raises(host.node.CacheError, match="fullgraph off"):
         host.sample(host.attach(by_block(model, fullgraph=True), ALIGNED))
+
+
+def test_in_an_unbroken_graph_auto_takes_the_whole_network(host, model):
+    """Where noise is added, it takes single branches otherwise. The host's attention itself cannot be compiled so here."""
+    trace, compiled = Trace(), model.clone()
+    compiled.model_options["torch_compile_kwargs"] = {"fullgraph": True}
+    host.sample(host.attach(compiled, Auto(2.0), trace), steps=9, sampler="euler_ancestral")
+    assert {row.site for row in trace.runs[0].rows} == {MODEL}
+    assert trace.runs[0].computed_fraction < 0.6
 
 
 def test_inductor(host, monkeypatch):

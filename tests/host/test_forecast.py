@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from priorcache.cache_core.policies import Forecast
+from priorcache.cache_core.policies import FORA, Forecast
 from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
 from priorcache.errors import SettingError
+from priorcache.priors.auto import Auto
 from priorcache.priors.plan import Plan
 from priorcache.priors.prior import Prior, PriorError
 
@@ -77,19 +78,34 @@ def test_a_plan_for_other_noise_declines_with_a_sentence(host, model):
 @pytest.mark.parametrize("policy", [Forecast(2.0), Forecast(computed=(0, 4), sigmas=(15.0, 9.0, 5.0, 3.0, 1.5, 0.0))])
 def test_a_schedule_without_steps_is_left_to_the_host(host, model, policy):
     """As SplitSigmas gives it, split at the first step."""
+    trace = Trace()
+    stock, cached = (along(host, of, torch.tensor([14.6])) for of in (model, host.attach(model, policy, trace)))
+    assert torch.equal(cached, stock)
+    assert trace.runs == []
+
+
+@pytest.mark.parametrize("policy", [Forecast(2.0), Forecast(computed=(0, 4), sigmas=(15.0, 9.0, 5.0, 3.0, 1.5, 0.0)), FORA(2), Auto(3.0)],
+                         ids=lambda p: p.describe())  # fmt: skip
+def test_rising_noise_is_computed_and_said_once(host, model, policy):
+    """As FlipSigmas gives it, to find the noise of a picture."""
+    trace, sigmas = Trace(), torch.linspace(1e-4, 10, 12)
+    stock, cached = (along(host, of, sigmas) for of in (model, host.attach(model, policy, trace)))
+    assert torch.equal(cached, stock)
+    assert [note for note in trace.runs[0].notes if "computed everything" in note] == trace.runs[0].notes[-1:]
+    assert "the noise of this schedule rises" in trace.runs[0].notes[-1]
+
+
+def along(host, model, sigmas):
+    """Sampled by SamplerCustom's function."""
     import comfy.sample
     import comfy.samplers
 
-    trace, latent = Trace(), torch.ones(1, 3, 16, 16)
-    labels = host.dit.conditioning(torch.tensor([1]))
-    sigmas, sampler = torch.tensor([14.6]), comfy.samplers.sampler_object("euler")
+    latent, labels = torch.ones(1, 3, 16, 16), host.dit.conditioning(torch.tensor([1]))
+    sampler = comfy.samplers.sampler_object("euler")
     with torch.inference_mode():
-        stock, cached = (
-            comfy.sample.sample_custom(of, torch.zeros_like(latent), 1.5, sampler, sigmas, labels, labels, latent, disable_pbar=True)
-            for of in (model, host.attach(model, policy, trace))
-        )  # fmt: skip
-    assert torch.equal(cached, stock)
-    assert trace.runs == []
+        return comfy.sample.sample_custom(
+            model, torch.zeros_like(latent), 1.5, sampler, sigmas, labels, labels, latent, disable_pbar=True
+        )
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,16 @@ def train(nodes, subject, prior=None, **changes):
         )
 
 
+def test_a_router_serves_as_many_steps_as_its_scheduler_made(host, nodes, models):
+    """ddim_uniform makes 13 steps of 12."""
+    settings, trace = {"steps": 12, "scheduler": "ddim_uniform"}, Trace()
+    prior, *_ = train(nodes, models["dit"], sampler_name="ddim", **settings)
+    policy = nodes["PriorCacheL2C"].execute(prior, 1.0).args[0]
+    host.sample(host.attach(models["dit"].model, policy, trace), sampler="ddim", **settings)
+    assert trace.runs[0].notes == []
+    assert trace.runs[0].computed_fraction < 0.6
+
+
 @pytest.mark.parametrize("name", ["dit", "flux", "sd3", "pixart", "flux2"])
 class TestEveryArchitecture:
     def test_training_gives_gates_at_every_second_step_and_changes_no_model(self, nodes, models, name):

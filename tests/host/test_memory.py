@@ -92,7 +92,7 @@ class TestTold:
 
         sigmas = tuple(torch.linspace(10, 0, 121).tolist())
         plan = Forecast(computed=tuple(range(0, 120, 2)), sigmas=sigmas, gains=((1.0, 0.5),) * 120)
-        assert "Forecast, 60 computed" in PriorCacheApply.execute(model, plan).args[2]
+        assert "Forecast, 60 computed" in PriorCacheApply.execute(model, plan, "off").args[2]
 
     def test_by_inspect_beside_what_was_measured(self, host, model):
         from priorcache.plots.trace import draw, summary

@@ -1,11 +1,13 @@
 """The nodes themselves, called as the host calls them."""
 
+import dataclasses
 import itertools
+import re
 
 import pytest
 import torch
 from priorcache.cache_core.policies import FORA, GOC, DuCa, Full, Taylor, ToCa
-from priorcache.cache_core.sites import Schedule
+from priorcache.cache_core.sites import Action, Schedule
 from priorcache.cache_core.trace import Trace
 from priorcache.models.checkpoint import CheckpointError
 from priorcache.priors.prior import Prior, PriorError
@@ -377,6 +379,35 @@ class TestCorrections:
         assert torch.equal(out, host.sample(model, **self.RUN | changed))
         assert len(trace.runs[0].notes) == 1
         assert said in trace.runs[0].notes[0]
+
+    @pytest.mark.parametrize(("measured", "sampler"), [("heun", "euler"), ("euler", "heun")])
+    def test_eoc_goes_as_far_as_its_prior_is_of_the_same_calls(self, host, nodes, model, measured, sampler):
+        """heun calls the model at the same noise levels, but twice: from its third call on they are others."""
+        prior = calibrate(host, nodes, model, steps=9, runs=1, mean_features=True, sampler_name=measured).args[0]
+        policy = nodes["PriorCacheEOC"].execute(self.BASE, prior, 0.5, 0.0).args[0]
+        trace = Trace()
+        host.sample(host.attach(model, policy, trace), **self.RUN | {"sampler": sampler})
+        run = trace.runs[0]
+        assert re.search(r"computed everything from evaluation [23] on: its prior was measured at noise", run.notes[0])
+        assert "calibrate with the sampler that you sample with" in run.notes[0]
+        assert {row.step for row in run.rows if row.action is Action.REUSE} <= {1, 2}
+
+    def test_a_scheduler_that_adds_a_step_is_served_by_what_was_measured_with_it(self, host, nodes, model):
+        """ddim_uniform makes 13 steps of 12."""
+        settings = {"steps": 12, "scheduler": "ddim_uniform"}
+        prior = calibrate(host, nodes, model, runs=1, mean_features=True, **settings).args[0]
+        assert (prior.subject.steps, prior.subject.total, prior.evaluations) == (12, 13, 13)
+        for policy in (
+            nodes["PriorCacheEOC"].execute(self.BASE, prior, 0.5, 0.0).args[0],
+            dataclasses.replace(
+                nodes["PriorCacheGOC"].execute(self.BASE, 0.8, "used", "from prior", True, prior).args[0],
+                inflections=(3,),
+            ),
+        ):
+            trace = Trace()
+            host.sample(host.attach(model, policy, trace), seed=5, cfg=2.0, **settings)
+            assert trace.runs[0].notes == []
+            assert trace.runs[0].computed_fraction < 0.6
 
     @pytest.mark.parametrize("store", ["device", "cpu"])
     def test_what_eoc_brings_to_another_device_is_told_before(self, host, nodes, model, prior, store, monkeypatch):

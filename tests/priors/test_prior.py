@@ -377,6 +377,13 @@ def test_a_file_larger_than_any_prior_is_refused_unread(tmp_path, monkeypatch):
     refused(tmp_path / "huge.safetensors", file_bytes(), "larger than any prior")
 
 
+def test_a_prior_larger_than_any_file_that_is_read_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("priorcache.priors.prior.MAX_BYTES", 100)
+    with pytest.raises(PriorError, match="calibrate without mean_features"):
+        prior().save(tmp_path / "huge.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -448,7 +455,7 @@ def test_a_subject_of_wrong_values_is_refused(tmp_path, field, value):
     refused(tmp_path / "subject.safetensors", file_bytes(subject=asdict(SUBJECT) | {field: value}))
 
 
-@pytest.mark.parametrize("field", [f for f in asdict(SUBJECT) if f != "denoise"])
+@pytest.mark.parametrize("field", [f for f in asdict(SUBJECT) if f not in ("denoise", "made")])
 def test_a_subject_must_have_its_fields(tmp_path, field):
     subject = {k: v for k, v in asdict(SUBJECT).items() if k != field}
     refused(tmp_path / "fields.safetensors", file_bytes(subject=subject))

@@ -132,6 +132,13 @@ def test_mean_features_find_the_positive_rows_wherever_they_are():
     assert prior_of(statistics).tables["mean/blocks.0.attn"].tolist() == [[[3.0]]] * 4
 
 
+def test_prompts_of_different_lengths_have_no_mean_features():
+    statistics = Statistics(features=True)
+    sample(statistics, lambda t, site, rows: torch.ones(rows, 5, 2))
+    with pytest.raises(PriorError, match="7 tokens in one positive prompt and 5 in another"):
+        sample(statistics, lambda t, site, rows: torch.ones(rows, 7, 2))
+
+
 def test_mean_features_are_left_out_unless_asked_for():
     statistics = Statistics()
     sample(statistics, lambda t, site, rows: torch.ones(rows, 1, 1))

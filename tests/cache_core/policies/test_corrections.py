@@ -241,9 +241,9 @@ class TestEOC:
         assert found == expected
 
     def test_works_in_the_precision_of_the_features(self):
-        past = [Feature(torch.full((2, 3, 4), 2.0, dtype=torch.bfloat16), Step(2, 20, 0.1, 9.0), True)]
+        past = [Feature(torch.full((2, 3, 4), 2.0, dtype=torch.bfloat16), Step(2, 20, 0.1, 18.0), True)]
         policy = EOC(HALF, Trends(50.0, shape=(3, 4)))
-        out = policy.reuse(Step(3, 20, 0.15, 8.0), SITE, past)
+        out = policy.reuse(Step(3, 20, 0.15, 17.0), SITE, past)
         assert out.dtype is torch.bfloat16
         assert torch.equal(out, torch.full_like(out, 3.0))
         assert torch.equal(past[0].value, torch.full_like(out, 2.0))
@@ -253,7 +253,9 @@ class TestEOC:
         trend, value = torch.randn(700, 4).half(), torch.randn(2, 700, 4).to(dtype)  # more tokens than go at once
         trends = Trends(1.0)
         trends.at = lambda step, site: trend
-        out = EOC(HALF, trends, 0.5).reuse(Step(3, 20, 0.15, 8.0), SITE, [Feature(value, Step(2, 20, 0.1, 9.0), True)])
+        out = EOC(HALF, trends, 0.5).reuse(
+            Step(3, 20, 0.15, 17.0), SITE, [Feature(value, Step(2, 20, 0.1, 18.0), True)]
+        )
         assert torch.equal(out, torch.addcmul(value, value, trend.to(dtype), value=0.5))
 
     @pytest.mark.parametrize(
