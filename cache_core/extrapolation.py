@@ -21,8 +21,15 @@ def spread(total: int, count: int) -> tuple[int, ...]:
 
 
 def widening(total: int, count: int) -> tuple[int, ...]:
-    """`count` of `total` steps at nearly even distances, from the first on; no gap is shorter than one before."""
-    return _sorted(spread(total, count))
+    """`count` of `total` steps: the first, then after a gap nearly even ones, of which no gap is shorter than one before.
+
+    The first gap is a seventh of the schedule, five steps at most, where even ones would be shorter: at its beginning all
+    is noise, of which a model that predicts noise or velocity says much the same at every step.
+    """
+    if count < 2:
+        return (0,)
+    first = min(max(total // count, min(total // 7, 5)), total - count + 1)
+    return (0, *(first + step for step in _sorted(spread(total - first, count - 1))))
 
 
 def front_loaded(total: int, count: int, power: float = 1.45) -> tuple[int, ...]:

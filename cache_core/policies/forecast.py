@@ -114,7 +114,11 @@ class Forecast(CachePolicy):
         several = any(part in schedule.sampler for part in MULTISTEP)
         shape = front_loaded if flow else spread if several else widening
         computed = computed or shape(total, self.count(total))
-        coordinate = ("sigma" if flow else "step") if self.coordinate == "auto" else self.coordinate
+        coordinate = self.coordinate
+        if (
+            coordinate == "auto"
+        ):  # log SNR begins far away: only where the first steps are all computed it serves the rest
+            coordinate = ("log snr" if computed[:4] == (0, 1, 2, 3) else "sigma") if flow else "step"
         order, curvature = self.order, self.curvature
         if not order:
             order = 1 if len(computed) < (FEWEST_MULTISTEP if several else FEWEST) else 2

@@ -61,6 +61,22 @@ def test_widening_steps_are_even_ones_with_the_shorter_gaps_first():
     assert widening(9, 1) == (0,)
 
 
+@pytest.mark.parametrize("total", [9, 20, 29, 50, 120])
+def test_widening_steps_only_grow_apart_after_the_first_gap(total):
+    for count in range(2, total + 1):
+        chosen = widening(total, count)
+        first, *gaps = [b - a for a, b in pairwise(chosen)]
+        assert (len(chosen), chosen[0]) == (count, 0)
+        assert chosen[-1] < total
+        assert gaps == sorted(gaps)
+        assert first >= 1 <= min(gaps, default=1)
+
+
+def test_where_steps_are_fine_the_first_gap_is_longer():
+    assert widening(29, 14)[:4] == (0, 4, 6, 8)
+    assert widening(50, 25)[:5] == (0, 5, 6, 7, 9)
+
+
 @pytest.mark.parametrize("total", [9, 20, 28, 50])
 def test_front_loaded_steps_only_grow_apart(total):
     for count in range(2, total + 1):
