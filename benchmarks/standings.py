@@ -185,7 +185,7 @@ def clock(settings: list[Setting]) -> str:
 
 def page(settings: list[Setting], command: str) -> str:
     """docs/frontier.md."""
-    machines = sorted({s.about["machine"] for s in settings})
+    machines = sorted({machine for s in settings for machine in s.about["machine"].split("; ")})
     pairs, calibration = (sorted({s.about[key] for s in settings}) for key in ("pairs", "calibration"))
     alone = [s for s in settings if s.about["alone"]]
     parts = [
