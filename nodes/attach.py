@@ -82,7 +82,7 @@ def attach(
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         parts = parts_of(guider, noise.shape)
         unbroken = bool((guider.model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph"))
-        schedule = _schedule(guider.model_patcher.model, sampler, sigmas, unbroken)
+        schedule = schedule_of(guider.model_patcher.model, sampler, sigmas, unbroken)
         schedule = informed(schedule, guider.model_patcher, policy, parts, CODECS[store])
         run = CacheRun(
             policy,
@@ -253,7 +253,8 @@ def named(sampler) -> str:
     return getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
 
 
-def _schedule(model, sampler, sigmas: torch.Tensor, unbroken: bool) -> Schedule:
+def schedule_of(model, sampler, sigmas: torch.Tensor, unbroken: bool = False) -> Schedule:
+    """What is known of sampling a BaseModel by a SAMPLER along these sigmas (steps + 1,)."""
     return Schedule(
         total=len(sigmas) - 1,
         sigmas=tuple(sigmas.tolist()),

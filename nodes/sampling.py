@@ -10,10 +10,9 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..cache_core.adapters import sites_of
 from ..cache_core.sites import Schedule
 from ..errors import finite
-from .attach import named
+from .attach import schedule_of
 
 
 def settings() -> list[io.Input]:
@@ -84,16 +83,8 @@ class Sampling:
 
     def schedule(self, model) -> Schedule:
         """What is known of it beforehand."""
-        sigmas = comfy.samplers.KSampler(
-            model, self.steps, "cpu", self.sampler, self.scheduler, self.denoise
-        ).sigmas.tolist()
-        return Schedule(
-            len(sigmas) - 1,
-            tuple(sigmas),
-            named(comfy.samplers.sampler_object(self.sampler)),
-            model.model.model_type.name,
-            sites_of(model.model.diffusion_model),
-        )
+        sampler = comfy.samplers.KSampler(model, self.steps, "cpu", self.sampler, self.scheduler, self.denoise)
+        return schedule_of(model.model, comfy.samplers.sampler_object(self.sampler), sampler.sigmas)
 
     def __call__(self, model, seed: int, callback: Callable | None = None) -> torch.Tensor:
         """Final latents (B, C, ...)."""

@@ -115,9 +115,8 @@ class Forecast(CachePolicy):
         shape = front_loaded if flow else spread if several else widening
         computed = computed or shape(total, self.count(total))
         coordinate = self.coordinate
-        if (
-            coordinate == "auto"
-        ):  # log SNR begins far away: only where the first steps are all computed it serves the rest
+        if coordinate == "auto":
+            # Log SNR begins far away: it serves the later steps only where the first ones are all computed.
             coordinate = ("log snr" if computed[:4] == (0, 1, 2, 3) else "sigma") if flow else "step"
         order, curvature = self.order, self.curvature
         if not order:
