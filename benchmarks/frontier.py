@@ -120,8 +120,8 @@ def settings(steps: int, count: int) -> dict[str, CachePolicy]:
     even = spread(steps, count)
     nothing = ((0.0, 0.0),) * steps
     return {
-        "reuse": Forecast(computed=even, gains=nothing),
-        "linear in sigma": Forecast(computed=even, order=1, coordinate="sigma"),
+        "reuse": Forecast(computed=even, gains=nothing, corrector="off"),
+        "linear in sigma": Forecast(computed=even, order=1, coordinate="sigma", corrector="off"),
         "Taylor 1": Taylor(Given(even), order=1),
         "Taylor 2": Taylor(Given(even), order=2),
         "Spectrum": Spectrum(growing(steps, count)),
@@ -145,7 +145,7 @@ def planned(calibration: Bench, counts: list[int], samplings: float) -> tuple[li
     """Plans for these numbers of computed steps, made with the pairs of `calibration`."""
     full = calibration.policy(Full())
     sigmas, prediction = calibration.sigmas(calibration.steps), calibration.model.model.model_type.name
-    schedule = Schedule(len(sigmas) - 1, tuple(sigmas), calibration.sampler, prediction)
+    schedule = Schedule(len(sigmas) - 1, tuple(sigmas), calibration.sampler, prediction, cfg=calibration.cfg)
 
     def simulate(policy: CachePolicy) -> Outcome:
         found = calibration.policy(policy)
@@ -205,14 +205,20 @@ MODELS = {"dit": 1.5, "flux": 3.0, "pixart": 3.0}
 """Each demo model, and its usual cfg."""
 
 
-def again(bench: Bench, setting: Setting, method: str, log: Callable) -> None:
-    """Measure one method of a setting anew, in place of its points."""
-    steps, full = len(bench.sigmas(bench.steps)) - 1, bench.sample(bench.model)
-    setting.points[:] = [point for point in setting.points if point.method != method]
-    for count in setting.counts:
-        setting.points.append(measured(method, bench.policy(settings(steps, count)[method]), full.latents))
-        log(f"{method:32} {setting.points[-1].evaluations:6.1f} {setting.points[-1].error:8.4f}")
-    setting.about["machine"] = f"{setting.about['machine'].partition('; ')[0]}; {method} on {machine()}"
+def again(bench: Bench, calibration: Bench, setting: Setting, methods: list[str], log: Callable) -> None:
+    """Measure these methods of a setting anew, in place of their points."""
+    steps, full, counts = len(bench.sigmas(bench.steps)) - 1, bench.sample(bench.model), setting.counts
+    for method in methods:
+        if method == PLAN:
+            plans, _ = planned(calibration, counts, setting.about["samplings"])
+            policies = [plan.restored() for plan in plans]
+        else:
+            policies = [settings(steps, count)[method] for count in counts]
+        found = [measured(method, bench.policy(policy), full.latents) for policy in policies]
+        setting.points[:] = [point for point in setting.points if point.method != method] + found
+        for policy, point in zip(policies, found, strict=True):
+            log(f"{method:32} {point.evaluations:6.1f} {point.error:8.4f}   {policy.describe()}")
+    setting.about["machine"] = f"{setting.about['machine'].partition('; ')[0]}; {', '.join(methods)} on {machine()}"
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
@@ -232,7 +238,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--every", action="store_true", help="also the coordinates, orders and schedules not chosen")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument(
-        "--again", metavar="METHOD", help="measure this method anew where a setting was measured already"
+        "--again", nargs="+", metavar="METHOD", help="measure these methods anew where a setting was measured already"
     )
     parser.add_argument("--shared", action="store_true", help="other work runs beside it: no wall times in the page")
     parser.add_argument("--table", action="store_true", help="sample nothing, show what there is")
@@ -283,7 +289,13 @@ def main(argv: list[str]) -> None:
             if known or args.again:
                 print(f"{file.stem}: {'measured already' if known else 'not measured yet'}", flush=True)
                 if known and args.again:
-                    again(Bench(*common, held_out), known, args.again, lambda line: print(line, flush=True))
+                    again(
+                        Bench(*common, held_out),
+                        Bench(*common, seen),
+                        known,
+                        args.again,
+                        lambda line: print(line, flush=True),
+                    )
                     write(file, known)
                 continue
             print(f"{name}, {sampler}, {steps} steps, cfg {cfg:g}, {args.pairs} held-out pairs", flush=True)

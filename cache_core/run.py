@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -103,6 +104,8 @@ class CacheRun:
         self._step: Step | None = None
         self._upward = False
         self._visits: dict[tuple[int, Hashable], int] = {}
+        self.corrector = policy.corrector_for(schedule)
+        self._guessed = False  # whether anything of the network's output was reused in this evaluation
         if objection := _stateful(schedule) or _rising(schedule) or policy.objection(schedule):
             self.decline(objection)
 
@@ -146,12 +149,14 @@ class CacheRun:
     @property
     def nbytes(self) -> int:
         """What is held by now."""
-        return self.store.nbytes + (self.policy.aside.nbytes if self.policy.aside else 0)
+        held = [self.policy.aside, self.corrector]
+        return self.store.nbytes + sum(other.nbytes for other in held if other)
 
     def _drop(self) -> None:
         self.store.clear()
-        if self.policy.aside:
-            self.policy.aside.clear()
+        for other in (self.policy.aside, self.corrector):
+            if other:
+                other.clear()
 
     def survives(self, error: BaseException) -> bool:
         """Whether sampling goes on after this error in the cache's own work: if memory ran out, without the cache.
@@ -176,10 +181,21 @@ class CacheRun:
         self._upward = self._step is not None and sigma > self._step.sigma * (1 + 1e-5)
         self._step = Step(index, self.total, min(max(progress, 0.0), 1.0), sigma)
         self._visits.clear()
+        self._guessed = False
         self.store.expire(index - UNUSED)
         begin = self._clock.mark()
         yield self._step
         self.trace._marks.append((self._step, begin, self._clock.mark(), self.nbytes))
+
+    def guided(self, x: Tensor, denoised: Tensor) -> Tensor:
+        """What goes back to the sampler for the noisy x and the guided output of the evaluation that is under way."""
+        if self.corrector is None or self.declined:
+            return denoised
+        step = self.step
+        if step.index != step.position or not math.isclose(step.sigma, self.corrector.sigmas[step.index], rel_tol=1e-3):
+            self.corrector = None  # not along the schedule: its steps are not known
+            return denoised
+        return self.corrector(step.index, x, denoised, computed=not self._guessed)
 
     def next_forward(self, conds: Iterable[tuple[int, Hashable]]) -> Forward:
         """The cache as one forward sees it, for rows of these (cond index, key) in batch order."""
@@ -284,6 +300,7 @@ class Forward:
         if where is not None:
             out = out.scatter(1, where[..., None].expand(-1, -1, out.shape[-1]), fresh)
         error = None if exact is None else relative_error(out, exact)
+        run._guessed |= site == MODEL
         action = Action.REUSE if where is None else Action.PARTIAL
         changed = run.policy.changes if site.name in self._changed else ""
         tokens = 0.0 if where is None else where.shape[1] / out.shape[1]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
 from comfy_execution.utils import get_executing_context
 from torch import nn
 
@@ -82,7 +83,7 @@ def attach(
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         parts = parts_of(guider, noise.shape)
         unbroken = bool((guider.model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph"))
-        schedule = schedule_of(guider.model_patcher.model, sampler, sigmas, unbroken)
+        schedule = schedule_of(guider.model_patcher.model, sampler, sigmas, guidance_of(guider), unbroken)
         schedule = informed(schedule, guider.model_patcher, policy, parts, CODECS[store])
         run = CacheRun(
             policy,
@@ -102,7 +103,7 @@ def attach(
         expected = expected_bytes(guider.model_patcher, run, parts)
         run.trace.expected_bytes = expected
         log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
-        on_device = expected if run.store.codec.on_device else bytes_aside(guider.model_patcher, run)
+        on_device = expected if run.store.codec.on_device else bytes_aside(guider.model_patcher, run, parts)
         options[RUN] = _Sampling(run, sigmas.tolist(), on_device)
         complete = False
         try:
@@ -166,7 +167,7 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):  # noqa:
         return executor(x, timestep, model_options, seed)
     sigma = float(timestep.flatten()[0])
     with sampling.run.evaluation(sigma, sampling.progress(sigma)):
-        return executor(x, timestep, model_options, seed)
+        return sampling.run.guided(x, executor(x, timestep, model_options, seed))
 
 
 def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
@@ -253,13 +254,21 @@ def named(sampler) -> str:
     return getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
 
 
-def schedule_of(model, sampler, sigmas: torch.Tensor, unbroken: bool = False) -> Schedule:
+def guidance_of(guider) -> float:
+    """The cfg of a GUIDER, 1 where it has one cond alone, 0 where it guides in a way of its own."""
+    if len(guider.conds) == 1:
+        return 1.0
+    return guider.cfg if type(guider).predict_noise is CFGGuider.predict_noise else 0.0
+
+
+def schedule_of(model, sampler, sigmas: torch.Tensor, cfg: float, unbroken: bool = False) -> Schedule:
     """What is known of sampling a BaseModel by a SAMPLER along these sigmas (steps + 1,)."""
     return Schedule(
         total=len(sigmas) - 1,
         sigmas=tuple(sigmas.tolist()),
         sampler=named(sampler),
         prediction=model.model_type.name,
+        cfg=cfg,
         sites=sites_of(model.diffusion_model),
         unbroken=unbroken,
     )

@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..cache_core.policies import CachePolicy, Forecast, Full
+from ..cache_core.policies.forecast import CORRECTORS
 from ..cache_core.sites import Schedule
 from ..cache_core.trace import Trace
 from ..errors import SettingError, finite, shown
@@ -59,13 +60,22 @@ class PriorCacheForecast(io.ComfyNode):
                     advanced=True,
                     tooltip="linear: the line through the last two computed steps. quadratic: the parabola through three. auto: the line where few steps are computed, else half of what the parabola adds to it, or all, as model and sampler suit.",
                 ),
+                io.Combo.Input(
+                    "corrector",
+                    options=list(CORRECTORS),
+                    default="auto",
+                    advanced=True,
+                    tooltip="Whether a computed step makes good what the forecasts before it were off by, which costs nothing: by a line between computed steps, by a parabola, or not. With euler, ddim and dpmpp_2m. auto: for flow models.",
+                ),
             ],
             outputs=[Policy.Output(display_name="policy", tooltip="For Apply Cache.")],
         )
 
     @classmethod
-    def execute(cls, speedup: float, coordinate: str = "auto", order: str = "auto") -> io.NodeOutput:
-        return io.NodeOutput(Forecast(speedup, coordinate=coordinate, order=ORDERS[order]))
+    def execute(
+        cls, speedup: float, coordinate: str = "auto", order: str = "auto", corrector: str = "auto"
+    ) -> io.NodeOutput:
+        return io.NodeOutput(Forecast(speedup, coordinate=coordinate, order=ORDERS[order], corrector=corrector))
 
 
 class PriorCachePlan(io.ComfyNode):

@@ -42,14 +42,18 @@ def expected_bytes(model, run: CacheRun, parts: Iterable[Part]) -> int:
     if run.wants_branches:
         each = bytes_of_sites(model, run.policy, run.total, parts, codec)
         total += sum(nbytes for site, nbytes in each.items() if run.holds(site))
-    return total * run.store.history + bytes_aside(model, run)
+    return total * run.store.history + bytes_aside(model, run, parts)
 
 
-def bytes_aside(model, run: CacheRun) -> int:
-    """What the policy will hold on the device besides features."""
-    if not run.keeps or not run.policy.aside:
+def bytes_aside(model, run: CacheRun, parts: Iterable[Part]) -> int:
+    """What the policy and its corrector will hold on the device besides features."""
+    if not run.keeps:
         return 0
-    return run.policy.aside.expected(model.load_device, _dtype(model))
+    aside = run.policy.aside.expected(model.load_device, _dtype(model)) if run.policy.aside else 0
+    if run.corrector:
+        part = max(parts, key=lambda part: part.rows)
+        aside += run.corrector.held * torch.float32.itemsize * math.prod((part.rows, *part.latents[0]))
+    return aside
 
 
 def _dtype(model) -> torch.dtype:

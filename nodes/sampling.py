@@ -84,7 +84,7 @@ class Sampling:
     def schedule(self, model) -> Schedule:
         """What is known of it beforehand."""
         sampler = comfy.samplers.KSampler(model, self.steps, "cpu", self.sampler, self.scheduler, self.denoise)
-        return schedule_of(model.model, comfy.samplers.sampler_object(self.sampler), sampler.sigmas)
+        return schedule_of(model.model, comfy.samplers.sampler_object(self.sampler), sampler.sigmas, self.cfg)
 
     def __call__(self, model, seed: int, callback: Callable | None = None) -> torch.Tensor:
         """Final latents (B, C, ...)."""

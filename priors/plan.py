@@ -125,7 +125,7 @@ def search_plans(
 
 
 def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, CachePolicy | None], list[Forecast]]:
-    """Where the search for a Forecast begins: evenly spread; the cheapest by the Gram matrix; published; found before."""
+    """Where the search for a Forecast begins: evenly spread; found before; the default; the cheapest by the Gram matrix; published."""
     base = Forecast(sigmas=schedule.sigmas)
     cost = None
     if gram is not None and len(gram) == schedule.total <= LONGEST:
@@ -133,10 +133,12 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
 
     def at(count: int, found: CachePolicy | None) -> list[Forecast]:
         first = replace(base, computed=spread(schedule.total, count)).prepared(schedule)
+        default = replace(base, speedup=schedule.total / count).prepared(schedule)
         shapes = [shape(schedule.total, count) for shape in (widening, front_loaded)]
         shapes += [cheapest(cost, count)] if cost is not None else []
         shapes += [resized(shape, 50, count, schedule.total) for shape in SHAPES.values()]
-        others = [replace(first, computed=shape) for shape in shapes if len(shape) == count]
+        others = [replace(default, speedup=first.speedup)] if len(default.computed) == count else []
+        others += [replace(first, computed=shape) for shape in shapes if len(shape) == count]
         if found is not None:  # its settings, at its own density of steps
             others.insert(0, replace(found, computed=resized(found.computed, schedule.total, count, schedule.total)))
         return list(dict.fromkeys([first, *others]))

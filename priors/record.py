@@ -46,7 +46,7 @@ def restored(name: str, settings: dict, depth: int = 1) -> CachePolicy:
     if kind is None or not issubclass(kind, CachePolicy) or isabstract(kind) or depth > DEEPEST:
         raise SettingError(f"{shown(name)} is no policy of this version of PriorCache; update it")
     hints = _hints(kind)
-    found = {key: value for key, value in settings.items() if key in hints}
+    found = {key: value for key, value in {**kind.before, **settings}.items() if key in hints}
     for key, value in found.items():
         if not fits(value, hints[key]):
             raise SettingError(f"{key} is {shown(value)}, which {name} cannot use")

@@ -451,7 +451,7 @@ def workflows() -> list[Workflow]:
     forecast = _side_by_side(
         "09_forecast",
         _source(12),
-        [Node("policy", "PriorCacheForecast", (380, 390), (320, 130), {"speedup": 2.5, "coordinate": "auto", "order": "auto"}, colour="#233")],
+        [Node("policy", "PriorCacheForecast", (380, 390), (320, 130), {"speedup": 2.5, "coordinate": "auto", "order": "auto", "corrector": "auto"}, colour="#233")],
         FORECAST_NOTE,
         steps=20,
     )  # fmt: skip

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from ...errors import SettingError, shown
+from ..corrector import Corrector
 from ..knobs import Knob
 from ..sites import MODEL, STACK, Action, Feature, Schedule, Site, Step
 
@@ -43,7 +46,8 @@ class CachePolicy(ABC):
     about STACK before the branches, too: where that is reused, no branch is asked about. `marks` names what is to be
     noted of the tokens while they are computed, for `select` to find in past[0].marks; None where it is not known.
     `changes` is what the trace calls an output that `reuse` did not leave as it was. `limit` is how many bytes may be
-    kept at most, whatever was told beforehand; None for any. `aside` is what it holds itself, if it does.
+    kept at most, whatever was told beforehand; None for any. `aside` is what it holds itself, if it does. `before` says what
+    fields meant that records of earlier versions lack.
     """
 
     history: ClassVar[int] = 1
@@ -53,6 +57,7 @@ class CachePolicy(ABC):
     changes: ClassVar[str] = "corrected"
     limit: ClassVar[int | None] = None
     aside: ClassVar[Aside | None] = None
+    before: ClassVar[Mapping[str, object]] = MappingProxyType({})
     level: str = field(default="branch", kw_only=True)
 
     def __post_init__(self):
@@ -78,6 +83,10 @@ class CachePolicy(ABC):
     def reuse(self, step: Step, site: Site, past: list[Feature]) -> Tensor:
         """The output to use instead of computing; `past` is newest first and never empty. Must not write to it."""
         return past[0].value
+
+    def corrector_for(self, schedule: Schedule) -> Corrector | None:
+        """What makes good, in the guided output of a step, what was reused before; asked when prepared."""
+        return None
 
     def select(self, step: Step, site: Site, x: Tensor, past: list[Feature]) -> Tensor:
         """Which tokens to compute after PARTIAL: indices (B, K) into the branch's input x (B, N, D)."""

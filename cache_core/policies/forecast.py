@@ -7,12 +7,16 @@ they differ in the steps they compute, the coordinate along which they extrapola
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor
 
 from ...errors import SettingError, shown
+from ..corrector import DEGREES, SAMPLERS, Corrector
 from ..extrapolation import COORDINATES, FLOW, axis, coefficients, front_loaded, resampled, spread, widening
 from ..knobs import Choice, Knob, Numbers, Steps, choice
 from ..sites import Action, Feature, Schedule, Site, Step
@@ -38,6 +42,14 @@ CLOSE = 10
 
 LINEAR = (1.0, 0.0)
 
+CORRECTORS = ("auto", "off", *DEGREES)
+
+FOLLOWS = 0.3
+"""By how much of a displacement of x the denoised picture of a flow model moves."""
+
+FEWEST_GUIDED = 8
+"""Computed steps from which a guided picture is near enough to its own path to be corrected towards it."""
+
 CURVATURES = (0.5, 1.0)
 """What a search tries as the gain of the second difference before it gives each step one of its own."""
 
@@ -56,6 +68,8 @@ class Forecast(CachePolicy):
     coordinate: u, one of COORDINATES. order: 1 or 2 for gains (1, 0) or (1, curvature). "auto" and 0: as the prediction,
     the sampler and the number of computed steps suit, curvature with it.
     gains: (g1, g2) of every step, in place of order.
+    corrector: the degree of the interpolation by which a computed step makes good what was forecast before it, one of
+    CORRECTORS (`cache_core.corrector`); "auto": as prediction, sampler and number of computed steps suit.
     sigmas: the noise levels (steps + 1,) that `computed` and `gains` were planned for; empty: any.
     """
 
@@ -66,7 +80,9 @@ class Forecast(CachePolicy):
     gains: tuple[tuple[float, float], ...] = ()
     sigmas: tuple[float, ...] = ()
     curvature: float = 1.0
+    corrector: str = "auto"
     changes: ClassVar[str] = "forecast"
+    before: ClassVar[Mapping[str, object]] = MappingProxyType({"corrector": "off"})
     level: str = field(default="model", kw_only=True)
     places: tuple[float, ...] = field(default=(), repr=False)  # u of every step, once prepared
 
@@ -80,6 +96,8 @@ class Forecast(CachePolicy):
             )
         if self.order not in (0, 1, 2):
             raise SettingError(f"Forecast: order is {self.order}; 1 is linear, 2 quadratic, 0 chooses")
+        if self.corrector not in CORRECTORS:
+            raise SettingError(f"Forecast: corrector is {shown(self.corrector)}; choose one of {', '.join(CORRECTORS)}")
         if not math.isfinite(self.curvature):
             raise SettingError(f"Forecast: curvature is {self.curvature}; a finite number is meant, such as 0.5")
         if self.computed and (self.computed[0] != 0 or list(self.computed) != sorted(set(self.computed))):
@@ -129,8 +147,29 @@ class Forecast(CachePolicy):
             "coordinate": coordinate,
             "order": order,
             "curvature": curvature,
+            "corrector": self._corrector(schedule, len(computed)),
         }
         return replace(self, **settled, places=axis(schedule, coordinate))
+
+    def corrector_for(self, schedule: Schedule) -> Corrector | None:
+        if self.corrector not in DEGREES:
+            return None
+        follows = FOLLOWS if schedule.prediction in FLOW else 0.0
+        return Corrector(self.places, schedule.sigmas, DEGREES[self.corrector], schedule.sampler, follows)
+
+    def _correctors(self, schedule: Schedule) -> tuple[str, ...]:
+        """Those that can serve such a run."""
+        known = schedule.sampler in SAMPLERS and len(schedule.sigmas) > 1 and _falling(schedule.sigmas)
+        return CORRECTORS[1:] if known else CORRECTORS[1:2]
+
+    def _corrector(self, schedule: Schedule, count: int) -> str:
+        """The one of a run of which `count` steps are computed."""
+        if self.corrector != "auto":
+            return self.corrector if self.corrector in self._correctors(schedule) else "off"
+        if schedule.prediction not in FLOW or count >= schedule.total:
+            return "off"
+        found = "linear" if schedule.cfg == 1 else "quadratic" if count >= FEWEST_GUIDED else "off"
+        return found if found in self._correctors(schedule) else "off"
 
     def count(self, total: int) -> int:
         """How many of `total` steps are computed."""
@@ -190,21 +229,28 @@ class Forecast(CachePolicy):
         gains = Numbers("gains", self._shape, entries)
         curved = (choice("curvature", CURVATURES, self.curvature),) if self.order == 2 else ()
         shapes = () if self.gains else (Choice("order", (1, 2)), *curved, Choice("coordinate", COORDINATES[1:]))
-        return (*shapes, Steps("computed"), gains)
+        several = self._correctors(schedule)
+        correctors = (Choice("corrector", several),) if len(several) > 1 else ()
+        return (*shapes, *correctors, Steps("computed"), gains)
 
     def describe(self) -> str:
         if not self.computed:
             return f"Forecast {self.speedup:g}x"
         kind = "planned" if self.gains else ("", "linear", "quadratic")[self.order]
         axis = "" if self.coordinate == "auto" else f"in {self.coordinate}"
-        return ", ".join(
-            part for part in (f"Forecast, {len(self.computed)} computed", f"{kind} {axis}".strip()) if part
-        )
+        corrected = "corrected" if self.corrector in DEGREES else ""
+        parts = (f"Forecast, {len(self.computed)} computed", f"{kind} {axis}".strip(), corrected)
+        return ", ".join(part for part in parts if part)
 
 
 def _plannable(sigmas: tuple[float, ...]) -> bool:
     """Whether these are noise levels of evaluations, and one where they end."""
     return len(sigmas) > 1 and min(sigmas[:-1]) > 0 <= sigmas[-1]
+
+
+def _falling(sigmas: tuple[float, ...]) -> bool:
+    """Whether every step of these noise levels takes some away."""
+    return _plannable(sigmas) and all(after < before for before, after in pairwise(sigmas))
 
 
 def _equal(a: tuple[float, ...], b: tuple[float, ...]) -> bool:

@@ -264,9 +264,16 @@ class TestPlans:
         computed=st.lists(st.integers(-2, 9) | st.floats(0, 4), max_size=5),
         sigmas=st.lists(st.floats() | st.sampled_from([0, -1, 9, 4, 1]), max_size=6),
         coordinate=st.sampled_from(["auto", "sigma", "log snr", "step"]),
+        corrector=st.sampled_from(["auto", "off", "linear", "quadratic", "cubic"]),
     )
-    def test_of_any_numbers(self, folder, rows, computed, sigmas, coordinate):
-        changed = {"gains": rows, "computed": computed, "sigmas": sigmas, "coordinate": coordinate}
+    def test_of_any_numbers(self, folder, rows, computed, sigmas, coordinate, corrector):
+        changed = {
+            "gains": rows,
+            "computed": computed,
+            "sigmas": sigmas,
+            "coordinate": coordinate,
+            "corrector": corrector,
+        }
         settings = FORECAST | {k: v for k, v in changed.items() if v}
         check(folder, file(ABOUT | {"plans": [PLAN | {"settings": settings}]}))
 

@@ -1,5 +1,7 @@
 """Forecast, search and plan in the host, on a tiny DiT and through the nodes."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from priorcache.cache_core.policies import FORA, Forecast
@@ -10,6 +12,7 @@ from priorcache.priors.auto import Auto
 from priorcache.priors.plan import Plan
 from priorcache.priors.prior import Prior, PriorError
 
+DEMO = Path(__file__).resolve().parents[2] / "demo"
 SETTINGS = {"steps": 10, "sampler": "euler", "scheduler": "karras"}
 
 
@@ -35,6 +38,54 @@ def test_computing_everything_is_stock(host, model):
     out, run = sampled(host, model, Forecast(1.0))
     assert torch.equal(out, host.sample(model, **SETTINGS))
     assert computed(run) == list(range(10))
+
+
+@pytest.fixture
+def flux(host):
+    """The demo's, and its prompts."""
+    from priorcache.nodes.demo import conditioning
+
+    model = host.comfy.sd.load_diffusion_model(str(DEMO / "shapes-flux.safetensors"))
+    return model, conditioning(["red circle on yellow", "green star on blue"])
+
+
+class TestCorrector:
+    @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+    def test_comes_closer_for_the_same_evaluations(self, host, flux, sampler):
+        model, prompts = flux
+        settings = {"steps": 16, "sampler": sampler, "scheduler": "simple", "cfg": 1.0, "positive": prompts}
+        settings |= {"latent": torch.zeros(2, 16, 16, 16)}
+        exact = host.sample(model, **settings)
+        errors, runs = {}, {}
+        for corrector in ("off", "auto"):
+            trace = Trace()
+            out = host.sample(host.attach(model, Forecast(2.0, corrector=corrector), trace), **settings)
+            errors[corrector], runs[corrector] = ((out - exact).norm() / exact.norm()).item(), trace.runs[0]
+        assert errors["auto"] < 0.8 * errors["off"]
+        assert computed(runs["auto"]) == computed(runs["off"])
+        assert (runs["auto"].record["settings"]["corrector"], runs["off"].record["settings"]["corrector"]) == (
+            "linear",
+            "off",
+        )
+
+    @pytest.mark.parametrize("corrector", ["linear", "quadratic"])
+    def test_leaves_a_run_that_computes_everything_bit_for_bit(self, host, model, corrector):
+        out, _ = sampled(host, model, Forecast(1.0, corrector=corrector))
+        assert torch.equal(out, host.sample(model, **SETTINGS))
+
+    def test_lets_go_of_a_sampler_that_leaves_the_schedule(self, host, model):
+        """euler with churn adds noise: what it asks for is not the schedule's."""
+        sampler = host.comfy.samplers.ksampler("euler", {"s_churn": 2.0})
+        sigmas = host.comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", 10)
+        latent, labels = torch.zeros(1, 3, 16, 16), [host.dit.conditioning(torch.tensor([n])) for n in (1, -1)]
+        found = []
+        for corrector in ("linear", "off"):
+            torch.manual_seed(5)
+            attached = host.attach(model, Forecast(2.0, corrector=corrector))
+            with torch.inference_mode():
+                noise = host.comfy.sample.prepare_noise(latent, 0)
+                found.append(host.comfy.sample.sample_custom(attached, noise, 1.5, sampler, sigmas, *labels, latent))
+        assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("sampler", [
@@ -232,3 +283,4 @@ class TestNodes:
     def test_forecast_node(self, nodes):
         assert nodes["PriorCacheForecast"].execute(3.0).args[0] == Forecast(3.0)
         assert nodes["PriorCacheForecast"].execute(2.0, "sigma", "linear").args[0].order == 1
+        assert nodes["PriorCacheForecast"].execute(2.0, corrector="off").args[0].corrector == "off"

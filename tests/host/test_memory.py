@@ -51,6 +51,14 @@ class TestTold:
         host.sample(host.attach(model, policy, trace, store=store), **settings)
         assert trace.runs[0].expected_bytes == pytest.approx(trace.runs[0].peak_bytes, rel=0.05)
 
+    @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+    @pytest.mark.parametrize("corrector", ["linear", "quadratic"])
+    def test_with_what_a_corrector_holds(self, host, model, sampler, corrector):
+        trace = Trace()
+        policy = Forecast(2.0, corrector=corrector)
+        host.sample(host.attach(model, policy, trace), steps=12, sampler=sampler, batch=2, labels=(1, 2))
+        assert trace.runs[0].expected_bytes == trace.runs[0].peak_bytes > 0
+
     def test_for_every_positive(self, host, model):
         trace = Trace()
         several = [c for label in (1, 2, 3) for c in host.dit.conditioning(torch.tensor([label, label]))]

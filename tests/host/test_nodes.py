@@ -110,7 +110,7 @@ class TestSchemas:
             "PriorCacheGOC": ["policy", "eta", "queue", "inflections", "whole_blocks", "prior"],
             "PriorCacheTaylor": ["policy", "order", "exact"],
             "PriorCacheCompare": ["images_a", "images_b", "latent_a", "latent_b"],
-            "PriorCacheForecast": ["speedup", "coordinate", "order"],
+            "PriorCacheForecast": ["speedup", "coordinate", "order", "corrector"],
             "PriorCachePlan": ["prior", "goal", "value", "model"],
             "PriorCacheSearch": [
                 "prior", "model", "positive", "negative", "latent_image", "seed", "samplings", "speedups",

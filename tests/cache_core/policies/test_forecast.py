@@ -118,6 +118,40 @@ def test_which_steps_without_a_plan(prediction, sampler, computed):
     assert Forecast(2.5).prepared(schedule).computed == computed
 
 
+@pytest.mark.parametrize(("prediction", "sampler", "cfg", "speedup", "corrector"), [
+    ("FLUX", "euler", 1.0, 2.0, "linear"),
+    ("FLOW", "dpmpp_2m", 1.0, 4.0, "linear"),
+    ("FLOW", "euler", 4.0, 2.0, "quadratic"),
+    ("FLOW", "euler", 0.0, 2.0, "quadratic"),
+    ("FLOW", "euler", 4.0, 3.0, "off"),
+    ("FLOW", "euler", 1.0, 1.0, "off"),
+    ("FLOW", "ipndm", 1.0, 2.0, "off"),
+    ("EPS", "euler", 1.0, 2.0, "off"),
+])  # fmt: skip
+def test_which_corrector_without_a_plan(prediction, sampler, cfg, speedup, corrector):
+    schedule = Schedule(20, tuple(range(20, -1, -1)), sampler, prediction, cfg=cfg)
+    ready = Forecast(speedup).prepared(schedule)
+    assert ready.corrector == corrector
+    assert (ready.corrector_for(schedule) is None) == (corrector == "off")
+    assert ("corrected" in ready.describe()) == (corrector != "off")
+
+
+def test_a_corrector_that_was_asked_for_is_kept_where_the_samplers_step_is_known():
+    asked = Forecast(corrector="quadratic")
+    assert asked.prepared(EPS).corrector == "quadratic"
+    assert asked.prepared(dataclasses.replace(EPS, sampler="ipndm")).corrector == "off"
+    assert asked.prepared(dataclasses.replace(EPS, sigmas=())).corrector == "off"
+    stays = (*SIGMAS[:3], *SIGMAS[2:-1])  # a step that takes no noise away
+    assert asked.prepared(Schedule(TOTAL, stays, "euler", "EPS")).corrector == "off"
+
+
+def test_a_search_may_choose_the_corrector():
+    for sampler, offered in (("euler", True), ("dpmpp_2m", True), ("ipndm", False)):
+        schedule = dataclasses.replace(FLOW, sampler=sampler)
+        knobs = Forecast().prepared(schedule).knobs(schedule)
+        assert ("corrector" in [knob.name for knob in knobs]) == offered
+
+
 def test_an_order_that_was_asked_for_is_kept_whole():
     schedule = Schedule(20, tuple(range(20, -1, -1)), "dpmpp_2m", "FLOW")
     assert Forecast(4.0, order=2).prepared(schedule).gains_at(0) == (1.0, 1.0)
@@ -188,7 +222,7 @@ class TestPlans:
 
 
 @pytest.mark.parametrize("bad", [
-    {"speedup": 0.5}, {"coordinate": "time"}, {"order": 3}, {"computed": (1, 2)}, {"computed": (0, 4, 3)},
+    {"speedup": 0.5}, {"coordinate": "time"}, {"order": 3}, {"corrector": "cubic"}, {"computed": (1, 2)}, {"computed": (0, 4, 3)},
     {"sigmas": (1.0, 0.5, 0.0), "gains": ((1.0, 0.0),)},
 ])  # fmt: skip
 def test_refuses_settings_without_meaning(bad):
