@@ -205,20 +205,20 @@ MODELS = {"dit": 1.5, "flux": 3.0, "pixart": 3.0}
 """Each demo model, and its usual cfg."""
 
 
-def again(bench: Bench, calibration: Bench, setting: Setting, methods: list[str], log: Callable) -> None:
-    """Measure these methods of a setting anew, in place of their points."""
+def again(bench: Bench, calibration: Bench, setting: Setting, method: str, log: Callable) -> None:
+    """Measure a method of a setting anew, in place of its points."""
     steps, full, counts = len(bench.sigmas(bench.steps)) - 1, bench.sample(bench.model), setting.counts
-    for method in methods:
-        if method == PLAN:
-            plans, _ = planned(calibration, counts, setting.about["samplings"])
-            policies = [plan.restored() for plan in plans]
-        else:
-            policies = [settings(steps, count)[method] for count in counts]
-        found = [measured(method, bench.policy(policy), full.latents) for policy in policies]
-        setting.points[:] = [point for point in setting.points if point.method != method] + found
-        for policy, point in zip(policies, found, strict=True):
-            log(f"{method:32} {point.evaluations:6.1f} {point.error:8.4f}   {policy.describe()}")
-    setting.about["machine"] = f"{setting.about['machine'].partition('; ')[0]}; {', '.join(methods)} on {machine()}"
+    if method == PLAN:
+        policies = [plan.restored() for plan in planned(calibration, counts, setting.about["samplings"])[0]]
+    else:
+        policies = [settings(steps, count)[method] for count in counts]
+    found = [measured(method, bench.policy(policy), full.latents) for policy in policies]
+    setting.points[:] = [point for point in setting.points if point.method != method] + found
+    for policy, point in zip(policies, found, strict=True):
+        log(f"{method:32} {point.evaluations:6.1f} {point.error:8.4f}   {policy.describe()}")
+    first, *others = setting.about["machine"].split("; ")
+    others = [other for other in others if not other.startswith(method)]
+    setting.about["machine"] = "; ".join([first, *others, f"{method} on {machine()}"])
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
@@ -238,7 +238,11 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--every", action="store_true", help="also the coordinates, orders and schedules not chosen")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument(
-        "--again", nargs="+", metavar="METHOD", help="measure these methods anew where a setting was measured already"
+        "--again",
+        nargs="+",
+        choices=[*settings(20, 10), PLAN],
+        metavar="METHOD",
+        help="measure these methods anew where a setting was measured already",
     )
     parser.add_argument("--shared", action="store_true", help="other work runs beside it: no wall times in the page")
     parser.add_argument("--table", action="store_true", help="sample nothing, show what there is")
@@ -288,12 +292,12 @@ def main(argv: list[str]) -> None:
             known = next((s for s in kept(args) if about.items() <= s.about.items()), None)
             if known or args.again:
                 print(f"{file.stem}: {'measured already' if known else 'not measured yet'}", flush=True)
-                if known and args.again:
+                for method in (args.again or []) if known else []:
                     again(
                         Bench(*common, held_out),
                         Bench(*common, seen),
                         known,
-                        args.again,
+                        method,
                         lambda line: print(line, flush=True),
                     )
                     write(file, known)

@@ -45,23 +45,27 @@ class Corrector:
         self.gap: list[int] = []  # skipped steps since
         self.drift: Tensor | float = 0.0  # of x by these forecasts
         self.off: Tensor | float = 0.0  # of the last denoised picture by them
-        self.lag: Tensor | float = 0.0  # the last output returned, less what is believed of it
+        self.excess: Tensor | float = 0.0  # of the last output over the denoised picture that is believed in
 
     @property
     def nbytes(self) -> int:
-        held = [F for _, F in self.known] + [t for t in (self.drift, self.off, self.lag) if isinstance(t, Tensor)]
-        return sum(tensor.nbytes for tensor in held)
+        held = [F for _, F in self.known] + [self.drift, self.off, self.excess]
+        return sum(tensor.nbytes for tensor in held if isinstance(tensor, Tensor))
 
     def __call__(self, index: int, x: Tensor, denoised: Tensor, computed: bool) -> Tensor:
         """What to return to the sampler at this step for what was computed or forecast of it, both like x."""
-        sigma, carry = self.sigmas[index], self.carries[index]
+        sigma, ratio, carry = self.sigmas[index], self.ratios[index], self.carries[index]
         derivative = (x.float() - denoised.float()) / sigma
-        shift, error, believed = 0.0, 0.0, denoised
+        out = believed = denoised
+        if computed and self.gap and self.known:
+            shift, error = self._found(index, derivative)
+            believed = denoised + self.follows * shift
+            derivative = derivative + (1 - self.follows) / sigma * shift
+            out = believed + ratio / ((1 - ratio) * (1 + carry)) * shift + carry / (1 + carry) * (self.excess - error)
+        elif carry and isinstance(self.excess, Tensor):
+            out = denoised + carry / (1 + carry) * self.excess
+        self.excess = 0.0 if out is denoised else out - believed
         if computed:
-            if self.gap and self.known:
-                shift, error = self._found(index, derivative)
-                believed = denoised + self.follows * shift
-                derivative = derivative + (1 - self.follows) / sigma * shift
             self.known = [(index, derivative), *self.known][: self.degree]
             self.gap, self.drift, self.off = [], 0.0, 0.0
         else:
@@ -69,13 +73,6 @@ class Corrector:
             off = self.drift + sigma * derivative
             self.drift = self._stepped(index, self.drift, off, self.off)
             self.off = off if self.several else 0.0
-        out = believed
-        if computed and isinstance(shift, Tensor):
-            ratio = self.ratios[index]
-            out = out + ratio / ((1 - ratio) * (1 + carry)) * shift
-        if carry and not (isinstance(self.lag, float) and isinstance(error, float)):
-            out = out + carry / (1 + carry) * (self.lag - error)
-        self.lag = out - believed if self.several and out is not believed else 0.0
         return out.to(denoised.dtype)
 
     def _stepped(self, index: int, x, denoised, before):
@@ -83,8 +80,8 @@ class Corrector:
         ratio, carry = self.ratios[index], self.carries[index]
         return ratio * x + (1 - ratio) * ((1 + carry) * denoised - carry * before)
 
-    def _found(self, index: int, derivative: Tensor) -> tuple[Tensor, Tensor]:
-        """(d, the same of the last denoised picture): how far what was sampled is from what interpolation tells.
+    def _found(self, index: int, derivative: Tensor) -> tuple[Tensor, Tensor | float]:
+        """(d, the same of the last denoised picture where the sampler looks back at it): how far sampling went astray.
 
         Both are sums: weights on the derivatives, a share of d itself, and what was summed up while forecasting.
         """
@@ -97,7 +94,7 @@ class Corrector:
             off = [own - self.sigmas[k] * of for own, of in zip(x, told, strict=True)]
             x, before = [self._stepped(k, *values) for values in zip(x, off, before, strict=True)], off
         found = (self.drift + _sum(x, nodes)) / (1 - x[-1])
-        return found, self.off + _sum(before, nodes) + before[-1] * found
+        return found, self.off + _sum(before, nodes) + before[-1] * found if self.several else 0.0
 
 
 def _sum(weights: Sequence[float], nodes: Sequence[tuple[int, Tensor]]) -> Tensor:

@@ -104,10 +104,12 @@ class CacheRun:
         self._step: Step | None = None
         self._upward = False
         self._visits: dict[tuple[int, Hashable], int] = {}
-        self.corrector = policy.corrector_for(schedule)
+        self.corrector = None
         self._guessed = False  # whether anything of the network's output was reused in this evaluation
         if objection := _stateful(schedule) or _rising(schedule) or policy.objection(schedule):
             self.decline(objection)
+        else:
+            self.corrector = policy.corrector_for(schedule)
 
     @property
     def step(self) -> Step:
@@ -193,9 +195,21 @@ class CacheRun:
             return denoised
         step = self.step
         if step.index != step.position or not math.isclose(step.sigma, self.corrector.sigmas[step.index], rel_tol=1e-3):
-            self.corrector = None  # not along the schedule: its steps are not known
+            self.corrector = None
+            self.trace.notes.append(
+                f"{self.policy.describe()} corrected nothing from evaluation {step.index} on: the sampler leaves its schedule."
+            )
             return denoised
-        return self.corrector(step.index, x, denoised, computed=not self._guessed)
+        try:
+            return self.corrector(step.index, x, denoised, computed=not self._guessed)
+        except (RuntimeError, MemoryError) as error:
+            if not self.survives(error):
+                raise
+            return denoised
+
+    def excess(self) -> Tensor | float:
+        """By how much what last went back to the sampler is not the picture that the model tells of."""
+        return self.corrector.excess if self.corrector else 0.0
 
     def next_forward(self, conds: Iterable[tuple[int, Hashable]]) -> Forward:
         """The cache as one forward sees it, for rows of these (cond index, key) in batch order."""

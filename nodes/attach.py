@@ -72,7 +72,7 @@ def attach(
         )
     detach(model)
 
-    def outer_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    def outer_sample(executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args, **kwargs):
         guider = executor.class_obj
         options = guider.model_options.setdefault("transformer_options", {})
         wrappers = options.get("wrappers", {})
@@ -80,7 +80,7 @@ def attach(
         if RUN in options:
             raise CacheError("PriorCache is attached twice to one model: remove one of the Apply Cache nodes.")
         if len(sigmas) < 2:  # nothing is sampled, as behind a split at the first step
-            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
         parts = parts_of(guider, noise.shape)
         unbroken = bool((guider.model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph"))
         schedule = schedule_of(guider.model_patcher.model, sampler, sigmas, guidance_of(guider), unbroken)
@@ -105,9 +105,11 @@ def attach(
         log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
         on_device = expected if run.store.codec.on_device else bytes_aside(guider.model_patcher, run, parts)
         options[RUN] = _Sampling(run, sigmas.tolist(), on_device)
+        if run.corrector and callback:
+            callback = _uncorrected(callback, run, denoise_mask)
         complete = False
         try:
-            out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
             complete = True
             return out
         finally:  # an interrupt is a BaseException in the host
@@ -122,6 +124,18 @@ def attach(
     for kind, wrapper in zip(KINDS, wrappers, strict=True):
         model.add_wrapper_with_key(kind, KEY, wrapper)
     return model
+
+
+def _uncorrected(callback: Callable, run: CacheRun, mask: torch.Tensor | None) -> Callable:
+    """The same, shown the picture as the model tells of it, without what a corrector adds for the sampler."""
+
+    def shown(step, denoised, x, total):
+        excess = run.excess()
+        if isinstance(excess, torch.Tensor):
+            denoised = denoised - (excess if mask is None else excess * mask).to(denoised)
+        return callback(step, denoised, x, total)
+
+    return shown
 
 
 class _Sampling:

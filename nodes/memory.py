@@ -51,8 +51,8 @@ def bytes_aside(model, run: CacheRun, parts: Iterable[Part]) -> int:
         return 0
     aside = run.policy.aside.expected(model.load_device, _dtype(model)) if run.policy.aside else 0
     if run.corrector:
-        part = max(parts, key=lambda part: part.rows)
-        aside += run.corrector.held * torch.float32.itemsize * math.prod((part.rows, *part.latents[0]))
+        guided = next(iter(parts))  # every cond has the rows and the latent of the whole
+        aside += run.corrector.held * torch.float32.itemsize * math.prod((guided.rows, *guided.latents[0]))
     return aside
 
 
@@ -174,7 +174,8 @@ def memory(model, policy: CachePolicy, measure: str, store: str) -> str:
     if not each:
         return f"What {policy.describe()} takes is told in the log when sampling begins."
     where = "the device's memory" if codec.on_device else "the computer's main memory"
+    further = ", and up to five latents for its corrector" if getattr(policy, "corrector", "off") != "off" else ""
     return (
         f"{policy.describe()} takes about {' and '.join(each)} of {where}, with a positive and a negative prompt, "
-        f"store = {store}."
+        f"store = {store}{further}."
     )

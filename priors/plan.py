@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..cache_core.extrapolation import front_loaded, spread, widening
 from ..cache_core.policies import CachePolicy, Forecast
+from ..cache_core.policies.forecast import FASTEST
 from ..cache_core.sites import Schedule
 from ..errors import SettingError, shown
 from .fit import cheapest, coherent_cost, step_errors
@@ -133,7 +134,7 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
 
     def at(count: int, found: CachePolicy | None) -> list[Forecast]:
         first = replace(base, computed=spread(schedule.total, count)).prepared(schedule)
-        default = replace(base, speedup=schedule.total / count).prepared(schedule)
+        default = replace(base, speedup=min(schedule.total / count, FASTEST)).prepared(schedule)
         shapes = [shape(schedule.total, count) for shape in (widening, front_loaded)]
         shapes += [cheapest(cost, count)] if cost is not None else []
         shapes += [resized(shape, 50, count, schedule.total) for shape in SHAPES.values()]

@@ -22,6 +22,9 @@ from ..knobs import Choice, Knob, Numbers, Steps, choice
 from ..sites import Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
 
+FASTEST = 20.0
+"""The largest speed-up."""
+
 SHORTEST = 9
 """Steps of the shortest schedule that is forecast: models distilled to 8 steps or fewer have none to spare."""
 
@@ -44,8 +47,8 @@ LINEAR = (1.0, 0.0)
 
 CORRECTORS = ("auto", "off", *DEGREES)
 
-FOLLOWS = 0.3
-"""By how much of a displacement of x the denoised picture of a flow model moves."""
+FOLLOWS, FOLLOWS_FLOW = 0.0, 0.3
+"""By how much of a displacement of x the denoised picture is taken to move, and that of a flow model."""
 
 FEWEST_GUIDED = 8
 """Computed steps from which a guided picture is near enough to its own path to be corrected towards it."""
@@ -69,7 +72,8 @@ class Forecast(CachePolicy):
     the sampler and the number of computed steps suit, curvature with it.
     gains: (g1, g2) of every step, in place of order.
     corrector: the degree of the interpolation by which a computed step makes good what was forecast before it, one of
-    CORRECTORS (`cache_core.corrector`); "auto": as prediction, sampler and number of computed steps suit.
+    CORRECTORS (`cache_core.corrector`); "auto": as prediction, sampler and number of computed steps suit. follows: by how much
+    of a displacement of x it takes the denoised picture to move; below 0: as the prediction suits.
     sigmas: the noise levels (steps + 1,) that `computed` and `gains` were planned for; empty: any.
     """
 
@@ -81,6 +85,7 @@ class Forecast(CachePolicy):
     sigmas: tuple[float, ...] = ()
     curvature: float = 1.0
     corrector: str = "auto"
+    follows: float = -1.0
     changes: ClassVar[str] = "forecast"
     before: ClassVar[Mapping[str, object]] = MappingProxyType({"corrector": "off"})
     level: str = field(default="model", kw_only=True)
@@ -88,8 +93,10 @@ class Forecast(CachePolicy):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 1.0 <= self.speedup <= 20.0:
-            raise SettingError(f"Forecast: speedup is {self.speedup:g}; 1 (compute everything) to 20 are possible")
+        if not 1.0 <= self.speedup <= FASTEST:
+            raise SettingError(
+                f"Forecast: speedup is {self.speedup:g}; 1 (compute everything) to {FASTEST:g} are possible"
+            )
         if self.coordinate not in COORDINATES:
             raise SettingError(
                 f"Forecast: coordinate is {shown(self.coordinate)}; choose one of {', '.join(COORDINATES)}"
@@ -98,6 +105,8 @@ class Forecast(CachePolicy):
             raise SettingError(f"Forecast: order is {self.order}; 1 is linear, 2 quadratic, 0 chooses")
         if self.corrector not in CORRECTORS:
             raise SettingError(f"Forecast: corrector is {shown(self.corrector)}; choose one of {', '.join(CORRECTORS)}")
+        if not self.follows <= 1.0:
+            raise SettingError(f"Forecast: follows is {self.follows}; 0 to 1 are meant, below 0 chooses")
         if not math.isfinite(self.curvature):
             raise SettingError(f"Forecast: curvature is {self.curvature}; a finite number is meant, such as 0.5")
         if self.computed and (self.computed[0] != 0 or list(self.computed) != sorted(set(self.computed))):
@@ -148,19 +157,19 @@ class Forecast(CachePolicy):
             "order": order,
             "curvature": curvature,
             "corrector": self._corrector(schedule, len(computed)),
+            "follows": self.follows if self.follows >= 0 else FOLLOWS_FLOW if flow else FOLLOWS,
         }
         return replace(self, **settled, places=axis(schedule, coordinate))
 
     def corrector_for(self, schedule: Schedule) -> Corrector | None:
         if self.corrector not in DEGREES:
             return None
-        follows = FOLLOWS if schedule.prediction in FLOW else 0.0
-        return Corrector(self.places, schedule.sigmas, DEGREES[self.corrector], schedule.sampler, follows)
+        return Corrector(self.places, schedule.sigmas, DEGREES[self.corrector], schedule.sampler, self.follows)
 
     def _correctors(self, schedule: Schedule) -> tuple[str, ...]:
-        """Those that can serve such a run."""
-        known = schedule.sampler in SAMPLERS and len(schedule.sigmas) > 1 and _falling(schedule.sigmas)
-        return CORRECTORS[1:] if known else CORRECTORS[1:2]
+        """Those that can serve such a run; a search goes from one to its neighbours, and none is that of either."""
+        known = schedule.sampler in SAMPLERS and _falling(schedule.sigmas)
+        return ("linear", "off", "quadratic") if known else ("off",)
 
     def _corrector(self, schedule: Schedule, count: int) -> str:
         """The one of a run of which `count` steps are computed."""
@@ -217,6 +226,14 @@ class Forecast(CachePolicy):
             return f"its plan is for noise from {a:.3g} to {b:.3g}, this run has {c:.3g} to {d:.3g}; plan with this run's settings"
         return None
 
+    def remark(self, schedule: Schedule) -> str | None:
+        if self.corrector in DEGREES and schedule.sampler and self._corrector(schedule, 0) == "off":
+            return (
+                f"{self.describe()} corrects nothing with the sampler {schedule.sampler} and this schedule: it knows the steps of "
+                f"{', '.join(SAMPLERS)} where noise falls throughout."
+            )
+        return None
+
     def opened(self, schedule: Schedule) -> Forecast:
         return self.prepared(schedule)
 
@@ -231,14 +248,14 @@ class Forecast(CachePolicy):
         shapes = () if self.gains else (Choice("order", (1, 2)), *curved, Choice("coordinate", COORDINATES[1:]))
         several = self._correctors(schedule)
         correctors = (Choice("corrector", several),) if len(several) > 1 else ()
-        return (*shapes, *correctors, Steps("computed"), gains)
+        return (*correctors, *shapes, Steps("computed"), gains)
 
     def describe(self) -> str:
         if not self.computed:
             return f"Forecast {self.speedup:g}x"
         kind = "planned" if self.gains else ("", "linear", "quadratic")[self.order]
         axis = "" if self.coordinate == "auto" else f"in {self.coordinate}"
-        corrected = "corrected" if self.corrector in DEGREES else ""
+        corrected = f"{self.corrector} corrector" if self.corrector in DEGREES else ""
         parts = (f"Forecast, {len(self.computed)} computed", f"{kind} {axis}".strip(), corrected)
         return ", ".join(part for part in parts if part)
 

@@ -73,19 +73,78 @@ class TestCorrector:
         out, _ = sampled(host, model, Forecast(1.0, corrector=corrector))
         assert torch.equal(out, host.sample(model, **SETTINGS))
 
+    @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_previews_show_what_the_model_tells(self, host, model, sampler, masked):
+        """The picture of a step, (x - sigma F), is what came of the network; what steers the sampler is not in it."""
+        told, shown, given = [], [], []
+
+        class Seen(Forecast):
+            def corrector_for(self, schedule):
+                correct = super().corrector_for(schedule)
+
+                def call(index, x, denoised, computed):
+                    given.append(correct(index, x, denoised, computed))
+                    told.append(given[-1] - correct.excess)
+                    return given[-1]
+
+                return type(
+                    "", (), {"__call__": staticmethod(call), "__getattr__": lambda _, name: getattr(correct, name)}
+                )()
+
+        sigmas = host.comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", 12)
+        latent, labels = torch.zeros(1, 3, 16, 16), [host.dit.conditioning(torch.tensor([n])) for n in (1, -1)]
+        mask = torch.ones(1, 1, 16, 16)
+        mask[..., :8] = 1.0 - masked
+        attached = host.attach(model, Seen(2.0, corrector="linear"))
+        with torch.inference_mode():
+            host.comfy.sample.sample_custom(
+                attached, host.comfy.sample.prepare_noise(latent, 0), 1.5, host.comfy.samplers.sampler_object(sampler),
+                sigmas, *labels, latent, noise_mask=mask, callback=lambda step, x0, x, total: shown.append(x0),
+            )  # fmt: skip
+        assert len(shown) == 12
+        assert max((a - b).abs().max() for a, b in zip(given, told, strict=True)) > 1e-3
+        for picture, true in zip(shown, told, strict=True):
+            assert torch.allclose(picture, true * mask, atol=1e-5)
+
+    def test_memory_that_runs_out_in_it_drops_the_cache(self, host, model, monkeypatch):
+        from priorcache.cache_core.corrector import Corrector
+
+        def full(*_):
+            raise torch.OutOfMemoryError
+
+        monkeypatch.setattr(Corrector, "_found", full)
+        out, run = sampled(host, model, Forecast(2.0, corrector="linear"))
+        assert out.isfinite().all()
+        assert "memory ran out" in run.notes[0]
+        assert computed(run)[-2:] == [8, 9]
+
+    def test_says_where_it_was_asked_for_and_cannot_serve(self, host, model):
+        _, run = sampled(host, model, Forecast(2.0, corrector="linear"), sampler="ipndm")
+        assert "corrects nothing with the sampler ipndm" in run.notes[0]
+        assert sampled(host, model, Forecast(2.0), sampler="ipndm")[1].notes == []
+
+    def test_holds_nothing_where_everything_is_computed(self, host, model):
+        trace = Trace()
+        attached = host.attach(model, Forecast(2.0, corrector="linear"), trace, "errors")
+        host.sample(attached, **SETTINGS | {"steps": 8})
+        assert trace.runs[0].expected_bytes == trace.runs[0].peak_bytes
+
     def test_lets_go_of_a_sampler_that_leaves_the_schedule(self, host, model):
         """euler with churn adds noise: what it asks for is not the schedule's."""
         sampler = host.comfy.samplers.ksampler("euler", {"s_churn": 2.0})
         sigmas = host.comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", 10)
         latent, labels = torch.zeros(1, 3, 16, 16), [host.dit.conditioning(torch.tensor([n])) for n in (1, -1)]
-        found = []
-        for corrector in ("linear", "off"):
+        found, traces = [], [Trace(), Trace()]
+        for corrector, trace in zip(("linear", "off"), traces, strict=True):
             torch.manual_seed(5)
-            attached = host.attach(model, Forecast(2.0, corrector=corrector))
+            attached = host.attach(model, Forecast(2.0, corrector=corrector), trace)
             with torch.inference_mode():
                 noise = host.comfy.sample.prepare_noise(latent, 0)
                 found.append(host.comfy.sample.sample_custom(attached, noise, 1.5, sampler, sigmas, *labels, latent))
         assert torch.equal(*found)
+        assert [len(trace.runs[0].notes) for trace in traces] == [1, 0]
+        assert "the sampler leaves its schedule" in traces[0].runs[0].notes[0]
 
 
 @pytest.mark.parametrize("sampler", [

@@ -154,6 +154,15 @@ class Knobbed(CachePolicy):
         )
 
 
+def test_a_search_begins_from_the_default_too_and_with_speed_ups_that_it_has_not():
+    schedule = dataclasses.replace(SCHEDULE, prediction="FLUX", cfg=1.0)
+    default = Forecast(2.0).prepared(schedule)
+    begin = forecasts(schedule)(len(default.computed), None)
+    assert (default.computed, "linear") in [(policy.computed, policy.corrector) for policy in begin]
+    fine = dataclasses.replace(schedule, total=50, sigmas=tuple(1 - i / 50 for i in range(51)))
+    assert [len(policy.computed) for policy in forecasts(fine)(2, None)] == [2] * len(forecasts(fine)(2, None))
+
+
 def test_any_policy_that_declares_knobs_is_searched():
     def simulate(policy):
         wrong = [float(t in policy.mask) - float(t in (1, 3)) for t in range(4)]

@@ -8,7 +8,7 @@ from priorcache.cache_core.sites import Schedule
 from priorcache.errors import SettingError
 from priorcache.priors.record import record, recorded, restored
 
-SCHEDULE = Schedule(10, tuple(10 - float(i) for i in range(11)), "euler", "FLOW")
+SCHEDULE = Schedule(16, tuple(16 - float(i) for i in range(17)), "euler", "FLOW")
 POLICIES = [
     Full(), FORA(3, "aligned", end=0.5, level="stack"), Forecast(2.5), Forecast(2.0, order=1, coordinate="log snr"),
     GOC(FORA(2), eta=0.5), Taylor(FORA(2, level="model"), order=2), ToCa(), DuCa(),
@@ -24,6 +24,12 @@ def test_a_record_gives_the_same_policy(policy, ready):
     made = restored(told["policy"], told["settings"])
     assert made.prepared(SCHEDULE) == policy.prepared(SCHEDULE)
     assert record(made) == told
+
+
+def test_a_record_of_before_correctors_is_made_again_without_one():
+    told = record(Forecast(2.0).prepared(SCHEDULE))["settings"]
+    assert told.pop("corrector") == "quadratic"
+    assert restored("Forecast", told).prepared(SCHEDULE).corrector == "off"
 
 
 @pytest.mark.parametrize("kind", [L2C, EOC])

@@ -133,7 +133,7 @@ def test_which_corrector_without_a_plan(prediction, sampler, cfg, speedup, corre
     ready = Forecast(speedup).prepared(schedule)
     assert ready.corrector == corrector
     assert (ready.corrector_for(schedule) is None) == (corrector == "off")
-    assert ("corrected" in ready.describe()) == (corrector != "off")
+    assert ("corrector" in ready.describe()) == (corrector != "off")
 
 
 def test_a_corrector_that_was_asked_for_is_kept_where_the_samplers_step_is_known():
