@@ -216,9 +216,8 @@ def again(bench: Bench, calibration: Bench, setting: Setting, method: str, log: 
     setting.points[:] = [point for point in setting.points if point.method != method] + found
     for policy, point in zip(policies, found, strict=True):
         log(f"{method:32} {point.evaluations:6.1f} {point.error:8.4f}   {policy.describe()}")
-    first, *others = setting.about["machine"].split("; ")
-    others = [other for other in others if not other.startswith(method)]
-    setting.about["machine"] = "; ".join([first, *others, f"{method} on {machine()}"])
+    machines = setting.machines | {method: machine()}
+    setting.about["machine"] = "; ".join(f"{of} on {on}" if of else on for of, on in machines.items())
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:

@@ -75,6 +75,12 @@ class Setting:
         a = self.about
         return f"{a['model']}, {a['sampler']}, {a['steps']} steps, cfg {a['cfg']:g}"
 
+    @property
+    def machines(self) -> dict[str, str]:
+        """Method -> what it was measured on; "" stands for those that were not measured anew."""
+        first, *others = self.about["machine"].split("; ")
+        return {"": first} | dict(part.split(" on ", 1) for part in others)
+
     def at(self, method: str, count: int) -> float | None:
         """Error of a method with so many evaluations; of one whose schedule cannot have as many, with one less."""
         if method in HOST:
@@ -171,11 +177,11 @@ def _bold(error: float, bold: bool) -> str:
 
 
 def clock(settings: list[Setting]) -> str:
-    """Markdown: wall time and PSNR, where nothing else ran."""
+    """Markdown: wall time and PSNR, where nothing else ran; without what was measured anew at another time."""
     lines = ["| | method | evaluations | time | error | PSNR |", "|---|---|---|---|---|---|"]
     for s in settings:
         whole = next(p.seconds for p in s.points if p.method == "all steps")
-        for p in s.points:
+        for p in (p for p in s.points if p.method not in s.machines):
             if p.method != "all steps" and min(abs(p.evaluations - n) for n in s.counts[:2]) < 0.51:
                 lines.append(
                     f"| {s.title} | {p.method} | {p.evaluations:.1f} | {p.seconds / whole:.3f} | {p.error:.4f} | {p.psnr:.1f} dB |"
@@ -185,7 +191,7 @@ def clock(settings: list[Setting]) -> str:
 
 def page(settings: list[Setting], command: str) -> str:
     """docs/frontier.md."""
-    machines = sorted({machine for s in settings for machine in s.about["machine"].split("; ")})
+    machines = sorted({machine for s in settings for machine in s.machines.values()})
     pairs, calibration = (sorted({s.about[key] for s in settings}) for key in ("pairs", "calibration"))
     alone = [s for s in settings if s.about["alone"]]
     parts = [

@@ -87,3 +87,12 @@ def test_times_are_shown_only_of_settings_that_ran_alone():
         [setting()], "--write"
     )
     assert "On the clock" not in page([setting(alone=False)], "--write")
+
+
+def test_what_was_measured_anew_has_no_time_beside_the_others():
+    later = setting(machine="a machine; Plan (ours) on another one")
+    assert later.machines == {"": "a machine", "Plan (ours)": "another one"}
+    text = page([later], "--write")
+    assert "on a machine; another one. Relative" in text
+    assert "| Plan (ours) | 10.0 |" not in text
+    assert "| Forecast (ours) | 10.0 |" in text
