@@ -50,8 +50,8 @@ CORRECTORS = ("auto", "off", *DEGREES)
 FOLLOWS, FOLLOWS_FLOW = 0.0, 0.3
 """By how much of a displacement of x the denoised picture is taken to move, and that of a flow model."""
 
-FEWEST_GUIDED = 8
-"""Computed steps from which a guided picture is near enough to its own path to be corrected towards it."""
+FEWEST_CORRECTED = 8
+"""Computed steps from which a picture is near enough to its own path to be corrected towards it; a flow without guidance always is."""
 
 CURVATURES = (0.5, 1.0)
 """What a search tries as the gain of the second difference before it gives each step one of its own."""
@@ -175,10 +175,9 @@ class Forecast(CachePolicy):
         """The one of a run of which `count` steps are computed."""
         if self.corrector != "auto":
             return self.corrector if self.corrector in self._correctors(schedule) else "off"
-        if schedule.prediction not in FLOW or count >= schedule.total:
-            return "off"
-        found = "linear" if schedule.cfg == 1 else "quadratic" if count >= FEWEST_GUIDED else "off"
-        return found if found in self._correctors(schedule) else "off"
+        unguided = schedule.prediction in FLOW and schedule.cfg == 1
+        found = "linear" if unguided else "quadratic" if count >= FEWEST_CORRECTED else "off"
+        return found if count < schedule.total and found in self._correctors(schedule) else "off"
 
     def count(self, total: int) -> int:
         """How many of `total` steps are computed."""

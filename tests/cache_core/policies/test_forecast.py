@@ -126,7 +126,9 @@ def test_which_steps_without_a_plan(prediction, sampler, computed):
     ("FLOW", "euler", 4.0, 3.0, "off"),
     ("FLOW", "euler", 1.0, 1.0, "off"),
     ("FLOW", "ipndm", 1.0, 2.0, "off"),
-    ("EPS", "euler", 1.0, 2.0, "off"),
+    ("EPS", "euler", 1.0, 2.5, "quadratic"),
+    ("V_PREDICTION", "dpmpp_2m", 7.0, 2.0, "quadratic"),
+    ("EPS", "euler", 1.0, 3.0, "off"),
 ])  # fmt: skip
 def test_which_corrector_without_a_plan(prediction, sampler, cfg, speedup, corrector):
     schedule = Schedule(20, tuple(range(20, -1, -1)), sampler, prediction, cfg=cfg)
