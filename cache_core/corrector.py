@@ -57,7 +57,7 @@ class Corrector:
         sigma, ratio, carry = self.sigmas[index], self.ratios[index], self.carries[index]
         derivative = (x.float() - denoised.float()) / sigma
         out = believed = denoised
-        if computed and self.gap and self.known:
+        if computed and self.gap and len(self.known) == self.degree:  # the first gaps have too little behind them
             shift, error = self._found(index, derivative)
             believed = denoised + self.follows * shift
             derivative = derivative + (1 - self.follows) / sigma * shift

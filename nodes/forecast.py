@@ -65,7 +65,7 @@ class PriorCacheForecast(io.ComfyNode):
                     options=list(CORRECTORS),
                     default="auto",
                     advanced=True,
-                    tooltip="Whether a computed step makes good what the forecasts before it were off by, which costs nothing: by a line between computed steps, by a parabola, or not. With euler, ddim and dpmpp_2m. auto: where at least 8 steps are computed, and for flow models at cfg 1.",
+                    tooltip="Whether a computed step makes good what the forecasts before it were off by, which costs nothing: by a line between computed steps, by a parabola, or not. With euler, ddim and dpmpp_2m. auto: where enough steps are computed, 8 at least, and for flow models at cfg 1 always.",
                 ),
             ],
             outputs=[Policy.Output(display_name="policy", tooltip="For Apply Cache.")],

@@ -53,6 +53,9 @@ FOLLOWS, FOLLOWS_FLOW = 0.0, 0.3
 FEWEST_CORRECTED = 8
 """Computed steps from which a picture is near enough to its own path to be corrected towards it; a flow without guidance always is."""
 
+DENSE = 0.3
+"""The share of all steps that must be computed for it, too, of models of noise and velocity."""
+
 CURVATURES = (0.5, 1.0)
 """What a search tries as the gain of the second difference before it gives each step one of its own."""
 
@@ -175,8 +178,9 @@ class Forecast(CachePolicy):
         """The one of a run of which `count` steps are computed."""
         if self.corrector != "auto":
             return self.corrector if self.corrector in self._correctors(schedule) else "off"
-        unguided = schedule.prediction in FLOW and schedule.cfg == 1
-        found = "linear" if unguided else "quadratic" if count >= FEWEST_CORRECTED else "off"
+        flow = schedule.prediction in FLOW
+        enough = count >= FEWEST_CORRECTED and (flow or count >= DENSE * schedule.total)
+        found = "linear" if flow and schedule.cfg == 1 else "quadratic" if enough else "off"
         return found if count < schedule.total and found in self._correctors(schedule) else "off"
 
     def count(self, total: int) -> int:

@@ -129,9 +129,12 @@ def test_which_steps_without_a_plan(prediction, sampler, computed):
     ("EPS", "euler", 1.0, 2.5, "quadratic"),
     ("V_PREDICTION", "dpmpp_2m", 7.0, 2.0, "quadratic"),
     ("EPS", "euler", 1.0, 3.0, "off"),
+    ("EPS", "euler", 1.0, 4.0, "off"),
+    ("FLOW", "euler", 3.0, 4.0, "quadratic"),
 ])  # fmt: skip
 def test_which_corrector_without_a_plan(prediction, sampler, cfg, speedup, corrector):
-    schedule = Schedule(20, tuple(range(20, -1, -1)), sampler, prediction, cfg=cfg)
+    total = 40 if speedup == 4.0 else 20  # 10 computed steps are many, and a quarter is few
+    schedule = Schedule(total, tuple(range(total, -1, -1)), sampler, prediction, cfg=cfg)
     ready = Forecast(speedup).prepared(schedule)
     assert ready.corrector == corrector
     assert (ready.corrector_for(schedule) is None) == (corrector == "off")
