@@ -64,6 +64,7 @@ class PriorCacheForecast(io.ComfyNode):
                     "corrector",
                     options=list(CORRECTORS),
                     default="auto",
+                    optional=True,  # prompts of before have none
                     advanced=True,
                     tooltip="Whether a computed step makes good what the forecasts before it were off by, which costs nothing: by a line between computed steps, by a parabola, or not. With euler, ddim and dpmpp_2m. auto: where enough steps are computed, 8 at least, and for flow models at cfg 1 always.",
                 ),
