@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +83,14 @@ class Bench:
 
         return comfy.samplers.KSampler(self.model, steps, "cpu", self.sampler, self.scheduler).sigmas.tolist()
 
+    def schedule(self) -> Schedule:
+        import comfy.samplers
+
+        from ..nodes.attach import schedule_of
+
+        sampler = comfy.samplers.sampler_object(self.sampler)
+        return schedule_of(self.model.model, sampler, torch.tensor(self.sigmas(self.steps)), self.cfg)
+
     def settings_for(self, evaluations: int) -> int:
         """What to ask the host for to get at most so many steps; some of its schedulers add one."""
         return max(n for n in range(1, evaluations + 1) if len(self.sigmas(n)) - 1 <= evaluations)
@@ -143,9 +152,7 @@ def trials(steps: int, count: int) -> dict[str, CachePolicy]:
 
 def planned(calibration: Bench, counts: list[int], samplings: float) -> tuple[list, Search]:
     """Plans for these numbers of computed steps, made with the pairs of `calibration`."""
-    full = calibration.policy(Full())
-    sigmas, prediction = calibration.sigmas(calibration.steps), calibration.model.model.model_type.name
-    schedule = Schedule(len(sigmas) - 1, tuple(sigmas), calibration.sampler, prediction, cfg=calibration.cfg)
+    full, schedule = calibration.policy(Full()), calibration.schedule()
 
     def simulate(policy: CachePolicy) -> Outcome:
         found = calibration.policy(policy)
@@ -205,9 +212,9 @@ MODELS = {"dit": 1.5, "flux": 3.0, "pixart": 3.0}
 """Each demo model, and its usual cfg."""
 
 
-def again(bench: Bench, calibration: Bench, setting: Setting, method: str, log: Callable) -> None:
+def again(bench: Bench, calibration: Bench, full: Sampled, setting: Setting, method: str, log: Callable) -> None:
     """Measure a method of a setting anew, in place of its points."""
-    steps, full, counts = len(bench.sigmas(bench.steps)) - 1, bench.sample(bench.model), setting.counts
+    steps, counts = len(bench.sigmas(bench.steps)) - 1, setting.counts
     if method == PLAN:
         policies = [plan.restored() for plan in planned(calibration, counts, setting.about["samplings"])[0]]
     else:
@@ -274,7 +281,7 @@ def write(file: Path, setting: Setting) -> None:
 def main(argv: list[str]) -> None:
     from judge import SAMPLERS, Drawer
 
-    args = parsed(argv)
+    args, log = parsed(argv), partial(print, flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in () if args.table else args.model:
         drawer = Drawer(name, args.file or ROOT / "demo" / f"shapes-{name}.safetensors")
@@ -288,24 +295,17 @@ def main(argv: list[str]) -> None:
             }  # fmt: skip
             file = args.out / f"{name}-{sampler}-{steps}-{cfg:g}.json"
             common = (drawer.model, steps, cfg, sampler, about["scheduler"])
+            bench, calibration = Bench(*common, held_out), Bench(*common, seen)
             known = next((s for s in kept(args) if about.items() <= s.about.items()), None)
             if known or args.again:
                 print(f"{file.stem}: {'measured already' if known else 'not measured yet'}", flush=True)
-                for method in (args.again or []) if known else []:
-                    again(
-                        Bench(*common, held_out),
-                        Bench(*common, seen),
-                        known,
-                        method,
-                        lambda line: print(line, flush=True),
-                    )
+                full = bench.sample(bench.model) if known and args.again else None
+                for method in args.again if full else ():
+                    again(bench, calibration, full, known, method, log)
                     write(file, known)
                 continue
             print(f"{name}, {sampler}, {steps} steps, cfg {cfg:g}, {args.pairs} held-out pairs", flush=True)
-            points = run(
-                Bench(*common, held_out), Bench(*common, seen), about["counts"], args.samplings, args.every,
-                lambda line: print(line, flush=True),
-            )  # fmt: skip
+            points = run(bench, calibration, about["counts"], args.samplings, args.every, log)
             about |= {"machine": machine(), "alone": not args.shared}
             write(file, Setting(about, points))
             print("\n" + Setting(about, points).table() + "\n", flush=True)

@@ -85,7 +85,7 @@ class Corrector:
 
         Both are sums: weights on the derivatives, a share of d itself, and what was summed up while forecasting.
         """
-        nodes = [(index, derivative), *self.known][: self.degree + 1]
+        nodes = [(index, derivative), *self.known]
         at = [self.places[node] for node, _ in nodes]
         x, before = [0.0] * (len(nodes) + 1), [0.0] * (len(nodes) + 1)  # weights, and the share of d at last
         for k in self.gap:

@@ -207,6 +207,7 @@ class CacheRun:
                 raise
             return denoised
 
+    @property
     def excess(self) -> Tensor | float:
         """By how much what last went back to the sampler is not the picture that the model tells of."""
         return self.corrector.excess if self.corrector else 0.0

@@ -130,7 +130,7 @@ def _uncorrected(callback: Callable, run: CacheRun, mask: torch.Tensor | None) -
     """The same, shown the picture as the model tells of it, without what a corrector adds for the sampler."""
 
     def shown(step, denoised, x, total):
-        excess = run.excess()
+        excess = run.excess
         if isinstance(excess, torch.Tensor):
             denoised = denoised - (excess if mask is None else excess * mask).to(denoised)
         return callback(step, denoised, x, total)

@@ -174,7 +174,7 @@ def memory(model, policy: CachePolicy, measure: str, store: str) -> str:
     if not each:
         return f"What {policy.describe()} takes is told in the log when sampling begins."
     where = "the device's memory" if codec.on_device else "the computer's main memory"
-    further = ", and up to five latents for its corrector" if getattr(policy, "corrector", "off") != "off" else ""
+    further = ", and up to five latents for its corrector" if policy.corrects else ""
     return (
         f"{policy.describe()} takes about {' and '.join(each)} of {where}, with a positive and a negative prompt, "
         f"store = {store}{further}."

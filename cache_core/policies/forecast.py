@@ -130,6 +130,10 @@ class Forecast(CachePolicy):
             )
 
     @property
+    def corrects(self) -> bool:
+        return self.corrector != "off"
+
+    @property
     def history(self) -> int:
         return 2 if self.order == 1 and not self.gains else 3
 
@@ -230,7 +234,7 @@ class Forecast(CachePolicy):
         return None
 
     def remark(self, schedule: Schedule) -> str | None:
-        if self.corrector in DEGREES and schedule.sampler and self._corrector(schedule, 0) == "off":
+        if self.corrector in DEGREES and schedule.sampler and self.corrector not in self._correctors(schedule):
             return (
                 f"{self.describe()} corrects nothing with the sampler {schedule.sampler} and this schedule: it knows the steps of "
                 f"{', '.join(SAMPLERS)} where noise falls throughout."

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from priorcache.cache_core.corrector import Corrector
 from priorcache.cache_core.policies import FORA, Forecast
 from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
@@ -20,6 +21,16 @@ def sampled(host, model, policy, **changes):
     """(latents, the run's trace)."""
     trace = Trace()
     return host.sample(host.attach(model, policy, trace), **SETTINGS | changes), trace.runs[0]
+
+
+def by_sampler(host, model, policy, sampler, trace=None, steps=10, **changes):
+    """Latents sampled by a SAMPLER, as SamplerCustom has it."""
+    sigmas = host.comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", steps)
+    latent, labels = torch.zeros(1, 3, 16, 16), [host.dit.conditioning(torch.tensor([n])) for n in (1, -1)]
+    with torch.inference_mode():
+        noise = host.comfy.sample.prepare_noise(latent, 0)
+        attached = host.attach(model, policy, trace)
+        return host.comfy.sample.sample_custom(attached, noise, 1.5, sampler, sigmas, *labels, latent, **changes)
 
 
 def computed(run) -> list[int]:
@@ -75,41 +86,30 @@ class TestCorrector:
 
     @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
     @pytest.mark.parametrize("masked", [False, True])
-    def test_previews_show_what_the_model_tells(self, host, model, sampler, masked):
+    def test_previews_show_what_the_model_tells(self, host, model, sampler, masked, monkeypatch):
         """The picture of a step, (x - sigma F), is what came of the network; what steers the sampler is not in it."""
         told, shown, given = [], [], []
 
-        class Seen(Forecast):
-            def corrector_for(self, schedule):
-                correct = super().corrector_for(schedule)
+        correct = Corrector.__call__
 
-                def call(index, x, denoised, computed):
-                    given.append(correct(index, x, denoised, computed))
-                    told.append(given[-1] - correct.excess)
-                    return given[-1]
+        def call(self, *about, **of):
+            given.append(correct(self, *about, **of))
+            told.append(given[-1] - self.excess)
+            return given[-1]
 
-                return type(
-                    "", (), {"__call__": staticmethod(call), "__getattr__": lambda _, name: getattr(correct, name)}
-                )()
-
-        sigmas = host.comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", 12)
-        latent, labels = torch.zeros(1, 3, 16, 16), [host.dit.conditioning(torch.tensor([n])) for n in (1, -1)]
+        monkeypatch.setattr(Corrector, "__call__", call)
         mask = torch.ones(1, 1, 16, 16)
         mask[..., :8] = 1.0 - masked
-        attached = host.attach(model, Seen(2.0, corrector="linear"))
-        with torch.inference_mode():
-            host.comfy.sample.sample_custom(
-                attached, host.comfy.sample.prepare_noise(latent, 0), 1.5, host.comfy.samplers.sampler_object(sampler),
-                sigmas, *labels, latent, noise_mask=mask, callback=lambda step, x0, x, total: shown.append(x0),
-            )  # fmt: skip
+        by_sampler(
+            host, model, Forecast(2.0, corrector="linear"), host.comfy.samplers.sampler_object(sampler), steps=12,
+            noise_mask=mask, callback=lambda step, x0, x, total: shown.append(x0),
+        )  # fmt: skip
         assert len(shown) == 12
         assert max((a - b).abs().max() for a, b in zip(given, told, strict=True)) > 1e-3
         for picture, true in zip(shown, told, strict=True):
             assert torch.allclose(picture, true * mask, atol=1e-5)
 
     def test_memory_that_runs_out_in_it_drops_the_cache(self, host, model, monkeypatch):
-        from priorcache.cache_core.corrector import Corrector
-
         def full(*_):
             raise torch.OutOfMemoryError
 
@@ -133,15 +133,10 @@ class TestCorrector:
     def test_lets_go_of_a_sampler_that_leaves_the_schedule(self, host, model):
         """euler with churn adds noise: what it asks for is not the schedule's."""
         sampler = host.comfy.samplers.ksampler("euler", {"s_churn": 2.0})
-        sigmas = host.comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", 10)
-        latent, labels = torch.zeros(1, 3, 16, 16), [host.dit.conditioning(torch.tensor([n])) for n in (1, -1)]
         found, traces = [], [Trace(), Trace()]
         for corrector, trace in zip(("linear", "off"), traces, strict=True):
             torch.manual_seed(5)
-            attached = host.attach(model, Forecast(2.0, corrector=corrector), trace)
-            with torch.inference_mode():
-                noise = host.comfy.sample.prepare_noise(latent, 0)
-                found.append(host.comfy.sample.sample_custom(attached, noise, 1.5, sampler, sigmas, *labels, latent))
+            found.append(by_sampler(host, model, Forecast(2.0, corrector=corrector), sampler, trace))
         assert torch.equal(*found)
         assert [len(trace.runs[0].notes) for trace in traces] == [1, 0]
         assert "the sampler leaves its schedule" in traces[0].runs[0].notes[0]
