@@ -61,17 +61,18 @@ class Bench:
     scheduler: str
     batches: list[tuple]  # (positive, negative, latent, seed)
 
-    def sample(self, model, steps: int = 0, sampler: str = "") -> Sampled:
+    def sample(self, model, steps: int = 0, sampler: str = "", pictures: int | None = None) -> Sampled:
+        """pictures: the first so many, of the first batch; all of all batches by default."""
         import comfy.sample
 
         found, begin = [], time.perf_counter()
         with counted(self.model) as calls:
-            for positive, negative, latent, seed in self.batches:
-                noise = comfy.sample.prepare_noise(latent, seed)
+            for positive, negative, latent, seed in self.batches if pictures is None else self.batches[:1]:
+                noise = comfy.sample.prepare_noise(latent, seed)[:pictures]
                 found.append(
                     comfy.sample.sample(
                         model, noise, steps or self.steps, self.cfg, sampler or self.sampler, self.scheduler, positive,
-                        negative, latent, disable_pbar=True, seed=seed,
+                        negative, latent[:pictures], disable_pbar=True, seed=seed,
                     )
                 )  # fmt: skip
         latents = torch.cat(found)
@@ -95,10 +96,10 @@ class Bench:
         """What to ask the host for to get at most so many steps; some of its schedulers add one."""
         return max(n for n in range(1, evaluations + 1) if len(self.sigmas(n)) - 1 <= evaluations)
 
-    def policy(self, policy: CachePolicy) -> Sampled:
+    def policy(self, policy: CachePolicy, pictures: int | None = None) -> Sampled:
         from ..nodes.attach import attach
 
-        return self.sample(attach(self.model, policy))
+        return self.sample(attach(self.model, policy), pictures=pictures)
 
 
 @contextmanager
@@ -154,8 +155,8 @@ def planned(calibration: Bench, counts: list[int], samplings: float) -> tuple[li
     """Plans for these numbers of computed steps, made with the pairs of `calibration`."""
     full, schedule = calibration.policy(Full()), calibration.schedule()
 
-    def simulate(policy: CachePolicy) -> Outcome:
-        found = calibration.policy(policy)
+    def simulate(policy: CachePolicy, pictures: int) -> Outcome:
+        found = calibration.policy(policy, pictures if pictures < len(full.latents) else None)
         return Outcome(found.latents, found.evaluations / full.evaluations)
 
     search = Search(simulate, full.latents, schedule)
@@ -176,7 +177,7 @@ def run(
     plans, search = planned(calibration, counts, samplings) if samplings else ([], None)
     if search:
         log(
-            f"search: {search.spent:.1f} samplings of {len(search.reference)} pictures, {len(search.tried)} settings tried"
+            f"search: {search.spent:.1f} samplings of {len(search.reference)} pictures, {search.settings} settings tried"
         )
     for count in sorted(set(counts), reverse=True):
         for sampler in dict.fromkeys((bench.sampler, "euler", "dpmpp_2m")):

@@ -65,7 +65,7 @@ PAPERS: dict[str, Callable[[Aids], CachePolicy]] = {
 class Pictures(NamedTuple):
     """What samples some pictures under any policy, and their latents in full."""
 
-    sample: Callable[[CachePolicy], Outcome]
+    sample: Callable[..., Outcome]  # of a policy, and of how many of the pictures
     exact: Tensor
     schedule: Schedule
 

@@ -201,7 +201,7 @@ class PriorCacheSearch(io.ComfyNode):
         plans = search_plans(search, forecasts(sample.schedule, gram), counts, samplings)
         prior = prior.planned(merged([plans, prior.plans]))
         image, small, text = pictured(prior)
-        text += f" The search cost {search.spent:.0f} samplings and tried {len(search.tried)} settings."
+        text += f" The search cost {search.spent:.0f} samplings and tried {search.settings} settings."
         return io.NodeOutput(prior, image, text, ui={**ui.PreviewImage(small, cls=cls).as_dict(), "text": (text,)})
 
 
@@ -222,17 +222,18 @@ class Sampler:
         """A search of these pictures that knows what this session tried about the same thing, with a progress bar."""
         progress = comfy.utils.ProgressBar(1000)
 
-        def simulate(policy: CachePolicy) -> Outcome:
+        def simulate(policy: CachePolicy, pictures: int) -> Outcome:
             progress.update_absolute(min(999, int(1000 * search.spent / samplings)))
-            return self(policy)
+            return self(policy, pictures)
 
         reference = self(Full()).latents
         search = Search(simulate, reference, self.schedule, *remembered(reference, self.schedule, about))
         return search
 
-    def __call__(self, policy: CachePolicy) -> Outcome:
+    def __call__(self, policy: CachePolicy, pictures: int | None = None) -> Outcome:
+        """Of the first few pictures, or of all."""
         trace = Trace()
-        latents = self.sampling(attach(self.model, policy, trace), self.seed)
+        latents = self.sampling(attach(self.model, policy, trace), self.seed, pictures=pictures)
         return Outcome(latents, trace.runs[-1].cost(self.flops))
 
 

@@ -86,10 +86,11 @@ class Sampling:
         sampler = comfy.samplers.KSampler(model, self.steps, "cpu", self.sampler, self.scheduler, self.denoise)
         return schedule_of(model.model, comfy.samplers.sampler_object(self.sampler), sampler.sigmas, self.cfg)
 
-    def __call__(self, model, seed: int, callback: Callable | None = None) -> torch.Tensor:
-        """Final latents (B, C, ...)."""
+    def __call__(self, model, seed: int, callback: Callable | None = None, pictures: int | None = None) -> torch.Tensor:
+        """Final latents (B, C, ...), or those of the first few pictures; the host cuts prompts and masks to as many."""
+        noise = comfy.sample.prepare_noise(self.latent, seed)[:pictures]
         return comfy.sample.sample(
-            model, comfy.sample.prepare_noise(self.latent, seed), self.steps, self.cfg, self.sampler, self.scheduler,
-            self.positive, self.negative, self.latent, denoise=self.denoise, noise_mask=self.mask, seed=seed,
-            disable_pbar=True, callback=callback,
+            model, noise, self.steps, self.cfg, self.sampler, self.scheduler, self.positive, self.negative,
+            self.latent[:pictures], denoise=self.denoise, noise_mask=self.mask, seed=seed, disable_pbar=True,
+            callback=callback,
         )  # fmt: skip

@@ -111,7 +111,7 @@ def search_plans(
             raise SettingError(
                 f"with {count} of {search.schedule.total} steps computed, no picture is finite; ask for a smaller speed-up"
             )
-        unplanned = search.tried[repr(begin[0])][0]
+        unplanned = search.error(begin[0])
         plans.append(
             Plan(
                 **record(found),

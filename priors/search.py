@@ -33,12 +33,18 @@ BLOWN = 1e9
 SLACK = 1 + 1e-6
 """The ratio of costs up to which two are the same."""
 
+HEAD = 4
+"""One in how many pictures is sampled first, two at least: what loses on these is not sampled on."""
+
+CHANCE = 0.5
+"""By how many standard errors of the difference it has to lose there."""
+
 
 class Outcome(NamedTuple):
-    """What sampling the judged pictures with a policy gave."""
+    """What sampling the judged pictures, or the first few of them, with a policy gave."""
 
     latents: Tensor  # (B, ...), final
-    cost: float  # in full samplings of these pictures
+    cost: float  # in full samplings of the same pictures
 
 
 class Spent(Exception):
@@ -49,15 +55,15 @@ class Spent(Exception):
 class Search:
     """Samples pictures under one policy after another, and keeps the best.
 
-    reference: their final latents in full. schedule: how they are sampled. tried, fitted: what was sampled so far. What is found
-    depends on nothing else: a search that was stopped at any point and is begun anew with these ends where it would
-    have ended, and what they hold takes no time again.
+    simulate(policy, n): samples the first n pictures. reference: the final latents of all of them in full. schedule: how they
+    are sampled. tried, fitted: what was sampled so far. What is found depends on nothing else: a search that was stopped
+    at any point and is begun anew with these ends where it would have ended, and what they hold takes no time again.
     """
 
-    simulate: Callable[[CachePolicy], Outcome]
+    simulate: Callable[[CachePolicy, int], Outcome]
     reference: Tensor
     schedule: Schedule
-    tried: dict[str, tuple[float, float]] = field(default_factory=dict)  # policy -> error, cost
+    tried: dict[tuple[str, int], tuple[Tensor, float]] = field(default_factory=dict)  # policy, n -> errors (n,), cost
     fitted: dict[str, tuple[list[list[float]], float]] = field(default_factory=dict)  # policy -> solutions, cost
     spent: float = 0.0
     limit: float = 0.0
@@ -74,7 +80,7 @@ class Search:
         """
         first, *others = candidates
         self.limit, half = self.spent + samplings, self.spent + samplings / 2
-        self._met: set[str] = set()
+        self._met: set[tuple[str, int]] = set()
         self.found = (first, self._judged(first))
         self.ceiling = self.cost(first) if ceiling is None else ceiling
         try:
@@ -88,29 +94,59 @@ class Search:
         return self.found
 
     def cost(self, policy: CachePolicy) -> float:
-        """What sampling with a policy that was judged did cost, in full samplings."""
-        return self.tried[repr(policy)][1]
+        """What sampling with a policy that was tried did cost, in full samplings."""
+        ways = ((repr(policy), n) for n in (len(self.reference), self._head))
+        return next(self.tried[way][1] for way in ways if way in self.tried)
+
+    def error(self, policy: CachePolicy) -> float:
+        """Of a policy that was judged on all pictures."""
+        return self.tried[repr(policy), len(self.reference)][0].mean().item()
+
+    @property
+    def settings(self) -> int:
+        """How many were tried."""
+        return len({policy for policy, _ in self.tried})
+
+    @property
+    def _head(self) -> int:
+        """How many pictures are sampled first; all where that would be more than half of them."""
+        every = len(self.reference)
+        head = max(2, every // HEAD)
+        return head if 2 * head <= every else every
+
+    def _sampled(self, policy: CachePolicy, pictures: int) -> Tensor:
+        """The errors (n,) of the first pictures."""
+        key = repr(policy), pictures
+        if key not in self.tried:
+            latents, cost = self.simulate(policy, pictures)
+            self.tried[key] = (self._missing(latents).norm(dim=1).nan_to_num(BLOWN, BLOWN), cost)
+        errors, cost = self.tried[key]
+        self.spent += 0.0 if key in self._met else cost * pictures / len(self.reference)
+        self._met.add(key)
+        return errors
 
     def _judged(self, policy: CachePolicy) -> float:
-        key = repr(policy)
-        if key not in self.tried:
-            latents, cost = self.simulate(policy)
-            error = float(self._missing(latents).norm(dim=1).mean())
-            self.tried[key] = (error if math.isfinite(error) else BLOWN, cost)
-        error, cost = self.tried[key]
-        self.spent += 0.0 if key in self._met else cost
-        self._met.add(key)
-        return error
+        return self._sampled(policy, len(self.reference)).mean().item()
+
+    def _behind(self, policy: CachePolicy) -> bool:
+        """Whether it loses on the first pictures already, by more than chance."""
+        head, every = self._head, len(self.reference)
+        if head == every or (repr(policy), every) in self._met:
+            return False
+        lost = self._sampled(policy, head) - self._sampled(self.found[0], head)
+        return bool(lost.mean() > CHANCE * lost.std() / math.sqrt(head))
 
     def _missing(self, latents: Tensor) -> Tensor:
-        """(B, elements): what lacks to the reference, in units of its norm."""
-        exact = self.reference.double().flatten(1)
+        """(n, elements): what the first pictures lack to the reference, in units of its norm."""
+        exact = self.reference[: len(latents)].double().flatten(1)
         return (exact - latents.double().flatten(1)) / exact.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
     def _consider(self, policy: CachePolicy) -> bool:
         """Judge one more; whether it is the best so far of those below the ceiling."""
         if self.spent >= self.limit:
             raise Spent
+        if self._behind(policy):
+            return False
         error = self._judged(policy)
         if better := error < self.found[1] and self.cost(policy) <= SLACK * self.ceiling:
             self.found = (policy, error)
@@ -141,7 +177,7 @@ class Search:
         """
         begin, before = self._opened(), self.found[1]
         tried = [(change, policy) for change in changes(begin, self.schedule) if (policy := change(begin))]
-        costs = {change: self.cost(policy) for change, policy in tried if repr(policy) in self._met}
+        costs = {change: self.cost(policy) for change, policy in tried if (repr(policy), self._head) in self._met}
         own = self.cost(self.found[0])
         cheaper = [change for change, cost in costs.items() if SLACK * cost < own]
         dearer = [change for change, cost in costs.items() if cost > SLACK * own]
@@ -175,10 +211,11 @@ class Search:
         rows = [list(row) for row in value(policy, knob.name) or [knob.start] * self.schedule.total]
         key = f"{policy!r} {knob.name} {len(entries)}"
         if key not in self.fitted:
-            base, cost = self.simulate(policy)
+            base, cost = self.simulate(policy, len(self.reference))
             slopes = []
             for step, place in entries:
-                outcome = self.simulate(turned(policy, knob.name, _moved_by(rows, [(step, place)], [NUDGE])))
+                moved = turned(policy, knob.name, _moved_by(rows, [(step, place)], [NUDGE]))
+                outcome = self.simulate(moved, len(self.reference))
                 slopes.append(((outcome.latents - base).double() / NUDGE).flatten(1))
                 cost += outcome.cost
             scale = self.reference.double().flatten(1).norm(dim=1).clamp_min(1e-12)[:, None]

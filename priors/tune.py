@@ -57,9 +57,7 @@ def tuned(search: Search, policy: CachePolicy, samplings: float, ceiling: float 
     after, error = search.best([policy], samplings, ceiling)
     costs = (cost, search.cost(after))
     spent = search.spent - cost  # the given one was judged twice and sampled once
-    return Tuning(
-        opened, after, search.schedule, (before, error), costs, len(search.reference), spent, len(search.tried)
-    )
+    return Tuning(opened, after, search.schedule, (before, error), costs, len(search.reference), spent, search.settings)
 
 
 def told(tuning: Tuning) -> str:

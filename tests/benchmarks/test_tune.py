@@ -13,9 +13,9 @@ SCHEDULE = Schedule(10, sites=(MODEL,))
 def pictures(scale: float) -> Pictures:
     """Two, which err by order: the second one by twice as much."""
 
-    def sample(policy) -> Outcome:
+    def sample(policy, pictures=2) -> Outcome:
         error = scale * (2 if policy.order == 1 else 1)
-        return Outcome(torch.tensor([[1.0, error], [1.0, 2 * error]]), 0.5)
+        return Outcome(torch.tensor([[1.0, error], [1.0, 2 * error]])[:pictures], 0.5)
 
     return Pictures(sample, torch.tensor([[1.0, 0.0], [1.0, 0.0]]), SCHEDULE)
 

@@ -285,11 +285,11 @@ class TestNodes:
         calls = []
         original = forecast.Sampler.__call__
 
-        def counting(self, policy):
+        def counting(self, policy, *pictures):
             calls.append(policy)
             if len(calls) == 6:
                 raise KeyboardInterrupt
-            return original(self, policy)
+            return original(self, policy, *pictures)
 
         monkeypatch.setattr(forecast.Sampler, "__call__", counting)
         with pytest.raises(KeyboardInterrupt):
@@ -302,6 +302,20 @@ class TestNodes:
         second, *_ = search(nodes, prior, model, conds, seed=41)
         assert first.plans == second.plans
         assert sampled_later < len(calls) - 100
+
+    def test_the_first_pictures_of_a_search_are_those_of_all(self, host, model):
+        """Each has a label, a mask and noise of its own."""
+        from priorcache.nodes.forecast import Sampler
+        from priorcache.nodes.sampling import Sampling
+
+        told, untold = host.dit.conditioning(torch.arange(8)), host.dit.conditioning(torch.full((8,), -1))
+        masks = torch.linspace(0, 1, 8)[:, None, None, None].expand(8, 1, 16, 16)
+        sampling = Sampling(told, untold, torch.zeros(8, 3, 16, 16), 6, 1.5, "euler", "karras", 1.0, masks)
+        with torch.inference_mode():
+            sample = Sampler(sampling, model, 7)
+            every, first = sample(FORA(2)), sample(FORA(2), 2)
+        torch.testing.assert_close(first.latents, every.latents[:2])
+        assert first.cost == pytest.approx(every.cost)
 
     @pytest.mark.usefixtures("undrawn")
     def test_what_cannot_be_planned_is_said(self, nodes, model, conds, prior):

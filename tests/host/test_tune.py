@@ -97,11 +97,11 @@ def test_goes_on_where_it_was_stopped(tune, monkeypatch):
     calls = []
     original = forecast.Sampler.__call__
 
-    def counting(self, policy):
+    def counting(self, policy, *pictures):
         calls.append(policy)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return original(self, policy)
+        return original(self, policy, *pictures)
 
     monkeypatch.setattr(forecast.Sampler, "__call__", counting)
     with pytest.raises(KeyboardInterrupt):

@@ -32,11 +32,11 @@ class Priced(CachePolicy):
         return (Choice("interval", (2, 3, 4)), Choice("ratio", (0, 1, 2, 3, 4, 5)), Mask("mask", (0, 1)))
 
 
-def simulate(policy: CachePolicy) -> Outcome:
+def simulate(policy: CachePolicy, pictures: int) -> Outcome:
     """Best at ratio 5, the longer interval costs little, one of the mask's two does harm."""
     wrong = [0.1 * policy.interval, 0.5 - 0.1 * policy.ratio]
     harm = 0.2 * (policy.mask is None or 1 in policy.mask)
-    latents = torch.tensor([[1.0 + harm, *wrong]] * 2)
+    latents = torch.tensor([[1.0 + harm, *wrong]] * pictures)
     return Outcome(latents, 0.6 / policy.interval + 0.02 * policy.ratio)
 
 
@@ -58,7 +58,7 @@ class TestCeiling:
         found, error = looking.best([first], 40)
         assert (found.interval, found.ratio) == (4, 3)
         assert looking.cost(found) <= looking.cost(first)
-        assert error < looking.tried[repr(first)][0]
+        assert error < looking.error(first)
 
     def test_one_that_is_given_leaves_room(self):
         found, _ = search().best([Priced()], 40, ceiling=0.4)
@@ -75,11 +75,11 @@ class TestCeiling:
     def test_stopped_and_begun_anew_it_ends_where_it_would_have_ended(self, stop_after):
         calls = []
 
-        def interrupted(policy):
+        def interrupted(policy, pictures):
             calls.append(policy)
             if len(calls) > stop_after:
                 raise KeyboardInterrupt
-            return simulate(policy)
+            return simulate(policy, pictures)
 
         stopped = search(simulate=interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -103,8 +103,8 @@ class TestTuned:
     def test_reports_what_was_sampled(self):
         costs = []
 
-        def counted(policy):
-            outcome = simulate(policy)
+        def counted(policy, pictures):
+            outcome = simulate(policy, pictures)
             costs.append(outcome.cost)
             return outcome
 
@@ -126,10 +126,66 @@ class TestTuned:
             tuned(search(), policy, 5)
 
     def test_what_computes_everything_or_too_much_is_refused(self):
-        everything = search(simulate=lambda policy: Outcome(REFERENCE, 1.0))
+        everything = search(simulate=lambda policy, n: Outcome(REFERENCE, 1.0))
         with pytest.raises(SettingError, match="computed everything"):
             tuned(everything, FORA(2), 5)
         with pytest.raises(
             SettingError, match=r"already costs 0\.220 of a full sampling, more than the ceiling of 0\.1"
         ):
             tuned(search(), Priced(), 5, 0.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixed(CachePolicy):
+    """Its option chooses among errors of eight pictures."""
+
+    option: int = 0
+
+    def decide(self, step, site):
+        return Action.COMPUTE
+
+    def describe(self):
+        return "mixed"
+
+    def knobs(self, schedule):
+        return (Choice("option", (0, 1, 2)),)
+
+
+class TestHead:
+    """Two of eight pictures are sampled first."""
+
+    def found(self, errors: list[list[float]]) -> tuple[int, list[tuple[int, int]]]:
+        """What a search comes to that begins from option 0, and what it sampled: option and pictures."""
+        asked, reference = [], torch.tensor([[1.0, 0.0]] * len(errors[0]))
+
+        def simulate(policy, pictures):
+            asked.append((policy.option, pictures))
+            return Outcome(torch.tensor([[1.0, error] for error in errors[policy.option][:pictures]]), 0.5)
+
+        looking = Search(simulate, reference, Schedule(10))
+        best, error = looking.best([Mixed(0)], 40)
+        assert error == pytest.approx(sum(errors[best.option]) / len(reference))
+        assert looking.spent == pytest.approx(sum(0.5 * pictures / len(reference) for _, pictures in asked))
+        assert looking.settings == len({option for option, _ in asked})
+        return best.option, asked
+
+    def test_what_loses_on_the_first_pictures_is_not_sampled_on(self):
+        best, asked = self.found([[0.2] * 8, [0.3] * 2 + [0.0] * 6, [0.1] * 8])
+        assert best == 0
+        assert (1, 8) not in asked
+        assert asked.count((1, 2)) == 1
+
+    def test_what_wins_there_is_judged_by_all(self):
+        best, asked = self.found([[0.2] * 8, [0.1] * 2 + [0.3] * 6, [0.1] * 8])
+        assert best == 0
+        assert (1, 8) in asked
+
+    def test_what_loses_there_by_no_more_than_chance_may_still_win(self):
+        best, asked = self.found([[0.2] * 8, [0.1, 0.32] + [0.1] * 6, [0.3] * 8])
+        assert best == 1
+        assert (2, 8) not in asked
+
+    def test_three_pictures_are_sampled_together(self):
+        best, asked = self.found([[0.25] * 3, [0.3, 0.3, 0.0], [0.1] * 3])
+        assert best == 2
+        assert {pictures for _, pictures in asked} == {3}
