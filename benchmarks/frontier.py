@@ -62,17 +62,20 @@ class Bench:
     batches: list[tuple]  # (positive, negative, latent, seed)
 
     def sample(self, model, steps: int = 0, sampler: str = "", pictures: int | None = None) -> Sampled:
-        """pictures: the first so many, of the first batch; all of all batches by default."""
+        """pictures: the first so many, or all."""
         import comfy.sample
 
         found, begin = [], time.perf_counter()
         with counted(self.model) as calls:
-            for positive, negative, latent, seed in self.batches if pictures is None else self.batches[:1]:
-                noise = comfy.sample.prepare_noise(latent, seed)[:pictures]
+            for positive, negative, latent, seed in self.batches:
+                left = None if pictures is None else pictures - sum(map(len, found))
+                if left == 0:
+                    break
+                noise = comfy.sample.prepare_noise(latent, seed)
                 found.append(
                     comfy.sample.sample(
-                        model, noise, steps or self.steps, self.cfg, sampler or self.sampler, self.scheduler, positive,
-                        negative, latent[:pictures], disable_pbar=True, seed=seed,
+                        model, noise[:left], steps or self.steps, self.cfg, sampler or self.sampler, self.scheduler, positive,
+                        negative, latent[:left], disable_pbar=True, seed=seed,
                     )
                 )  # fmt: skip
         latents = torch.cat(found)
@@ -177,7 +180,7 @@ def run(
     plans, search = planned(calibration, counts, samplings) if samplings else ([], None)
     if search:
         log(
-            f"search: {search.spent:.1f} samplings of {len(search.reference)} pictures, {search.settings} settings tried"
+            f"search: {search.spent:.1f} samplings of {len(search.reference)} pictures, {len(search.settings)} settings tried"
         )
     for count in sorted(set(counts), reverse=True):
         for sampler in dict.fromkeys((bench.sampler, "euler", "dpmpp_2m")):
@@ -262,12 +265,25 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 
 
 def kept(args: argparse.Namespace) -> list[Setting]:
-    """All that was measured, here or before, in the order of models, samplers, cfg and steps."""
+    """All that was measured with as many pictures and samplings, here or before, in the order of models, samplers, cfg and steps."""
     record = DOC.with_suffix(".json")
     reports = json.loads(record.read_text()) if record.exists() else []
     reports += [json.loads(file.read_text()) for file in args.out.glob("*.json")]
-    found = {place(setting.about): setting for setting in map(Setting.parsed, reports)}  # the last one of each place
+    alike = [s for s in map(Setting.parsed, reports) if means(args).items() <= s.about.items()]
+    found = {place(setting.about): setting for setting in alike}  # the last one of each place
     return [found[at] for at in sorted(found)]
+
+
+def means(args: argparse.Namespace) -> dict:
+    """What figures are not compared across."""
+    return {name: getattr(args, name) for name in ("pairs", "calibration", "samplings")}
+
+
+def stem(args: argparse.Namespace, model: str, sampler: str, steps: int, cfg: float) -> str:
+    """The name of a setting's file: one of other means than the usual ones does not take the place of theirs."""
+    usual = means(parsed([]))
+    others = [f"{count:g}{name}" for name, count in means(args).items() if count != usual[name]]
+    return "-".join([model, sampler, str(steps), f"{cfg:g}", *others])
 
 
 def place(about: dict) -> tuple:
@@ -291,10 +307,9 @@ def main(argv: list[str]) -> None:
         for steps, cfg, sampler in product(args.steps, args.cfg or [MODELS[name], 1.0], args.sampler):
             about = {
                 "model": name, "steps": steps, "cfg": cfg, "sampler": sampler, "scheduler": args.scheduler or SAMPLERS[name][1],
-                "pairs": args.pairs, "calibration": args.calibration, "samplings": args.samplings,
-                "counts": [round(steps * fraction) for fraction in args.fractions],
+                **means(args), "counts": [round(steps * fraction) for fraction in args.fractions],
             }  # fmt: skip
-            file = args.out / f"{name}-{sampler}-{steps}-{cfg:g}.json"
+            file = args.out / f"{stem(args, name, sampler, steps, cfg)}.json"
             common = (drawer.model, steps, cfg, sampler, about["scheduler"])
             bench, calibration = Bench(*common, held_out), Bench(*common, seen)
             known = next((s for s in kept(args) if about.items() <= s.about.items()), None)

@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..cache_core.sites import Schedule
-from ..errors import finite
+from ..errors import SettingError, finite
 from .attach import schedule_of
 
 
@@ -58,7 +58,11 @@ def seeded(tooltip: str, default: int = 0) -> io.Input:
 
 
 def fixed(model, latent_image: dict) -> torch.Tensor:
-    """The latent with as many channels as the model works on."""
+    """The latent with as many channels as the model works on. Raises SettingError on one of several parts."""
+    if getattr(latent_image["samples"], "is_nested", False):
+        raise SettingError(
+            "latent_image has several parts, such as video and sound; calibrating and searching take latents of one part"
+        )
     return comfy.sample.fix_empty_latent_channels(
         model, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
     )
@@ -86,8 +90,16 @@ class Sampling:
         sampler = comfy.samplers.KSampler(model, self.steps, "cpu", self.sampler, self.scheduler, self.denoise)
         return schedule_of(model.model, comfy.samplers.sampler_object(self.sampler), sampler.sigmas, self.cfg)
 
+    def guider(self, model) -> comfy.samplers.CFGGuider:
+        """As the host's own samples with these prompts."""
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(self.positive, self.negative)
+        guider.set_cfg(self.cfg)
+        guider.conds = guider.original_conds  # which it copies when it samples
+        return guider
+
     def __call__(self, model, seed: int, callback: Callable | None = None, pictures: int | None = None) -> torch.Tensor:
-        """Final latents (B, C, ...), or those of the first few pictures; the host cuts prompts and masks to as many."""
+        """Final latents (B, C, ...), or those of the first few pictures; the host brings prompts and masks to as many."""
         noise = comfy.sample.prepare_noise(self.latent, seed)[:pictures]
         return comfy.sample.sample(
             model, noise, self.steps, self.cfg, self.sampler, self.scheduler, self.positive, self.negative,

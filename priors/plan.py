@@ -48,6 +48,11 @@ class Plan:
         """In evaluations: what wall time can come to at best."""
         return self.steps / self.evaluations
 
+    @property
+    def goal(self) -> tuple[str, int, int]:
+        """Which policy, how many steps, and how many of them computed."""
+        return (self.policy, self.steps, self.evaluations)
+
     def restored(self) -> CachePolicy:
         """The policy. Raises SettingError where this version has none such, or none with such settings."""
         try:
@@ -81,10 +86,15 @@ def merged(sets: Iterable[Sequence[Plan]]) -> tuple[Plan, ...]:
     """One plan per policy, steps and computed steps: the one judged on most pictures; fastest last."""
     best: dict[tuple, Plan] = {}
     for plan in (plan for plans in sets for plan in plans):
-        key = (plan.policy, plan.steps, plan.evaluations)
-        if key not in best or plan.pictures > best[key].pictures:
-            best[key] = plan
+        if plan.goal not in best or plan.pictures > best[plan.goal].pictures:
+            best[plan.goal] = plan
     return tuple(sorted(best.values(), key=lambda p: p.speedup))
+
+
+def superseded(plans: Sequence[Plan], by: Sequence[Plan]) -> tuple[Plan, ...]:
+    """`by`, and of `plans` what serves another goal; fastest last."""
+    new = {plan.goal for plan in by}
+    return merged([by, [plan for plan in plans if plan.goal not in new]])
 
 
 def search_plans(
@@ -95,21 +105,22 @@ def search_plans(
 ) -> list[Plan]:
     """One plan per number of computed steps, of which each begins where the one before ended.
 
-    candidates(count, found before): where to begin, evenly spread steps first. samplings: what all of it may cost.
+    candidates(count, found before): where to begin, evenly spread steps and the default first, which are judged in any case.
+    samplings: what all of it may cost.
     Raises SettingError where sampling computes everything all the same, or nothing finite comes of it.
     """
     counts, plans, found, pictures = sorted(set(counts), reverse=True), [], None, len(search.reference)
     for i, count in enumerate(counts):
         begin = candidates(count, found)
         share = (samplings - search.spent) / (len(counts) - i)
-        found, error = search.best(begin, share)
+        found, error = search.best(begin, share, surely=2)
         if search.cost(begin[0]) >= 1.0 > count / search.schedule.total:
             raise SettingError(
                 f"nothing to plan: {begin[0].describe()} computed everything on these pictures; the log says why"
             )
         if error >= BLOWN:
             raise SettingError(
-                f"with {count} of {search.schedule.total} steps computed, no picture is finite; ask for a smaller speed-up"
+                f"with {count} of {search.schedule.total} steps computed, pictures are not finite; ask for a smaller speed-up"
             )
         unplanned = search.error(begin[0])
         plans.append(
@@ -126,7 +137,7 @@ def search_plans(
 
 
 def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, CachePolicy | None], list[Forecast]]:
-    """Where the search for a Forecast begins: evenly spread; found before; the default; the cheapest by the Gram matrix; published."""
+    """Where the search for a Forecast begins: evenly spread; the default; found before; the cheapest by the Gram matrix; published."""
     base = Forecast(sigmas=schedule.sigmas)
     cost = None
     if gram is not None and len(gram) == schedule.total <= LONGEST:
@@ -138,11 +149,12 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
         shapes = [shape(schedule.total, count) for shape in (widening, front_loaded)]
         shapes += [cheapest(cost, count)] if cost is not None else []
         shapes += [resized(shape, 50, count, schedule.total) for shape in SHAPES.values()]
-        others = [replace(default, speedup=first.speedup)] if len(default.computed) == count else []
-        others += [replace(first, computed=shape) for shape in shapes if len(shape) == count]
+        begin = [first]
+        begin += [replace(default, speedup=first.speedup)] if len(default.computed) == count else []
         if found is not None:  # its settings, at its own density of steps
-            others.insert(0, replace(found, computed=resized(found.computed, schedule.total, count, schedule.total)))
-        return list(dict.fromkeys([first, *others]))
+            begin += [replace(found, computed=resized(found.computed, schedule.total, count, schedule.total))]
+        begin += [replace(first, computed=shape) for shape in shapes if len(shape) == count]
+        return list(dict.fromkeys(begin))
 
     return at
 

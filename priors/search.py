@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cache_core.knobs import Choice, Mask, Numbers, Steps, turned, value
-from ..cache_core.policies import CachePolicy
+from ..cache_core.policies import CachePolicy, Full
 from ..cache_core.sites import Schedule
 from .fit import gauss_newton
 
@@ -34,7 +35,7 @@ SLACK = 1 + 1e-6
 """The ratio of costs up to which two are the same."""
 
 HEAD = 4
-"""One in how many pictures is sampled first, two at least: what loses on these is not sampled on."""
+"""One in how many pictures is sampled first, two at least: a change that loses on these is not sampled on."""
 
 CHANCE = 0.5
 """By how many standard errors of the difference it has to lose there."""
@@ -68,23 +69,26 @@ class Search:
     spent: float = 0.0
     limit: float = 0.0
     ceiling: float = 0.0
+    settings: set[str] = field(default_factory=set)  # what was asked for, tried before or not
 
     def best(
-        self, candidates: Iterable[CachePolicy], samplings: float, ceiling: float | None = None
+        self, candidates: Sequence[CachePolicy], samplings: float, ceiling: float | None = None, surely: int = 1
     ) -> tuple[CachePolicy, float]:
-        """The best policy to be found from these, and its error; the first is judged in any case.
+        """The best policy to be found from these, and its error; the first one, or so many, are judged in any case.
 
         samplings: what this may cost, in full samplings of the pictures. ceiling: what sampling with a policy may cost
         for it to be taken, in full samplings, too; None for what the first one costs. Error: mean over pictures of the
         relative L2 distance to the reference.
         """
-        first, *others = candidates
+        first = candidates[0]
         self.limit, half = self.spent + samplings, self.spent + samplings / 2
         self._met: set[tuple[str, int]] = set()
         self.found = (first, self._judged(first))
         self.ceiling = self.cost(first) if ceiling is None else ceiling
+        for policy in candidates[1:surely]:
+            self._compare(policy)
         try:
-            for policy in others:
+            for policy in candidates[surely:]:
                 self._consider(policy)
             self._climb(half)
             self._fit()
@@ -96,16 +100,11 @@ class Search:
     def cost(self, policy: CachePolicy) -> float:
         """What sampling with a policy that was tried did cost, in full samplings."""
         ways = ((repr(policy), n) for n in (len(self.reference), self._head))
-        return next(self.tried[way][1] for way in ways if way in self.tried)
+        return next(self.tried[way][1] for way in ways if way in self._met)
 
     def error(self, policy: CachePolicy) -> float:
         """Of a policy that was judged on all pictures."""
         return self.tried[repr(policy), len(self.reference)][0].mean().item()
-
-    @property
-    def settings(self) -> int:
-        """How many were tried."""
-        return len({policy for policy, _ in self.tried})
 
     @property
     def _head(self) -> int:
@@ -119,10 +118,12 @@ class Search:
         key = repr(policy), pictures
         if key not in self.tried:
             latents, cost = self.simulate(policy, pictures)
-            self.tried[key] = (self._missing(latents).norm(dim=1).nan_to_num(BLOWN, BLOWN), cost)
+            errors = self._missing(latents).norm(dim=1)
+            self.tried[key] = (errors if (errors < BLOWN).all() else torch.full_like(errors, BLOWN), cost)
         errors, cost = self.tried[key]
         self.spent += 0.0 if key in self._met else cost * pictures / len(self.reference)
         self._met.add(key)
+        self.settings.add(key[0])
         return errors
 
     def _judged(self, policy: CachePolicy) -> float:
@@ -136,9 +137,14 @@ class Search:
         lost = self._sampled(policy, head) - self._sampled(self.found[0], head)
         return bool(lost.mean() > CHANCE * lost.std() / math.sqrt(head))
 
+    @cached_property
+    def _first(self) -> Tensor:
+        """The first pictures in full, sampled without the others: noise that samplers add, and some conds, depend on how many are sampled."""
+        return self.simulate(Full(), self._head).latents
+
     def _missing(self, latents: Tensor) -> Tensor:
-        """(n, elements): what the first pictures lack to the reference, in units of its norm."""
-        exact = self.reference[: len(latents)].double().flatten(1)
+        """(n, elements): what pictures lack to the reference, in units of its norm."""
+        exact = (self.reference if len(latents) == len(self.reference) else self._first).double().flatten(1)
         return (exact - latents.double().flatten(1)) / exact.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
     def _consider(self, policy: CachePolicy) -> bool:
@@ -147,6 +153,11 @@ class Search:
             raise Spent
         if self._behind(policy):
             return False
+        if self.spent >= self.limit:
+            raise Spent
+        return self._compare(policy)
+
+    def _compare(self, policy: CachePolicy) -> bool:
         error = self._judged(policy)
         if better := error < self.found[1] and self.cost(policy) <= SLACK * self.ceiling:
             self.found = (policy, error)
@@ -182,8 +193,9 @@ class Search:
         cheaper = [change for change, cost in costs.items() if SLACK * cost < own]
         dearer = [change for change, cost in costs.items() if cost > SLACK * own]
         for save, spend in product(cheaper, dearer):
-            policy = spend(save(begin))
-            while policy not in (None, begin) and self.spent < limit:
+            policy, passed = spend(save(begin)), {repr(begin)}
+            while policy and repr(policy) not in passed and self.spent < limit:  # what is toggled twice is as it was
+                passed.add(repr(policy))
                 self._consider(policy)
                 policy = spend(policy) if self.cost(policy) <= SLACK * self.ceiling else None
         return self.found[1] < before
@@ -203,7 +215,8 @@ class Search:
 
         Where they do not suffice for all entries, only those of the first place in a row are fitted.
         """
-        affordable = int((self.limit - self.spent) / self.cost(self.found[0])) - len(RIDGES) - 1
+        tries = len(RIDGES) * (1 + self._head / len(self.reference))
+        affordable = int((self.limit - self.spent) / self.cost(self.found[0]) - tries) - 1
         first = [entry for entry in knob.entries if entry[1] == 0]
         entries = next((e for e in (list(knob.entries), first) if 0 < len(e) <= affordable), None)
         if entries is None:
@@ -221,7 +234,8 @@ class Search:
             scale = self.reference.double().flatten(1).norm(dim=1).clamp_min(1e-12)[:, None]
             columns = torch.stack([(slope / scale)[::2].flatten() for slope in slopes], 1)
             residual = self._missing(base)[::2].flatten()
-            self.fitted[key] = ([gauss_newton(columns, residual, ridge).tolist() for ridge in RIDGES], cost)
+            ridges = RIDGES if columns.isfinite().all() else ()
+            self.fitted[key] = ([gauss_newton(columns, residual, ridge).tolist() for ridge in ridges], cost)
         solutions, cost = self.fitted[key]
         self.spent += cost
         return [turned(policy, knob.name, _moved_by(rows, entries, by)) for by in solutions]

@@ -8,7 +8,7 @@ from ..cache_core.knobs import value
 from ..cache_core.policies import CachePolicy
 from ..cache_core.sites import Schedule
 from ..errors import SettingError
-from .search import SLACK, Search, changes
+from .search import BLOWN, SLACK, Search, changes
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,15 @@ def tuned(search: Search, policy: CachePolicy, samplings: float, ceiling: float 
             "the ceiling, or set it to 0 for what the policy costs"
         )
     after, error = search.best([policy], samplings, ceiling)
+    if error >= BLOWN:
+        raise SettingError(
+            f"{policy.describe()} gives pictures that are not finite, and so does all that was tried around it"
+        )
     costs = (cost, search.cost(after))
     spent = search.spent - cost  # the given one was judged twice and sampled once
-    return Tuning(opened, after, search.schedule, (before, error), costs, len(search.reference), spent, search.settings)
+    return Tuning(
+        opened, after, search.schedule, (before, error), costs, len(search.reference), spent, len(search.settings)
+    )
 
 
 def told(tuning: Tuning) -> str:

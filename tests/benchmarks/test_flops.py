@@ -1,6 +1,8 @@
 """Golden figures: published operation counts, on meta tensors, through the engine."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from priorcache.benchmarks import flops
@@ -40,6 +42,25 @@ def test_fora_on_dit_xl_2_costs_what_is_published(interval, published):
 def test_the_later_papers_levels_save_their_share_of_branches(policy, reused):
     branches, rest = flops.expected(XL, 32)
     assert by_schedule(policy, 20) == 20 * rest + round(20 * (1 - reused)) * branches
+
+
+@pytest.mark.parametrize(
+    ("policy", "published"), [(Full(), 2.372), *zip([p for p, _ in LEVELS], (1.781, 1.189, 0.597), strict=True)]
+)
+def test_the_later_papers_levels_take_the_published_multiply_adds(policy, published):
+    """In 10^12, of one picture without guidance: half a multiply-add each, and half the rows."""
+    assert by_schedule(policy, 20) / 4e12 == pytest.approx(published, rel=1e-3)
+
+
+def test_the_published_router_takes_the_published_multiply_adds():
+    """1.847 x 10^12: what 20 full steps take less the branches that the DDIM-20 router reuses."""
+    file = Path(__file__).parents[1] / "priors" / "l2c_router_masks.json"
+    masks = json.loads(file.read_text())["dit_xl2_256_ddim20"]["masks"].values()
+    attention, mlp = (sum(mask[i].count("0") for mask in masks) for i in (0, 1))
+    assert attention + mlp == 248
+    n, c = 256, XL.hidden_size
+    saved = attention * (4 * n * c**2 + 2 * n**2 * c) + mlp * 8 * n * c**2
+    assert by_schedule(Full(), 20) / 4 - saved == pytest.approx(1.847e12, rel=1e-3)
 
 
 def test_the_engine_executes_what_toca_and_duca_say():

@@ -1,5 +1,6 @@
 """The comparison itself: baselines as published, figures by hand."""
 
+import json
 import math
 from itertools import pairwise
 
@@ -49,3 +50,44 @@ def test_error_and_psnr_by_hand():
 
 def test_our_default_is_the_policy_of_the_node():
     assert settings(20, 8)["Forecast (ours)"] == Forecast(2.5)
+
+
+@pytest.fixture
+def frontier(comfy, monkeypatch, tmp_path):
+    from priorcache.benchmarks import frontier
+
+    monkeypatch.setattr(frontier, "DOC", tmp_path / "frontier.md")
+    monkeypatch.setattr(frontier, "THRESHOLDS", (0.2,))
+    return frontier
+
+
+class TestCommand:
+    FEW = ("--model", "dit", "--steps", "10", "--sampler", "euler", "--cfg", "1", "--fractions", ".5", "--pairs", "2")
+
+    @pytest.fixture
+    def run(self, frontier, tmp_path, capsys):
+        def run(*more: str) -> tuple[dict, str]:
+            frontier.main([*self.FEW, "--calibration", "4", "--samplings", "4", "--out", str(tmp_path / "kept"), *more])
+            (file,) = (tmp_path / "kept").glob("*.json")
+            return json.loads(file.read_text()), capsys.readouterr().out
+
+        return run
+
+    def test_every_method_is_measured_once_kept_and_measured_anew(self, frontier, run):
+        report, said = run()
+        points = {point["method"]: point for point in report["points"]}
+        assert {*settings(10, 5), "Plan (ours)", "fewer steps, euler", "all steps", "LazyCache 0.2"} <= set(points)
+        assert points["all steps"]["error"] == 0
+        assert 0 < points["Plan (ours)"]["error"] < points["reuse"]["error"]
+        assert points["Forecast (ours)"]["evaluations"] == 5
+        assert "measured already" in run("--write")[1]
+        assert "| dit, euler, 10 steps, cfg 1 |" in frontier.DOC.read_text()
+        again, _ = run("--again", "Forecast (ours)", "Plan (ours)")
+        anew = {point["method"]: point for point in again["points"]}
+        for method in points:
+            assert anew[method]["error"] == pytest.approx(points[method]["error"], rel=1e-4)
+
+    def test_other_means_do_not_take_the_place_of_the_usual_ones(self, frontier):
+        usual, fewer = (frontier.parsed(["--pairs", pairs]) for pairs in ("64", "12"))
+        assert frontier.stem(usual, "dit", "euler", 20, 1.5) == "dit-euler-20-1.5"
+        assert frontier.stem(fewer, "dit", "euler", 20, 1.5) == "dit-euler-20-1.5-12pairs"

@@ -15,7 +15,7 @@ from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import MODEL, Action, Schedule
 from priorcache.errors import SettingError
 from priorcache.priors.fit import cheapest, coherent_cost, gauss_newton, step_errors
-from priorcache.priors.plan import LONGEST, Plan, chosen, forecasts, merged, resized, search_plans
+from priorcache.priors.plan import LONGEST, Plan, chosen, forecasts, merged, resized, search_plans, superseded
 from priorcache.priors.prior import Prior, PriorError, Subject
 from priorcache.priors.record import restored, settings
 from priorcache.priors.search import Outcome, Search, changes
@@ -74,7 +74,8 @@ class TestSearch:
 
         def counted(policy, pictures):
             outcome = sampled(policy, pictures)
-            spent.append(outcome.cost * pictures / len(NOISE))
+            if policy != Full():  # what pictures are judged by is sampled beyond its means
+                spent.append(outcome.cost * pictures / len(NOISE))
             return outcome
 
         looking.simulate = counted
@@ -106,15 +107,17 @@ class TestSearch:
 
         def blown(policy, pictures):
             outcome = sampled(policy, pictures)
-            return outcome if policy != begin[0] else Outcome(outcome.latents * math.nan, outcome.cost)
+            outcome.latents[0] *= math.nan if policy == begin[0] else 1
+            return outcome
 
         plan = search_plans(search(simulate=blown), forecasts(SCHEDULE), [6], 20)[0]
         assert plan.error < 1 < plan.unplanned
         assert Plan.parsed(plan.as_dict()) == plan
-        with pytest.raises(SettingError, match="no picture is finite; ask for a smaller speed-up"):
-            search_plans(
-                search(simulate=lambda policy, n: Outcome(NOISE[:n] * math.nan, 0.3)), forecasts(SCHEDULE), [6], 20
-            )
+        for bad in (math.nan, math.inf, 1e12):  # one of six
+            at = torch.tensor([1.0] * 5 + [bad])[:, None]
+            nowhere = search(simulate=lambda policy, n, at=at: Outcome(NOISE[:n] * at[-n:], 0.3))
+            with pytest.raises(SettingError, match="pictures are not finite; ask for a smaller speed-up"):
+                search_plans(nowhere, forecasts(SCHEDULE), [6], 20)
 
     def test_a_run_that_computes_everything_all_the_same_gives_no_plans(self):
         full = search(simulate=lambda policy, n: Outcome(sampled(Full(), n).latents, 1.0))
@@ -126,7 +129,8 @@ class TestSearch:
         expected = first.best(forecasts(SCHEDULE)(6, None), 20)
 
         def never(policy, pictures):
-            raise AssertionError(f"sampled again: {policy}")
+            assert policy == Full(), f"sampled again: {policy}"
+            return sampled(policy, pictures)
 
         assert (
             search(tried=first.tried, fitted=first.fitted, simulate=never).best(forecasts(SCHEDULE)(6, None), 20)
@@ -160,7 +164,7 @@ def test_a_search_begins_from_the_default_too_and_with_speed_ups_that_it_has_not
     schedule = dataclasses.replace(SCHEDULE, prediction="FLUX", cfg=1.0)
     default = Forecast(2.0).prepared(schedule)
     begin = forecasts(schedule)(len(default.computed), None)
-    assert (default.computed, "linear") in [(policy.computed, policy.corrector) for policy in begin]
+    assert (begin[1].computed, begin[1].corrector) == (default.computed, "linear")
     fine = dataclasses.replace(schedule, total=50, sigmas=tuple(1 - i / 50 for i in range(51)))
     assert [len(policy.computed) for policy in forecasts(fine)(2, None)] == [2] * len(forecasts(fine)(2, None))
 
@@ -308,6 +312,10 @@ class TestPlans:
     def test_of_two_for_one_goal_the_better_judged_is_kept(self, plans):
         more = dataclasses.replace(plans[0], pictures=60, error=1.0)
         assert merged([plans, [more]]) == (more, plans[1])
+
+    def test_what_is_searched_again_takes_the_place_of_what_was(self, plans):
+        before = [dataclasses.replace(plans[0], pictures=60), dataclasses.replace(plans[1], evaluations=4)]
+        assert superseded(before, plans) == (*plans, before[1])
 
     def test_settings_are_a_policys_own(self):
         assert restored("FORA", settings(FORA(3, "aligned"))) == FORA(3, "aligned")

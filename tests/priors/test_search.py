@@ -87,6 +87,24 @@ class TestCeiling:
         assert search(tried=stopped.tried).best([Priced()], 40) == search().best([Priced()], 40)
 
 
+@dataclasses.dataclass(frozen=True)
+class Toggled(Priced):
+    """The first of its mask costs, the second one saves, and neither does any good."""
+
+    def knobs(self, schedule):
+        return (Mask("mask", (0, 1)),)
+
+
+def test_toggles_that_save_and_spend_come_to_an_end():
+    def simulate(policy, pictures):
+        mask = (0, 1) if policy.mask is None else policy.mask
+        latents = torch.tensor([[1.0, 0.1 + 0.1 * len({0, 1} ^ set(mask)), 0.0]] * pictures)
+        return Outcome(latents, 0.4 - 0.05 * (0 in mask) + 0.05 * (1 in mask))
+
+    found, _ = search(simulate=simulate).best([Toggled()], 1e6, ceiling=0.9)
+    assert found == Toggled()
+
+
 class TestTuned:
     def test_says_what_each_setting_was_and_became(self):
         tuning = tuned(search(), Priced(), 40)
@@ -159,14 +177,18 @@ class TestHead:
         asked, reference = [], torch.tensor([[1.0, 0.0]] * len(errors[0]))
 
         def simulate(policy, pictures):
+            """Noise is another where fewer pictures are sampled, as with ancestral samplers."""
+            noise = float(pictures < len(reference))
+            if policy == Full():
+                return Outcome(reference[:pictures] + noise, 1.0)
             asked.append((policy.option, pictures))
-            return Outcome(torch.tensor([[1.0, error] for error in errors[policy.option][:pictures]]), 0.5)
+            return Outcome(torch.tensor([[1.0, error] for error in errors[policy.option][:pictures]]) + noise, 0.5)
 
         looking = Search(simulate, reference, Schedule(10))
         best, error = looking.best([Mixed(0)], 40)
         assert error == pytest.approx(sum(errors[best.option]) / len(reference))
         assert looking.spent == pytest.approx(sum(0.5 * pictures / len(reference) for _, pictures in asked))
-        assert looking.settings == len({option for option, _ in asked})
+        assert len(looking.settings) == len({option for option, _ in asked})
         return best.option, asked
 
     def test_what_loses_on_the_first_pictures_is_not_sampled_on(self):
@@ -184,6 +206,15 @@ class TestHead:
         best, asked = self.found([[0.2] * 8, [0.1, 0.32] + [0.1] * 6, [0.3] * 8])
         assert best == 1
         assert (2, 8) not in asked
+
+    def test_what_is_to_be_judged_in_any_case_is(self):
+        errors, reference = [[0.2] * 8, [0.3] * 2 + [0.0] * 6, [0.2] * 8], torch.tensor([[1.0, 0.0]] * 8)
+
+        def simulate(policy, pictures):
+            off = errors[policy.option][:pictures] if policy != Full() else [0.0] * pictures
+            return Outcome(torch.tensor([[1.0, error] for error in off]), 0.5)
+
+        assert Search(simulate, reference, Schedule(10)).best([Mixed(0), Mixed(1)], 1, surely=2)[0] == Mixed(1)
 
     def test_three_pictures_are_sampled_together(self):
         best, asked = self.found([[0.25] * 3, [0.3, 0.3, 0.0], [0.1] * 3])
