@@ -32,7 +32,7 @@ from ..cache_core.policies import CachePolicy, Forecast, Full, Taylor
 from ..cache_core.sites import Schedule
 from ..plots.metrics import relative_l2
 from ..priors.files import replace
-from ..priors.plan import forecasts, search_plans
+from ..priors.plan import Plan, forecasts, search_plans
 from ..priors.search import Outcome, Search
 from .baselines import Given, Spectrum, growing, host_cache
 from .machine import machine
@@ -154,21 +154,31 @@ def trials(steps: int, count: int) -> dict[str, CachePolicy]:
     }
 
 
-def planned(calibration: Bench, counts: list[int], samplings: float) -> tuple[list, Search]:
-    """Plans for these numbers of computed steps, made with the pairs of `calibration`."""
-    full, schedule = calibration.policy(Full()), calibration.schedule()
+class Pairs(NamedTuple):
+    """What plans are searched with, and what is found is judged by: other pairs than those that are told."""
+
+    search: Bench
+    judge: Bench
+
+    def plans(self, counts: list[int], samplings: float) -> tuple[list[Plan], Search]:
+        """For these numbers of computed steps."""
+        searches, schedule = [searching(bench) for bench in self], self.search.schedule()
+        return search_plans(searches[0], forecasts(schedule), counts, samplings, searches[1]), searches[0]
+
+
+def searching(bench: Bench) -> Search:
+    full = bench.policy(Full())
 
     def simulate(policy: CachePolicy, pictures: int) -> Outcome:
-        found = calibration.policy(policy, pictures if pictures < len(full.latents) else None)
+        found = bench.policy(policy, pictures)
         return Outcome(found.latents, found.evaluations / full.evaluations)
 
-    search = Search(simulate, full.latents, schedule)
-    return search_plans(search, forecasts(schedule), counts, samplings), search
+    return Search(simulate, full.latents, bench.schedule())
 
 
 def run(
-    bench: Bench, calibration: Bench, counts: list[int], samplings: float, every: bool, log: Callable
-) -> list[Point]:
+    bench: Bench, calibration: Pairs, counts: list[int], samplings: float, every: bool, log: Callable
+) -> tuple[list[Point], list[Plan]]:
     full, steps = bench.sample(bench.model), len(bench.sigmas(bench.steps)) - 1
     points = [Point("all steps", full.evaluations, 0.0, 0.0, math.inf, full.seconds)]
 
@@ -177,7 +187,7 @@ def run(
         p = points[-1]
         log(f"{p.method:32} {p.evaluations:6.1f} {p.error:8.4f} +- {p.spread:.4f} {p.psnr:7.2f} dB {p.seconds:8.2f} s")
 
-    plans, search = planned(calibration, counts, samplings) if samplings else ([], None)
+    plans, search = calibration.plans(counts, samplings) if samplings else ([], None)
     if search:
         log(
             f"search: {search.spent:.1f} samplings of {len(search.reference)} pictures, {len(search.settings)} settings tried"
@@ -200,7 +210,7 @@ def run(
             note(f"{node} {threshold:g}", found)
             if found.evaluations > max(counts):
                 break
-    return points
+    return points, plans
 
 
 def pairs_of(drawer, count: int, batch: int, seed: int) -> list[tuple]:
@@ -216,11 +226,13 @@ MODELS = {"dit": 1.5, "flux": 3.0, "pixart": 3.0}
 """Each demo model, and its usual cfg."""
 
 
-def again(bench: Bench, calibration: Bench, full: Sampled, setting: Setting, method: str, log: Callable) -> None:
+def again(bench: Bench, calibration: Pairs, full: Sampled, setting: Setting, method: str, log: Callable) -> None:
     """Measure a method of a setting anew, in place of its points."""
     steps, counts = len(bench.sigmas(bench.steps)) - 1, setting.counts
     if method == PLAN:
-        policies = [plan.restored() for plan in planned(calibration, counts, setting.about["samplings"])[0]]
+        plans, _ = calibration.plans(counts, setting.about["samplings"])
+        policies = [plan.restored() for plan in plans]
+        setting.about["plans"] = [plan.as_dict() for plan in plans]
     else:
         policies = [settings(steps, count)[method] for count in counts]
     found = [measured(method, bench.policy(policy), full.latents) for policy in policies]
@@ -242,7 +254,12 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--sampler", nargs="+", default=["euler", "dpmpp_2m"], help="as the host names them")
     parser.add_argument("--scheduler", help="as the host names it; by default the demo model's")
     parser.add_argument("--pairs", type=int, default=64, help="held-out prompt x seed pairs")
-    parser.add_argument("--calibration", type=int, default=16, help="pairs that plans are made with")
+    parser.add_argument(
+        "--calibration",
+        type=int,
+        default=16,
+        help="pairs that plans are searched with, and as many that what is found is judged by",
+    )
     parser.add_argument("--fractions", type=float, nargs="+", default=[0.5, 0.4, 0.3, 0.25])
     parser.add_argument("--samplings", type=float, default=40, help="what the search may cost; 0: no plans")
     parser.add_argument("--every", action="store_true", help="also the coordinates, orders and schedules not chosen")
@@ -303,7 +320,7 @@ def main(argv: list[str]) -> None:
     for name in () if args.table else args.model:
         drawer = Drawer(name, args.file or ROOT / "demo" / f"shapes-{name}.safetensors")
         held_out = pairs_of(drawer, args.pairs, args.batch, 5000)
-        seen = pairs_of(drawer, args.calibration, args.batch, 100)
+        seen = [pairs_of(drawer, args.calibration, args.batch, seed) for seed in (100, 300)]
         for steps, cfg, sampler in product(args.steps, args.cfg or [MODELS[name], 1.0], args.sampler):
             about = {
                 "model": name, "steps": steps, "cfg": cfg, "sampler": sampler, "scheduler": args.scheduler or SAMPLERS[name][1],
@@ -311,7 +328,7 @@ def main(argv: list[str]) -> None:
             }  # fmt: skip
             file = args.out / f"{stem(args, name, sampler, steps, cfg)}.json"
             common = (drawer.model, steps, cfg, sampler, about["scheduler"])
-            bench, calibration = Bench(*common, held_out), Bench(*common, seen)
+            bench, calibration = Bench(*common, held_out), Pairs(*(Bench(*common, pairs) for pairs in seen))
             known = next((s for s in kept(args) if about.items() <= s.about.items()), None)
             if known or args.again:
                 print(f"{file.stem}: {'measured already' if known else 'not measured yet'}", flush=True)
@@ -321,8 +338,8 @@ def main(argv: list[str]) -> None:
                     write(file, known)
                 continue
             print(f"{name}, {sampler}, {steps} steps, cfg {cfg:g}, {args.pairs} held-out pairs", flush=True)
-            points = run(bench, calibration, about["counts"], args.samplings, args.every, log)
-            about |= {"machine": machine(), "alone": not args.shared}
+            points, plans = run(bench, calibration, about["counts"], args.samplings, args.every, log)
+            about |= {"machine": machine(), "alone": not args.shared, "plans": [plan.as_dict() for plan in plans]}
             write(file, Setting(about, points))
             print("\n" + Setting(about, points).table() + "\n", flush=True)
     settings = kept(args)

@@ -196,12 +196,15 @@ class PriorCacheSearch(io.ComfyNode):
         )  # fmt: skip
         sample = Sampler(sampling, model, seed)
         plannable(prior, sample.schedule)
-        search = sample.search(str(about), samplings)
+        judge = Sampler(sampling, model, (seed + 1) % 2**64).search(str(about))
+        search = sample.search(str(about), samplings, judge)
         gram = prior.tables.get("gram/positive")
-        plans = search_plans(search, forecasts(sample.schedule, gram), counts, samplings)
+        plans = search_plans(search, forecasts(sample.schedule, gram), counts, samplings, judge)
         prior = prior.planned(superseded(prior.plans, plans))
         image, small, text = pictured(prior)
-        text += f" The search cost {search.spent:.0f} samplings and tried {len(search.settings)} settings."
+        text += (
+            f" The search cost {search.spent + judge.spent:.0f} samplings and tried {len(search.settings)} settings."
+        )
         return io.NodeOutput(prior, image, text, ui={**ui.PreviewImage(small, cls=cls).as_dict(), "text": (text,)})
 
 
@@ -214,12 +217,14 @@ class Sampler:
         self.parts = parts_of(sampling.guider(model), sampling.latent.shape)
         self.flops = {site.name: flops for site, flops in flops_of_sites(model, self.parts).items()}
 
-    def search(self, about, samplings: float) -> Search:
-        """A search of these pictures that knows what this session tried about the same thing, with a progress bar."""
-        progress = comfy.utils.ProgressBar(1000)
+    def search(self, about, samplings: float = 0.0, judge: Search | None = None) -> Search:
+        """A search of these pictures that knows what this session tried about the same thing; with means, it shows its progress."""
+        progress = comfy.utils.ProgressBar(1000) if samplings else None
 
         def simulate(policy: CachePolicy, pictures: int) -> Outcome:
-            progress.update_absolute(min(999, int(1000 * search.spent / samplings)))
+            if progress:
+                spent = search.spent + (judge.spent if judge else 0.0)
+                progress.update_absolute(min(999, int(1000 * spent / samplings)))
             return self(policy, pictures)
 
         reference = self(Full()).latents

@@ -33,7 +33,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A policy with its settings, and what it did on the pictures that it was judged by."""
+    """A policy with its settings, and what it did on the pictures that it was judged by, best others than it was searched with."""
 
     policy: str  # its class
     settings: dict  # its fields, as JSON types
@@ -102,35 +102,40 @@ def search_plans(
     candidates: Callable[[int, CachePolicy | None], Sequence[CachePolicy]],
     counts: Iterable[int],
     samplings: float,
+    judge: Search | None = None,
 ) -> list[Plan]:
     """One plan per number of computed steps, of which each begins where the one before ended.
 
     candidates(count, found before): where to begin, evenly spread steps and the default first, which are judged in any case.
-    samplings: what all of it may cost.
-    Raises SettingError where sampling computes everything all the same, or nothing finite comes of it.
+    samplings: what all of it may cost. judge: other pictures; what was found is kept where it is better than the first two on
+    these, too. Raises SettingError where sampling computes everything all the same, or nothing finite comes of it.
     """
-    counts, plans, found, pictures = sorted(set(counts), reverse=True), [], None, len(search.reference)
+    counts, plans, found, total = sorted(set(counts), reverse=True), [], None, search.schedule.total
     for i, count in enumerate(counts):
         begin = candidates(count, found)
-        share = (samplings - search.spent) / (len(counts) - i)
-        found, error = search.best(begin, share, surely=2)
-        if search.cost(begin[0]) >= 1.0 > count / search.schedule.total:
+        left = samplings - search.spent
+        if judge:
+            left -= judge.spent + 3 * sum(counts[i:]) / total  # even steps, the default and what is found
+        found, _ = search.best(begin, max(0.0, left) / (len(counts) - i), surely=2)
+        if search.cost(begin[0]) >= 1.0 > count / total:
             raise SettingError(
                 f"nothing to plan: {begin[0].describe()} computed everything on these pictures; the log says why"
             )
+        judging = judge or search
+        found = min([*begin[:2], found], key=judging.judged)
+        error, unplanned = judging.judged(found), judging.judged(begin[0])
         if error >= BLOWN:
             raise SettingError(
-                f"with {count} of {search.schedule.total} steps computed, pictures are not finite; ask for a smaller speed-up"
+                f"with {count} of {total} steps computed, pictures are not finite; ask for a smaller speed-up"
             )
-        unplanned = search.error(begin[0])
         plans.append(
             Plan(
                 **record(found),
-                steps=search.schedule.total,
+                steps=total,
                 evaluations=count,
                 error=error,
                 unplanned=unplanned,
-                pictures=pictures,
+                pictures=len(judging.reference),
             )
         )
     return plans

@@ -70,6 +70,7 @@ class Search:
     limit: float = 0.0
     ceiling: float = 0.0
     settings: set[str] = field(default_factory=set)  # what was asked for, tried before or not
+    _met: set[tuple[str, int]] = field(default_factory=set)  # what of it was paid for
 
     def best(
         self, candidates: Sequence[CachePolicy], samplings: float, ceiling: float | None = None, surely: int = 1
@@ -82,8 +83,8 @@ class Search:
         """
         first = candidates[0]
         self.limit, half = self.spent + samplings, self.spent + samplings / 2
-        self._met: set[tuple[str, int]] = set()
-        self.found = (first, self._judged(first))
+        self._met.clear()
+        self.found = (first, self.judged(first))
         self.ceiling = self.cost(first) if ceiling is None else ceiling
         for policy in candidates[1:surely]:
             self._compare(policy)
@@ -101,10 +102,6 @@ class Search:
         """What sampling with a policy that was tried did cost, in full samplings."""
         ways = ((repr(policy), n) for n in (len(self.reference), self._head))
         return next(self.tried[way][1] for way in ways if way in self._met)
-
-    def error(self, policy: CachePolicy) -> float:
-        """Of a policy that was judged on all pictures."""
-        return self.tried[repr(policy), len(self.reference)][0].mean().item()
 
     @property
     def _head(self) -> int:
@@ -126,7 +123,8 @@ class Search:
         self.settings.add(key[0])
         return errors
 
-    def _judged(self, policy: CachePolicy) -> float:
+    def judged(self, policy: CachePolicy) -> float:
+        """Its error, of all pictures: sampled where it was not yet."""
         return self._sampled(policy, len(self.reference)).mean().item()
 
     def _behind(self, policy: CachePolicy) -> bool:
@@ -158,7 +156,7 @@ class Search:
         return self._compare(policy)
 
     def _compare(self, policy: CachePolicy) -> bool:
-        error = self._judged(policy)
+        error = self.judged(policy)
         if better := error < self.found[1] and self.cost(policy) <= SLACK * self.ceiling:
             self.found = (policy, error)
         return better

@@ -74,7 +74,7 @@ class TestCommand:
         return run
 
     def test_every_method_is_measured_once_kept_and_measured_anew(self, frontier, run):
-        report, said = run()
+        report, _ = run()
         points = {point["method"]: point for point in report["points"]}
         assert {*settings(10, 5), "Plan (ours)", "fewer steps, euler", "all steps", "LazyCache 0.2"} <= set(points)
         assert points["all steps"]["error"] == 0

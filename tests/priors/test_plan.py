@@ -65,7 +65,7 @@ class TestSearch:
         looking = search()
         begin = forecasts(SCHEDULE)(6, None)
         found, error = looking.best(begin, 60)
-        assert error < 0.5 * looking.error(begin[0])
+        assert error < 0.5 * looking.judged(begin[0])
         assert len(found.computed) == 6
         assert found.computed[0] == 0
 

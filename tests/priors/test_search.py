@@ -58,7 +58,7 @@ class TestCeiling:
         found, error = looking.best([first], 40)
         assert (found.interval, found.ratio) == (4, 3)
         assert looking.cost(found) <= looking.cost(first)
-        assert error < looking.error(first)
+        assert error < looking.judged(first)
 
     def test_one_that_is_given_leaves_room(self):
         found, _ = search().best([Priced()], 40, ceiling=0.4)
