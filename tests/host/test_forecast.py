@@ -256,11 +256,11 @@ class TestNodes:
         policy, image, text = nodes["PriorCachePlan"].execute(planned, "speed-up", 2.0, model).args
         assert image.ndim == 4
         assert "5 of 10 steps computed, 2.00x" in text
-        out, run = sampled(host, model, policy, seed=40)
+        out, run = sampled(host, model, policy, seed=41)
         assert len(computed(run)) == 5
-        exact = host.sample(model, **SETTINGS, seed=40)
+        exact = host.sample(model, **SETTINGS, seed=41)
         error = ((out - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).mean().item()
-        assert error == pytest.approx(planned.plans[0].error, rel=0.02)
+        assert error == pytest.approx(planned.plans[0].error, rel=1e-3)  # judged by the next seed
 
     @pytest.mark.parametrize(
         ("goal", "value"), [("computed steps", 0.3), ("speed-up", float("nan")), ("error", float("inf"))]
