@@ -21,6 +21,7 @@ def setting(default=0.05, plan=0.02, alone=True, **about) -> Setting:
     usual = {
         "model": "dit",
         "sampler": "euler",
+        "scheduler": "simple",
         "steps": 20,
         "cfg": 1.5,
         "counts": [10],
@@ -51,6 +52,13 @@ def test_a_method_of_thresholds_is_read_between_its_neighbours():
 def test_a_schedule_that_cannot_have_as_many_steps_is_taken_with_one_less():
     assert setting().at("Spectrum", 10) == 0.08
     assert setting().at("Spectrum", 11) is None
+
+
+def test_schedulers_that_make_more_steps_are_named():
+    assert "makes" not in page([setting()], "")
+    assert "`ddim_uniform` makes 20 steps where 19 are asked for." in page(
+        [setting(scheduler="ddim_uniform", steps=19)], ""
+    )
 
 
 def test_the_best_baseline_and_the_best_cache_are_told_apart():

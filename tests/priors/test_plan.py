@@ -17,7 +17,7 @@ from priorcache.errors import SettingError
 from priorcache.priors.fit import cheapest, coherent_cost, gauss_newton, step_errors
 from priorcache.priors.plan import LONGEST, Plan, chosen, forecasts, merged, resized, search_plans, superseded
 from priorcache.priors.prior import Prior, PriorError, Subject
-from priorcache.priors.record import restored, settings
+from priorcache.priors.record import record, restored, settings
 from priorcache.priors.search import Outcome, Search, changes
 
 T = 16
@@ -239,6 +239,28 @@ class TestFits:
         guess = 2 * features[1] - features[0]
         assert errors[2] == pytest.approx(((guess - features[2]).norm() / features[2].norm()).item())
         assert (errors[0], errors[1], errors[4]) == (0.0, 0.0, 0.0)
+
+
+def test_other_pictures_have_the_last_word():
+    """What leads on the pictures of the search is worse than where it began on those of the judge."""
+    begin, exact = forecasts(SCHEDULE)(6, None)[:2], torch.tensor([[1.0, 0.0]] * 3)
+
+    def of(found: float, costs: list[float]) -> Search:
+        def simulate(policy, pictures):
+            costs.append(0.4)
+            error = 0.1 if policy in begin else found
+            return Outcome(torch.tensor([[1.0, error]] * pictures), 0.4)
+
+        return Search(simulate, exact, SCHEDULE)
+
+    for fresh, error in ((0.2, 0.1), (0.05, 0.05)):
+        search, judge = of(0.02, searched := []), of(fresh, judged := [])
+        (plan,) = search_plans(search, lambda *_: begin, [6], 10, judge)
+        assert (plan.error, plan.unplanned, plan.pictures) == (pytest.approx(error), pytest.approx(0.1), 3)
+        assert (plan.settings in [record(policy)["settings"] for policy in begin]) == (fresh > 0.1)
+        assert len(judged) == 3
+        assert sum(searched) + sum(judged) == pytest.approx(search.spent + judge.spent)
+        assert 9 < search.spent + judge.spent < 11
 
 
 class TestPlans:
