@@ -16,7 +16,7 @@ from .inspect import PriorCacheInspect
 from .l2c import PriorCacheL2C, PriorCacheLoadRouter, PriorCacheTrainRouter
 from .pixart import PriorCacheLoadPixArt
 from .policies import PriorCacheFORA
-from .prior import PriorCacheLoadPrior, PriorCacheSavePrior, register_folder
+from .prior import PriorCacheLoadPrior, PriorCacheMergePriors, PriorCacheSavePrior, register_folder
 from .replay import PriorCacheReplay, PriorCacheStamp
 from .sweep import PriorCacheSweep
 from .tune import PriorCacheTune
@@ -51,6 +51,7 @@ NODES: list[type[io.ComfyNode]] = [
     PriorCacheReplay,
     PriorCacheMemoryBudget,
     PriorCacheTune,
+    PriorCacheMergePriors,
 ]
 
 

@@ -115,3 +115,35 @@ class PriorCacheLoadPrior(io.ComfyNode):
         """A file that was written anew is loaded anew."""
         path = folder_paths.get_full_path(FOLDER, prior_name)
         return (prior_name, os.stat(path).st_mtime_ns) if path else prior_name
+
+
+class PriorCacheMergePriors(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorCacheMergePriors",
+            display_name="Merge Priors",
+            category=CATEGORY,
+            description="Makes one prior of two that were calibrated alike, with other prompts or seeds: the mean over the pictures of both, and the plans of both.",
+            search_aliases=["merge calibration", "combine priors"],
+            inputs=[
+                PriorTable.Input("prior", tooltip="From Calibrate or Load Prior."),
+                PriorTable.Input(
+                    "other",
+                    tooltip="Another one of the same model, sampler, scheduler, steps and cfg, made with other prompts or seeds.",
+                ),
+            ],
+            outputs=[
+                PriorTable.Output(display_name="prior", tooltip="Of all pictures together."),
+                io.String.Output(display_name="summary", tooltip="How many pictures and plans it holds."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, prior: Prior, other: Prior) -> io.NodeOutput:
+        whole = Prior.merge([prior, other])
+        text = (
+            f"{prior.samples} and {other.samples} pictures: {whole.samples}; {len(prior.plans)} and {len(other.plans)} plans: "
+            f"{len(whole.plans)}."
+        )
+        return io.NodeOutput(whole, text, ui={"text": (text,)})

@@ -211,7 +211,9 @@ class Prior:
         if not differences and not torch.allclose(*sigmas, rtol=1e-4):
             differences.append("sigmas")
         if differences:
-            raise PriorError(f"these priors cannot be merged: they differ in {'; '.join(differences)}")
+            raise PriorError(
+                f"these priors cannot be merged: they differ in {'; '.join(differences)}; calibrate both alike"
+            )
 
 
 def _load(path: Path, only: Sequence[str] | None) -> Prior:

@@ -101,6 +101,7 @@ class TestSchemas:
             ],
             "PriorCacheSavePrior": ["prior", "name", "overwrite"],
             "PriorCacheLoadPrior": ["prior_name", "model"],
+            "PriorCacheMergePriors": ["prior", "other"],
             "PriorCacheInspect": [
                 "trace", "latent", "prior", "before", "before_latent", "preview", "theme", "export", "filename_prefix",
             ],
@@ -524,6 +525,22 @@ class TestPriorFiles:
         assert sorted(p.name for p in prior_folder.iterdir()) == ["mine-2.safetensors", "mine.safetensors"]
         loaded = nodes["PriorCacheLoadPrior"].execute("mine.safetensors", model).args[0]
         assert loaded.subject == prior.subject
+
+    def test_two_priors_make_one_of_all_their_pictures(self, host, nodes, model):
+        """As one calibration of both seeds would have it."""
+        first, second, both = (
+            calibrate(host, nodes, model, steps=3, **settings).args[0]
+            for settings in ({"seed": 5, "runs": 1}, {"seed": 6, "runs": 1}, {"seed": 5, "runs": 2})
+        )
+        merged, text = nodes["PriorCacheMergePriors"].execute(first, second).args
+        assert text == f"{first.samples} and {first.samples} pictures: {both.samples}; 0 and 0 plans: 0."
+        assert merged.tables.keys() == both.tables.keys()
+        for name, table in both.tables.items():
+            torch.testing.assert_close(merged.tables[name], table, rtol=1e-4, atol=1e-6, equal_nan=True)
+        with pytest.raises(PriorError, match=r"differ in steps.*calibrate both alike"):
+            nodes["PriorCacheMergePriors"].execute(
+                first, calibrate(host, nodes, model, steps=4, seed=5, runs=1).args[0]
+            )
 
     def test_no_name_leaves_the_folder(self, host, nodes, model, prior_folder):
         prior = calibrate(host, nodes, model, runs=1, steps=2).args[0]
