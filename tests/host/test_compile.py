@@ -122,7 +122,7 @@ def test_many_blocks_and_many_runs_are_not_compiled_again_and_again(host):
     for _ in range(3):
         host.sample(both)
         frames.append(counter.frame_count)
-    assert frames[0] > 0
+    assert 0 < frames[0] < 2 * 12  # graphs: fewer than two a block, whatever is decided within
     assert frames[1:] == frames[:1] * 2
     assert [r.computed_fraction for r in trace.runs] == [0.5] * 3
 
