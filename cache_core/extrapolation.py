@@ -83,9 +83,20 @@ def resampled(
     The share of computed steps stays, and so does their density; a step takes the gains of the nearest old one.
     """
     old, new = (-np.log(np.maximum(sigmas[:-1], 1e-6)) for sigmas in (old, new))
-    place = np.interp(new, old, range(len(old)))  # the old step that each new one corresponds to
-    rank = np.interp(place, [*computed, len(old)], range(len(computed) + 1))
-    count = max(2, round(len(computed) * len(new) / len(old)))
-    wanted = np.arange(count) * len(computed) / count
-    chosen = tuple(sorted({int(i) for i in np.searchsorted(rank, wanted - 1e-9) if i < len(new)}))
-    return chosen, tuple(tuple(gains[round(p)]) for p in place) if gains else ()
+    places = np.interp(new, old, range(len(old)))
+    count = min(max(2, round(len(computed) * len(new) / len(old))), len(new))
+    chosen = resized(computed, len(old), count, places)
+    return chosen, tuple(tuple(gains[round(p)]) for p in places) if gains else ()
+
+
+def resized(computed: Sequence[int], total: int, count: int, places: Sequence[float]) -> tuple[int, ...]:
+    """`count` steps, the first among them, as densely here and there as `computed` of `total`.
+
+    places (steps,): where among the old steps each new one stands, in order.
+    """
+    ranks = np.arange(1, count) * len(computed) / count
+    wanted = np.interp(ranks, range(len(computed) + 1), [*computed, total])
+    chosen = [0]
+    for step in np.interp(wanted, places, range(len(places))):
+        chosen.append(max(round(float(step)), chosen[-1] + 1))
+    return tuple(min(step, len(places) - count + i) for i, step in enumerate(chosen))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from torch import Tensor
 
-from ..cache_core.extrapolation import front_loaded, spread, widening
+from ..cache_core.extrapolation import front_loaded, resized, spread, widening
 from ..cache_core.policies import CachePolicy, Forecast
 from ..cache_core.policies.forecast import FASTEST
 from ..cache_core.sites import Schedule
@@ -143,21 +143,20 @@ def search_plans(
 
 def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, CachePolicy | None], list[Forecast]]:
     """Where the search for a Forecast begins: evenly spread; the default; found before; the cheapest by the Gram matrix; published."""
-    base = Forecast(sigmas=schedule.sigmas)
-    cost = None
-    if gram is not None and len(gram) == schedule.total <= LONGEST:
+    base, total, cost = Forecast(sigmas=schedule.sigmas), schedule.total, None
+    if gram is not None and len(gram) == total <= LONGEST:
         cost = coherent_cost(gram, schedule.sigmas, base.prepared(schedule).places)
 
     def at(count: int, found: CachePolicy | None) -> list[Forecast]:
-        first = replace(base, computed=spread(schedule.total, count)).prepared(schedule)
-        default = replace(base, speedup=min(schedule.total / count, FASTEST)).prepared(schedule)
-        shapes = [shape(schedule.total, count) for shape in (widening, front_loaded)]
+        first = replace(base, computed=spread(total, count)).prepared(schedule)
+        default = replace(base, speedup=min(total / count, FASTEST)).prepared(schedule)
+        shapes = [shape(total, count) for shape in (widening, front_loaded)]
         shapes += [cheapest(cost, count)] if cost is not None else []
-        shapes += [resized(shape, 50, count, schedule.total) for shape in SHAPES.values()]
+        shapes += [resized(shape, 50, count, np.linspace(0, 50, total, endpoint=False)) for shape in SHAPES.values()]
         begin = [first]
         begin += [replace(default, speedup=first.speedup)] if len(default.computed) == count else []
         if found is not None:  # its settings, at its own density of steps
-            begin += [replace(found, computed=resized(found.computed, schedule.total, count, schedule.total))]
+            begin += [replace(found, computed=resized(found.computed, total, count, range(total)))]
         begin += [replace(first, computed=shape) for shape in shapes if len(shape) == count]
         return list(dict.fromkeys(begin))
 
@@ -172,16 +171,6 @@ def step_errors_of(plan: Plan, gram: Tensor, prediction: str) -> list[float]:
     ready = policy.prepared(Schedule(plan.steps, policy.sigmas, "", prediction))
     gains = [ready.gains_at(step) for step in range(plan.steps)]
     return step_errors(gram, ready.places, ready.computed, gains)
-
-
-def resized(computed: Sequence[int], total: int, count: int, steps: int) -> tuple[int, ...]:
-    """`count` of `steps` steps, as densely here and there as `computed` of `total`."""
-    ranks = np.arange(count) * len(computed) / count
-    places = np.interp(ranks, range(len(computed) + 1), [*computed, total]) * steps / total
-    chosen: list[int] = []
-    for place in places:
-        chosen.append(max(round(float(place)), chosen[-1] + 1 if chosen else 0))
-    return tuple(min(step, steps - count + i) for i, step in enumerate(chosen))
 
 
 def chosen(plans: Sequence[Plan], speedup: float = 0.0, evaluations: int = 0, error: float = 0.0) -> Plan:

@@ -111,3 +111,12 @@ def test_a_plan_for_twice_the_steps_computes_the_same_share_at_the_same_noise():
     assert computed == (0, 3, 6, 9, 12, 15, 18, 21)
     assert gains[8] == (4.0, 0.0)
     assert len(gains) == 24
+
+
+def test_a_plan_keeps_its_share_of_steps_on_levels_of_another_shape():
+    """Of levels that crowd at the end, or go beyond the old ones, none is chosen twice, and the first always is."""
+    for new in ((*(20 * 0.5**i for i in range(20)), 0.0), (*(10 - 0.5 * i for i in range(20)), 0.0)):
+        computed, _ = resampled((0, 3, 6, 9), (), LEVELS, new)
+        assert len(set(computed)) == round(4 * 20 / 12)
+        assert computed[0] == 0
+        assert computed[-1] < 20

@@ -8,14 +8,14 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
-from priorcache.cache_core.extrapolation import spread
+from priorcache.cache_core.extrapolation import resized, spread
 from priorcache.cache_core.knobs import Choice, Mask, Numbers, Steps
 from priorcache.cache_core.policies import FORA, CachePolicy, Forecast, Full
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import MODEL, Action, Schedule
 from priorcache.errors import SettingError
 from priorcache.priors.fit import cheapest, coherent_cost, gauss_newton, step_errors
-from priorcache.priors.plan import LONGEST, Plan, chosen, forecasts, merged, resized, search_plans, superseded
+from priorcache.priors.plan import LONGEST, Plan, chosen, forecasts, merged, search_plans, superseded
 from priorcache.priors.prior import Prior, PriorError, Subject
 from priorcache.priors.record import record, restored, settings
 from priorcache.priors.search import Outcome, Search, changes
@@ -346,7 +346,7 @@ class TestPlans:
 @pytest.mark.parametrize(("count", "steps"), [(10, 20), (5, 20), (14, 28), (20, 20), (1, 7)])
 def test_a_resized_schedule_has_the_wanted_number_of_steps(count, steps):
     for shape, total in (((0, 1, 2, 3, 4, 6, 11, 19, 30, 44), 50), (spread(50, 10), 50)):
-        found = resized(shape, total, count, steps)
+        found = resized(shape, total, count, np.linspace(0, total, steps, endpoint=False))
         assert len(set(found)) == count
         assert list(found) == sorted(found)
         assert found[0] == 0
