@@ -64,14 +64,17 @@ def spectrum_weights(nodes: list[int], at: int, total: int, policy: Spectrum) ->
 def growing(total: int, count: int) -> tuple[int, ...]:
     """Spectrum's own schedule with `count` computed steps: some in a row, then windows that grow at a constant rate."""
     warm = min(5, max(2, count // 2))
-    for tenth in range(400):
+
+    def grown(rate: float) -> tuple[int, ...]:
         chosen, window, step = list(range(warm)), 2.0, warm - 1
         while (step := step + max(1, int(window))) < total:
             chosen.append(step)
-            window += tenth / 20
-        if len(chosen) <= count:
-            return tuple(chosen)
-    return tuple(chosen)
+            window += rate
+        return tuple(chosen)
+
+    coarse, fine = ([grown(n / of) for n in range(20 * of)] for of in (20, 100))
+    exact = (chosen for chosen in (*coarse, *fine) if len(chosen) == count)
+    return next(exact, None) or next((chosen for chosen in coarse if len(chosen) <= count), coarse[-1])
 
 
 @contextmanager

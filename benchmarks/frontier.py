@@ -282,25 +282,41 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 
 
 def kept(args: argparse.Namespace) -> list[Setting]:
-    """All that was measured with as many pictures and samplings, here or before, in the order of models, samplers, cfg and steps."""
+    """All that was measured in the same way, here or before, in the order of models, samplers, cfg and steps."""
     record = DOC.with_suffix(".json")
     reports = json.loads(record.read_text()) if record.exists() else []
     reports += [json.loads(file.read_text()) for file in args.out.glob("*.json")]
-    alike = [s for s in map(Setting.parsed, reports) if means(args).items() <= s.about.items()]
+    alike = [s for s in map(Setting.parsed, reports) if measured_so(args, s.about)]
     found = {place(setting.about): setting for setting in alike}  # the last one of each place
     return [found[at] for at in sorted(found)]
 
 
-def means(args: argparse.Namespace) -> dict:
-    """What figures are not compared across."""
-    return {name: getattr(args, name) for name in ("pairs", "calibration", "samplings")}
+def way(args: argparse.Namespace, model: str, steps: int) -> dict:
+    """How a setting is measured: what figures are not compared across."""
+    from fleet import digest
+    from judge import SAMPLERS
+
+    found = {name: getattr(args, name) for name in ("pairs", "calibration", "samplings")}
+    found |= {"scheduler": args.scheduler or SAMPLERS[model][1]}
+    found |= {"counts": [round(steps * fraction) for fraction in args.fractions]}
+    return found | ({"weights": digest(args.file)} if args.file else {})
+
+
+def measured_so(args: argparse.Namespace, about: dict) -> bool:
+    if args.file and about["model"] not in args.model:
+        return False
+    return way(args, about["model"], about["steps"]).items() <= about.items() and ("weights" in about) == bool(
+        args.file
+    )
 
 
 def stem(args: argparse.Namespace, model: str, sampler: str, steps: int, cfg: float) -> str:
-    """The name of a setting's file: one of other means than the usual ones does not take the place of theirs."""
-    usual = means(parsed([]))
-    others = [f"{count:g}{name}" for name, count in means(args).items() if count != usual[name]]
-    return "-".join([model, sampler, str(steps), f"{cfg:g}", *others])
+    """The name of a setting's file: one that is measured in another way than usual does not take the place of that."""
+    usual, told = way(parsed([]), model, steps), [model, sampler, str(steps), f"{cfg:g}"]
+    for name, value in way(args, model, steps).items():
+        if value != usual.get(name):
+            told.append(name + "+".join(map(str, value if isinstance(value, list) else [value])))
+    return "-".join(told)
 
 
 def place(about: dict) -> tuple:
@@ -313,7 +329,7 @@ def write(file: Path, setting: Setting) -> None:
 
 @torch.inference_mode()
 def main(argv: list[str]) -> None:
-    from judge import SAMPLERS, Drawer
+    from judge import Drawer
 
     args, log = parsed(argv), partial(print, flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -323,8 +339,7 @@ def main(argv: list[str]) -> None:
         seen = [pairs_of(drawer, args.calibration, args.batch, seed) for seed in (100, 300)]
         for steps, cfg, sampler in product(args.steps, args.cfg or [MODELS[name], 1.0], args.sampler):
             about = {
-                "model": name, "steps": steps, "cfg": cfg, "sampler": sampler, "scheduler": args.scheduler or SAMPLERS[name][1],
-                **means(args), "counts": [round(steps * fraction) for fraction in args.fractions],
+                "model": name, "steps": steps, "cfg": cfg, "sampler": sampler, **way(args, name, steps),
             }  # fmt: skip
             file = args.out / f"{stem(args, name, sampler, steps, cfg)}.json"
             common = (drawer.model, steps, cfg, sampler, about["scheduler"])

@@ -28,6 +28,7 @@ from ..cache_core.policies.budget import MIB, fitting
 from ..cache_core.sites import Action, Schedule
 from ..cache_core.trace import Trace, human_bytes
 from ..plots.metrics import relative_l2
+from ..priors import files
 from ..priors.reuse import errors
 from ..priors.statistics import Statistics
 from .frontier import Bench, pairs_of
@@ -152,6 +153,8 @@ def table(report: dict) -> str:
         text += (
             f"\n## The demo {name}, cfg {of['cfg']:g}, {of['pictures']} pictures, {of['rounds']} rounds of timing\n\n"
         )
+        if of.get("made", report["about"]) != report["about"]:
+            text += f"{of['made']}\n\n"
         text += "| what is kept | held | of all | error | reused | time | faster |\n|---|---|---|---|---|---|---|\n"
         for row in of["rows"]:
             seconds = row["seconds"]
@@ -181,7 +184,7 @@ def main(argv: list[str]) -> None:
         about += " On a CPU, store = cpu is store = device."
     file = ROOT / "docs" / "memory.json"
     report = json.loads(file.read_text()) if file.exists() else {"networks": {}}
-    report["about"] = about
+    report.setdefault("about", about)
     for name in args.networks:
         drawer = Drawer(name, ROOT / "demo" / f"shapes-{name}.safetensors")
         common = (drawer.model, STEPS, CFG[name], *SAMPLERS[name])
@@ -191,9 +194,10 @@ def main(argv: list[str]) -> None:
             "cfg": CFG[name],
             "pictures": args.pairs,
             "rounds": args.rounds,
+            "made": about,
             "errors": dict(known),
             "rows": [asdict(row) for row in rows],
         }
-        file.write_text(json.dumps(report, indent=1) + "\n")
-        (ROOT / "docs" / "memory.md").write_text(table(report))
+        for path, text in ((file, json.dumps(report, indent=1) + "\n"), (file.with_suffix(".md"), table(report))):
+            files.replace(path, lambda part, text=text: part.write_text(text))
         print(f"{name}: written to docs/memory.md", flush=True)

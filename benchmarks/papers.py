@@ -40,17 +40,31 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO, OUT, DOC = ROOT / "demo" / "shapes-dit.safetensors", ROOT / "demo" / "out" / "papers", ROOT / "docs" / "papers.md"
 
 
+CLASSIFIER = ROOT / "demo" / "shapes-classifier.safetensors"
+
+
 def joined(report: dict, before: dict, order: Iterable[str]) -> dict:
     """A report with what an earlier one of the same setting has beyond it: rows, claims, and pictures of a row."""
     found = {name: [r["rows"][name] for r in (report, before) if name in r["rows"]] for name in order}
     rows = {name: max(of, key=lambda row: row["images"]) for name, of in found.items() if of}
-    claims = {claim["claim"]: claim for claim in (*before["claims"], *report["claims"])}
+    claims: dict[str, dict] = {}
+    for of in (before, report):
+        for claim in of["claims"]:
+            known = claims.setdefault(claim["claim"], claim)
+            if _judged_by(of, claim) >= _judged_by(before, known):
+                claims[claim["claim"]] = claim
     return {
         **report,
         "made": sorted({*before["made"], *report["made"]}),
         "rows": rows,
         "claims": [claims[claim] for claim, *_ in CLAIMS if claim in claims],
     }
+
+
+def _judged_by(report: dict, claim: dict) -> int:
+    """Pictures behind a claim; those of before said it with their rows only."""
+    before, after = next(pair for name, *pair, _ in CLAIMS if name == claim["claim"])
+    return claim.get("images") or min(report["rows"][name]["images"] for name in (before, after))
 
 
 def setting_of(report: dict) -> dict:
@@ -80,7 +94,7 @@ def markdown(report: dict) -> str:
         lines += ["", "| change of the Frechet distance | published | here |", "|---|---|---|"]
     for c in report["claims"]:
         lines.append(f"| {c['claim']} | {c['published']:+.1f} % | {c['here']:+.1f} +- {c['deviation']:.1f} % |")
-    return "\n".join([*lines, "", f"Made on {'; '.join(report['made'])}."])
+    return "\n".join([*lines, "", f"Made in batches of {report['batch']} on {'; '.join(report['made'])}."])
 
 
 def document(reports: list[dict], command: str) -> str:
@@ -170,7 +184,7 @@ def tables_of(args: argparse.Namespace, steps: int, folder: Path, setting: tuple
 
 def spread_by(args: argparse.Namespace) -> Callable[[Tables, Ready, Iterator], Iterator]:
     """What samples batches as tasks of a Ray cluster."""
-    files = [file for file in (args.model, args.vae) if file]
+    files = [file for file in (args.model, args.vae, args.reference or CLASSIFIER) if file]
     settings = fleet.settings(args, "ray", "cpus", "rows", "minutes", "out")
 
     def spread(tables: Tables, row: Ready, units: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
@@ -228,7 +242,8 @@ def main(argv: list[str]) -> None:
         reports.append(joined(report, before[0], tables.rows) if before else report)
         print("\n" + markdown(reports[-1]), flush=True)
     if args.write:
-        text = remarked(DOC, document(reports, " ".join(argv)))
-        replace(DOC, lambda part: part.write_text(text))
         others = [other for other in known_before if setting_of(other) not in map(setting_of, reports)]
-        replace(record, lambda part: part.write_text(json.dumps([*others, *reports], indent=1) + "\n"))
+        kept = sorted((of for of in (*others, *reports) if of["rows"]), key=lambda of: (of["steps"], of["cfg"]))
+        text = remarked(DOC, document(kept, " ".join(argv)))
+        replace(DOC, lambda part: part.write_text(text))
+        replace(record, lambda part: part.write_text(json.dumps(kept, indent=1) + "\n"))

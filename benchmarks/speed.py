@@ -31,6 +31,7 @@ from ..cache_core.adapters import adapter_for, sites_of
 from ..cache_core.policies import EOC, FORA, GOC, L2C, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
 from ..cache_core.sites import Action, Site
 from ..cache_core.trace import RunTrace, Trace, human_bytes
+from ..priors.files import replace
 from ..priors.statistics import Statistics
 from .overhead import Ground, built, now, randomised, sample, texts
 from .pages import remarked
@@ -286,6 +287,7 @@ def table(results: dict) -> str:
         text += f"\n## {device}\n\n{of_device['about']}\n"
         for name, of in of_device["networks"].items():
             remark = f" {of['remark']}" if of.get("remark") else ""
+            remark += f" {of['made']}" if of.get("made", of_device["about"]) != of_device["about"] else ""
             text += f"\n### {name}\n\n{of['size'].capitalize()}; {of['rounds']} rounds.{remark}\n\n"
             text += (
                 "| policy | ms a step | faster | from to | fewer FLOPs | wall / FLOPs | held | said before | peak |\n"
@@ -317,7 +319,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--cfg", nargs="+", type=float, default=[1.0, 4.0], help="1: one cond, above: two")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=1, help="pictures at once")
-    parser.add_argument("--policies", nargs="+", default=["*"], help="names or patterns such as 'FORA*'")
+    parser.add_argument(
+        "--policies", nargs="+", default=["*"], help="names or patterns such as 'FORA*'; other rows stay as they are"
+    )
     parser.add_argument(
         "--remark", default="", help="what else is to be known of this measurement, such as what ran beside it"
     )
@@ -332,7 +336,7 @@ def main(argv: list[str]) -> None:
     file = FOLDER / "benchmarks.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     mine = results.setdefault(name, {"networks": {}})
-    mine["about"] = (
+    mine["about"] = made = (
         f"{platform.machine()}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}, "
         f"Python {platform.python_version()}."
     )
@@ -342,13 +346,16 @@ def main(argv: list[str]) -> None:
         ground = ground._replace(latent=ground.latent.repeat(args.batch, *[1] * (ground.latent.ndim - 1)))
         for cfg in args.cfg:
             title = f"{network}, {ground.tokens} tokens, {rows(args.batch, cfg)}" + ", compiled" * args.compile
+            found = measured(ground, cfg, args.rounds, args.compile, args.policies)
+            known = mine["networks"].get(title, {}).get("policies", {}) if args.policies != ["*"] else {}
             mine["networks"][title] = {
                 "cfg": cfg, "rounds": args.rounds, "size": "as published" if full else smaller, "remark": args.remark,
-                "policies": measured(ground, cfg, args.rounds, args.compile, args.policies),
+                "made": made, "policies": known | found,
             }  # fmt: skip
-            file.write_text(json.dumps(results, indent=1) + "\n")
-            page = FOLDER / "benchmarks.md"
-            page.write_text(remarked(page, table(results).rstrip("\n")))
+            record, page = json.dumps(results, indent=1) + "\n", FOLDER / "benchmarks.md"
+            replace(file, lambda part, record=record: part.write_text(record))
+            text = remarked(page, table(results).rstrip("\n"))
+            replace(page, lambda part, text=text: part.write_text(text))
             print(f"{title}: written to docs/benchmarks.md", flush=True)
         del ground
         freed()

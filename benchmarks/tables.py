@@ -196,12 +196,12 @@ class Tables:
             return time.perf_counter() - begin
 
         kept = cell.notes.get("timed", {})
-        pairs = kept["seconds"] if kept.get("machine") == machine() else []
+        pairs = kept["seconds"] if (kept.get("machine"), kept.get("pictures")) == (machine(), count) else []
         if len(pairs) < rounds and not self.late():
             seconds(self.bench.model)  # loads and warms
         while len(pairs) < rounds and not self.late():
             pairs.append([seconds(self.bench.model), seconds(model, steps)])
-            cell.note(timed={"machine": machine(), "seconds": pairs})
+            cell.note(timed={"machine": machine(), "pictures": count, "seconds": pairs})
 
     def features(self, name: str) -> Tensor | None:
         """Of the pictures so far: those of the judge, or those of somebody's own extractor."""
@@ -225,7 +225,8 @@ class Tables:
         if features is not None and self.judge.moments is not None:
             out["frechet"] = frechet(moments(features), self.judge.moments)
             if self.judge.real is not None:
-                real = self.judge.real[: len(features)]
+                drawn = torch.randperm(len(self.judge.real), generator=torch.Generator().manual_seed(0))
+                real = self.judge.real[drawn[: len(features)]]  # those of a file may be in the order of their classes
                 out["precision"], out["recall"] = precision_recall(features.to(device()), real.to(device()))
         if pairs := notes.get("timed", {}).get("seconds"):
             out["time"] = statistics.median(own / full for full, own in pairs)
@@ -244,7 +245,15 @@ class Tables:
             rng = torch.Generator().manual_seed(0)
             drawn = [torch.randint(len(pair[0]), (len(pair[0]),), generator=rng) for _ in range(30)]
             here, *again = (self._change(*(f if rows is None else f[rows] for f in pair)) for rows in (None, *drawn))
-            found.append({"claim": claim, "published": published, "here": here, "deviation": statistics.stdev(again)})
+            found.append(
+                {
+                    "claim": claim,
+                    "published": published,
+                    "here": here,
+                    "deviation": statistics.stdev(again),
+                    "images": len(pair[0]),
+                }
+            )
         return found
 
     def _change(self, before: Tensor, after: Tensor) -> float:

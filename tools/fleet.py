@@ -22,7 +22,10 @@ from pack import ROOT, load_host, load_pack
 NEEDED = "ray>=2.40"
 RETRIES = 3
 COMFYUI, PACK = "ComfyUI", "this pack"
-CODE = ("benchmarks", "cache_core", "models", "nodes", "priors")
+CODE = (".", "benchmarks", "cache_core", "demo", "models", "nodes", "plots", "priors")
+
+SHALLOW = (".", "demo")
+"""Of these without what lies deeper: the tests, and what a demo left there."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +135,9 @@ def here(files: tuple[str, ...]) -> dict[str, str]:
     import comfyui_version
 
     code = hashlib.sha256()
-    for file in sorted(file for folder in CODE for file in (ROOT / folder).rglob("*.py")):
+    for file in sorted(
+        file for folder in CODE for file in (ROOT / folder).glob("*.py" if folder in SHALLOW else "**/*.py")
+    ):
         code.update(file.read_bytes())
     found = {name: digest(name) if Path(name).is_file() else "no such file" for name in files}
     return {COMFYUI: comfyui_version.__version__, PACK: code.hexdigest()[:16], **found}

@@ -31,6 +31,13 @@ def test_spectrum_computes_more_at_first_and_less_and_less():
     assert gaps == sorted(gaps)
 
 
+@pytest.mark.parametrize(("total", "count"), [(50, 25), (50, 20), (50, 15), (50, 12), (28, 14), (29, 11), (20, 8)])
+def test_spectrum_computes_as_many_as_it_is_compared_at_wherever_a_rate_gives_that(total, count):
+    computed = growing(total, count)
+    assert count - 1 <= len(computed) <= count
+    assert len(growing(50, 25)) == 25
+
+
 @pytest.mark.parametrize("count", [10, 6, 5])
 def test_every_method_computes_as_many_steps_as_it_is_compared_at(count):
     schedule = Schedule(20, tuple(range(20, -1, -1)), "euler", "EPS")
@@ -87,7 +94,26 @@ class TestCommand:
         for method in points:
             assert anew[method]["error"] == pytest.approx(points[method]["error"], rel=1e-4)
 
-    def test_other_means_do_not_take_the_place_of_the_usual_ones(self, frontier):
-        usual, fewer = (frontier.parsed(["--pairs", pairs]) for pairs in ("64", "12"))
-        assert frontier.stem(usual, "dit", "euler", 20, 1.5) == "dit-euler-20-1.5"
-        assert frontier.stem(fewer, "dit", "euler", 20, 1.5) == "dit-euler-20-1.5-12pairs"
+    @pytest.mark.parametrize(
+        ("options", "more"),
+        [
+            ((), ""),
+            (("--pairs", "12"), "-pairs12"),
+            (("--scheduler", "karras"), "-schedulerkarras"),
+            (("--fractions", ".5", ".2"), "-counts10+4"),
+        ],
+    )
+    def test_what_is_measured_in_another_way_does_not_take_the_place_of_the_usual(self, frontier, options, more):
+        asked, usual = frontier.parsed([*options]), frontier.parsed([])
+        assert frontier.stem(asked, "dit", "euler", 20, 1.5) == f"dit-euler-20-1.5{more}"
+        about = {"model": "dit", "steps": 20, "machine": "here"} | frontier.way(asked, "dit", 20)
+        assert frontier.measured_so(asked, about)
+        assert frontier.measured_so(usual, about) == (not more)
+
+    def test_other_weights_are_another_model(self, frontier):
+        about = {"model": "dit", "steps": 20} | frontier.way(frontier.parsed([]), "dit", 20)
+        other = frontier.parsed(["--model", "dit", "--file", __file__])
+        assert not frontier.measured_so(other, about)
+        named = about | frontier.way(other, "dit", 20)
+        assert frontier.measured_so(other, named)
+        assert not frontier.measured_so(frontier.parsed([]), named)

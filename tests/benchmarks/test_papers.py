@@ -148,16 +148,17 @@ def test_two_rows_of_24_images(papers, shapes_dit, tmp_path, monkeypatch, capsys
 def test_what_was_measured_before_stays_until_there_is_as_much(papers):
     def report(made, claims, **rows):
         rows = {name: {"images": images, "by": made} for name, images in rows.items()}
-        return {"steps": 20, "made": [made], "rows": rows, "claims": [{"claim": c, "by": made} for c in claims]}
+        claims = [{"claim": claim, "by": made, "images": images} for claim, images in claims.items()]
+        return {"steps": 20, "made": [made], "rows": rows, "claims": claims}
 
     first, second, third = (claim for claim, *_ in papers.CLAIMS[:3])
-    before = report("there", [third, second], none=5000, few=5000, old=5000)
-    now = report("here", [first, second], none=5000, few=100, new=50)
+    before = report("there", {third: 5000, second: 100, first: 5000}, none=5000, few=5000, old=5000)
+    now = report("here", {first: 100, second: 5000}, none=5000, few=100, new=50)
     found = papers.joined(now, before, ["none", "new", "few", "old", "missing"])
     assert {name: row["by"] for name, row in found["rows"].items()} == {
         "none": "here", "new": "here", "few": "there", "old": "there",
     }  # fmt: skip
-    assert [(c["claim"], c["by"]) for c in found["claims"]] == [(first, "here"), (second, "here"), (third, "there")]
+    assert [(c["claim"], c["by"]) for c in found["claims"]] == [(first, "there"), (second, "here"), (third, "there")]
     assert found["made"] == ["here", "there"]
     assert papers.setting_of(found) == {"steps": 20}
 
