@@ -18,9 +18,6 @@ from .sites import MODEL, STACK, Action, Feature, Lane, Schedule, Site, Step, St
 from .store import FeatureStore
 from .trace import Clock, Row, RunTrace
 
-UNUSED = 8
-"""Evaluations after which a lane that no longer appears (a timestep range that ended) is dropped."""
-
 OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
@@ -104,6 +101,8 @@ class CacheRun:
         self._step: Step | None = None
         self._upward = False
         self._visits: dict[tuple[int, Hashable], int] = {}
+        self._lanes: set[Lane] = set()  # of this evaluation
+        self._before: set[Lane] = set()  # of the one before
         self.corrector = None
         self._guessed = False  # whether anything of the network's output was reused in this evaluation
         if objection := _stateful(schedule) or _rising(schedule) or policy.objection(schedule):
@@ -140,13 +139,14 @@ class CacheRun:
 
     def decline(self, reason: str) -> None:
         """Compute everything from here on; the first reason is kept."""
-        if self.declined is None:
-            self.declined = reason
-            begun = self._step is not None and self._step.index > 0
-            since = f" from evaluation {self._step.index} on" if begun else ""
-            self.trace.notes.append(f"{self.policy.describe()} computed everything{since}: {reason}.")
-            self.keeps = self.keeps and (self.measure != "off" or bool(self.observers))
-            self._drop()
+        with self.lock:
+            if self.declined is None:
+                self.declined = reason
+                begun = self._step is not None and self._step.index > 0
+                since = f" from evaluation {self._step.index} on" if begun else ""
+                self.trace.notes.append(f"{self.policy.describe()} computed everything{since}: {reason}.")
+                self.keeps = self.keeps and (self.measure != "off" or bool(self.observers))
+                self._drop()
 
     @property
     def nbytes(self) -> int:
@@ -167,12 +167,13 @@ class CacheRun:
         """
         if self.observers or not out_of_memory(error):
             return False
-        self.decline(
-            f"memory ran out while keeping features (store {self.store.codec.name!r} of Apply Cache; "
-            "'8 bit' takes less, 'cpu' none of the device's)"
-        )
-        self.keeps = False
-        self._drop()
+        with self.lock:
+            self.decline(
+                f"memory ran out while keeping features (store {self.store.codec.name!r} of Apply Cache; "
+                "'8 bit' takes less, 'cpu' none of the device's)"
+            )
+            self.keeps = False
+            self._drop()
         return True
 
     @contextmanager
@@ -184,7 +185,9 @@ class CacheRun:
         self._step = Step(index, self.total, min(max(progress, 0.0), 1.0), sigma)
         self._visits.clear()
         self._guessed = False
-        self.store.expire(index - UNUSED)
+        if self._before - self._lanes:  # a prompt's range that ended, a window that moved on
+            self.store.only(self._lanes)
+        self._before, self._lanes = self._lanes, set()
         begin = self._clock.mark()
         yield self._step
         self.trace._marks.append((self._step, begin, self._clock.mark(), self.nbytes))
@@ -200,6 +203,8 @@ class CacheRun:
                 f"{self.policy.describe()} corrected nothing from evaluation {step.index} on: the sampler leaves its schedule."
             )
             return denoised
+        if self._lanes != self._before:  # another prompt, or one more: what was before says nothing of this one
+            self.corrector.clear()
         try:
             return self.corrector(step.index, x, denoised, computed=not self._guessed)
         except (RuntimeError, MemoryError) as error:
@@ -218,6 +223,7 @@ class CacheRun:
         for cond in conds:
             visit = self._visits[cond] = self._visits.get(cond, -1) + 1
             streams.append(Lane(visit, *cond))
+        self._lanes.update(streams)
         return Forward(self, tuple(streams))
 
     def close(self, complete: bool) -> None:
@@ -322,8 +328,6 @@ class Forward:
         run.trace.rows.append(Row(self.step.index, site, action, error, changed, tokens))
         if run.policy.keeps_reused or action is Action.PARTIAL:
             self._keep(site, out, computed=False, where=where)
-        else:
-            run.store.touch(site, self.streams, self.step)
         return out
 
     @_alone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Container
 from typing import NamedTuple
 
 import torch
@@ -21,14 +21,6 @@ class Past(NamedTuple):
     marks: Tensor | None = None
 
 
-@dataclass
-class Group:
-    """What some lanes hold together at one site, newest first, and the evaluation that last used it."""
-
-    history: deque[Past]
-    used: int
-
-
 class FeatureStore:
     """Keeps the last `history` outputs of every (site, streams), in the form that the codec gives them.
 
@@ -40,7 +32,7 @@ class FeatureStore:
 
     def __init__(self, history: int, codec: Codec = CODECS["device"], limit: int | None = None):
         self.history, self.codec, self.limit = history, codec, limit
-        self._groups: dict[Streams, dict[str, Group]] = {}
+        self._groups: dict[Streams, dict[str, deque[Past]]] = {}  # newest first
         self._owner: dict[tuple[str, Lane], Streams] = {}
         self._nbytes: int | None = 0  # None: to be counted anew
 
@@ -51,7 +43,7 @@ class FeatureStore:
     def get(self, site: Site, streams: Streams) -> list[Feature]:
         """Past outputs, newest first; empty when any lane is unknown or the lanes were last seen at different steps."""
         group = self._find(site.name, streams)
-        return [Feature(self.codec.decode(p.kept), *p[1:]) for p in group.history] if group else []
+        return [Feature(self.codec.decode(p.kept), *p[1:]) for p in group or ()]
 
     def put(
         self,
@@ -70,28 +62,21 @@ class FeatureStore:
         group = self._find(site.name, streams)
         past = Past(self.codec.encode(value), step, computed, None, marks)
         if group and not computed:
-            age, marks = group.history[0].age, group.history[0].marks
+            age, marks = group[0].age, group[0].marks
             past = past._replace(age=age if where is None else _aged(age, where, value.shape[1]), marks=marks)
         if group is None:
             for lane in streams:
                 self._forget(site.name, lane)
             if self.limit is not None and self._reserved(past) > self.limit:
                 return
-            group = self._own(site.name, streams, Group(deque(maxlen=self.history), step.index))
-        group.history.appendleft(past)
-        group.used = step.index
+            group = self._own(site.name, streams, deque(maxlen=self.history))
+        group.appendleft(past)
         self._nbytes = None
 
-    def touch(self, site: Site, streams: Streams, step: Step) -> None:
-        """Mark an entry as still in use, unless it is gone: another device's thread may have cleared everything."""
-        if group := self._groups.get(streams, {}).get(site.name):
-            group.used = step.index
-
-    def expire(self, before: int) -> None:
-        """Drop what was last used at an evaluation earlier than `before`."""
-        for streams, groups in list(self._groups.items()):
-            for site in [s for s, group in groups.items() if group.used < before]:
-                self._take(site, streams)
+    def only(self, lanes: Container[Lane]) -> None:
+        """Drop what any other lanes hold."""
+        for site, lane in [held for held in self._owner if held[1] not in lanes]:
+            self._forget(site, lane)
 
     def clear(self) -> None:
         self._groups.clear()
@@ -102,20 +87,20 @@ class FeatureStore:
     def nbytes(self) -> int:
         """What is held, in whatever memory; a storage that several features share counts once."""
         if self._nbytes is None:
-            pasts = (p for groups in self._groups.values() for g in groups.values() for p in g.history)
+            pasts = (p for groups in self._groups.values() for g in groups.values() for p in g)
             storages = (t.untyped_storage() for p in pasts for t in (*p.kept.parts, *_of_tokens(p)))
             self._nbytes = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
         return self._nbytes
 
     def _reserved(self, more: Past) -> int:
         """What everything held, and one more, will take when every history is full."""
-        newest = [g.history[0] for groups in self._groups.values() for g in groups.values()]
+        newest = [g[0] for groups in self._groups.values() for g in groups.values()]
         return self.history * sum(t.nbytes for p in (*newest, more) for t in (*p.kept.parts, *_of_tokens(p)))
 
-    def _find(self, site: str, streams: Streams) -> Group | None:
+    def _find(self, site: str, streams: Streams) -> deque[Past] | None:
         return self._groups.get(streams, {}).get(site) or self._regroup(site, streams)
 
-    def _regroup(self, site: str, streams: Streams) -> Group | None:
+    def _regroup(self, site: str, streams: Streams) -> deque[Past] | None:
         """Make `streams` the owner of its lanes, carrying their history along where all lanes have the same one."""
         owners = {self._owner.get((site, lane)) for lane in streams}
         if None in owners:
@@ -123,27 +108,27 @@ class FeatureStore:
         for owner in owners:
             self._split(site, owner)
         parts = [self._groups[(lane,)][site] for lane in streams]
-        if len({tuple(map(_moment, part.history)) for part in parts}) > 1:
+        if len({tuple(map(_moment, part)) for part in parts}) > 1:
             return None
-        if len({p.kept.parts[0].shape for part in parts for p in part.history}) > 1:
+        if len({p.kept.parts[0].shape for part in parts for p in part}) > 1:
             return None
         if len(streams) == 1:
             return parts[0]
-        for device in {part.history[0].kept.device for part in parts}:
+        for device in {part[0].kept.device for part in parts}:
             self.codec.wait(device)
-        history = [_joined(moment) for moment in zip(*(part.history for part in parts), strict=True)]
+        history = [_joined(moment) for moment in zip(*parts, strict=True)]
         for lane in streams:
             self._forget(site, lane)
-        return self._own(site, streams, Group(deque(history, maxlen=self.history), min(part.used for part in parts)))
+        return self._own(site, streams, deque(history, maxlen=self.history))
 
     def _split(self, site: str, streams: Streams) -> None:
         """Turn one group into single lanes; the slices are views."""
         if len(streams) == 1:
             return
         group = self._take(site, streams)
-        rows = [_split(past, len(streams)) for past in group.history]
+        rows = [_split(past, len(streams)) for past in group]
         for position, lane in enumerate(streams):
-            self._own(site, (lane,), Group(deque((r[position] for r in rows), maxlen=self.history), group.used))
+            self._own(site, (lane,), deque((r[position] for r in rows), maxlen=self.history))
 
     def _forget(self, site: str, lane: Lane) -> None:
         owner = self._owner.get((site, lane))
@@ -151,14 +136,14 @@ class FeatureStore:
             self._split(site, owner)
             self._take(site, (lane,))
 
-    def _own(self, site: str, streams: Streams, group: Group) -> Group:
+    def _own(self, site: str, streams: Streams, group: deque[Past]) -> deque[Past]:
         self._groups.setdefault(streams, {})[site] = group
         self._nbytes = None
         for lane in streams:
             self._owner[site, lane] = streams
         return group
 
-    def _take(self, site: str, streams: Streams) -> Group:
+    def _take(self, site: str, streams: Streams) -> deque[Past]:
         groups = self._groups[streams]
         group = groups.pop(site)
         self._nbytes = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import Counter
@@ -165,7 +166,7 @@ class RunTrace:
         steps = []
         for m, shares in zip(self.moments, self.shares(), strict=True):
             i = m.step.index
-            known = [(kind[i], line[i]) for kind, line in zip(kinds, errors, strict=True) if line[i] == line[i]]
+            known = [(kind[i], line[i]) for kind, line in zip(kinds, errors, strict=True) if math.isfinite(line[i])]
             values = [error for _, error in known]
             steps.append(
                 {
@@ -199,9 +200,9 @@ class RunTrace:
 
     @property
     def computed_fraction(self) -> float:
-        """Share of decisions that were COMPUTE; 1.0 when nothing was decided."""
+        """Share of all branches that were computed, tokens computed anew as what they are of all tokens; 1.0 when nothing was decided."""
         rows = self.decisions
-        return sum(r.action is Action.COMPUTE for r in rows) / len(rows) if rows else 1.0
+        return sum(row.work for row in rows) / len(rows) if rows else 1.0
 
     def cost(self, flops: Mapping[str, float] | None = None) -> float:
         """What was computed of the branches, in full runs; tokens computed anew count as what they are of all tokens.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy.samplers import CFGGuider
 from comfy_execution.utils import get_executing_context
 from torch import nn
 
@@ -19,7 +18,7 @@ from ..cache_core.run import CacheRun, Observer
 from ..cache_core.sites import MODEL, Action, Schedule
 from ..cache_core.trace import RunTrace, Trace, human_bytes
 from ..priors.record import recorded
-from .memory import bytes_aside, expected_bytes, informed, parts_of
+from .memory import bytes_aside, expected_bytes, guidance_of, informed, parts_of
 from .rivals import CacheError, refuse_rivals
 
 log = logging.getLogger("PriorCache")
@@ -266,13 +265,6 @@ def named(sampler) -> str:
     """A SAMPLER as a Schedule names it: by its function, so that "ddim" is "euler"."""
     function: Callable | None = getattr(sampler, "sampler_function", None)
     return getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
-
-
-def guidance_of(guider) -> float:
-    """The cfg of a GUIDER, 1 where it has one cond alone, 0 where it guides in a way of its own."""
-    if len(guider.conds) == 1:
-        return 1.0
-    return guider.cfg if type(guider).predict_noise is CFGGuider.predict_noise else 0.0
 
 
 def schedule_of(model, sampler, sigmas: torch.Tensor, cfg: float, unbroken: bool = False) -> Schedule:

@@ -39,7 +39,7 @@ class PriorCacheDemoPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, prompt: str) -> io.NodeOutput:
-        lines = prompt.strip().splitlines() or [""]
+        lines = prompt.splitlines() or [""]
         if len(lines) > MAX_LINES:
             raise SettingError(f"Demo Prompt: {len(lines)} prompts; at most {MAX_LINES} are drawn at once")
         return io.NodeOutput(conditioning(lines), conditioning([""] * len(lines)))

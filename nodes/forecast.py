@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import comfy.samplers
 import comfy.utils
 import torch
 from comfy_api.latest import io, ui
@@ -14,7 +15,7 @@ from ..cache_core.sites import Schedule
 from ..cache_core.trace import Trace
 from ..errors import SettingError, finite, shown
 from ..priors.plan import Plan, chosen, forecasts, search_plans, step_errors_of, superseded
-from ..priors.prior import Prior, PriorError
+from ..priors.prior import Prior, PriorError, Subject
 from ..priors.search import Outcome, Search
 from ..priors.trend import Trend
 from .attach import attach
@@ -190,6 +191,7 @@ class PriorCacheSearch(io.ComfyNode):
         prior.matches(subject(model))
         counts = evaluations(speedups, prior.evaluations)
         about = prior.subject
+        available(about)
         sampling = Sampling(
             positive, negative, fixed(model, latent_image), about.steps, about.cfg, about.sampler, about.scheduler,
             about.denoise, latent_image.get("noise_mask"),
@@ -236,6 +238,20 @@ class Sampler:
         trace = Trace()
         latents = self.sampling(attach(self.model, policy, trace), self.seed, pictures=pictures)
         return Outcome(latents, trace.runs[-1].cost(self.flops))
+
+
+def available(about: Subject) -> None:
+    """Raises PriorError where this ComfyUI has not what a prior was made with; the host would take another scheduler in silence."""
+    host = comfy.samplers.KSampler
+    for what, name, known in (
+        ("sampler", about.sampler, host.SAMPLERS),
+        ("scheduler", about.scheduler, host.SCHEDULERS),
+    ):
+        if name not in known:
+            raise PriorError(
+                f"the prior was made with the {what} {shown(name)}, which this ComfyUI has not; install the pack that brings it, "
+                "or calibrate anew"
+            )
 
 
 def plannable(prior: Prior, schedule: Schedule) -> None:

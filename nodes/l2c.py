@@ -21,7 +21,7 @@ from ..cache_core.trace import Trace
 from ..errors import finite, shown
 from ..priors import published
 from ..priors.prior import Prior
-from ..priors.router import TABLE, Recorder, RouterError, RouterTraining, policy
+from ..priors.router import TABLE, Recorder, RouterError, RouterTraining, gated, policy
 from ..priors.statistics import Statistics
 from .attach import attach
 from .calibrate import subject
@@ -192,6 +192,8 @@ class PriorCacheTrainRouter(io.ComfyNode):
         finite("Train Router", learning_rate=learning_rate, threshold=threshold)
         penalties = parse_penalties(penalty)
         model = _whole(model)
+        network = unwrapped(model.model.diffusion_model)
+        gated(network)  # says that there is nothing to train before anything is sampled
         latent = fixed(model, latent_image)
         sampling = Sampling(
             positive, negative, latent, steps, cfg, sampler_name, scheduler, denoise, latent_image.get("noise_mask")
@@ -206,7 +208,6 @@ class PriorCacheTrainRouter(io.ComfyNode):
         def sample(sampled, own: int) -> torch.Tensor:
             return sampling(sampled, own, lambda *_: progress.update(1))
 
-        network = unwrapped(model.model.diffusion_model)
         recorder, statistics = Recorder(network, _attention), Statistics(1)
         watched = attach(model, Full(), observers=(recorder, statistics))
         seeds = tuple(seed + i for i in range(runs))

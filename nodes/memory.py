@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from comfy.samplers import CFGGuider
 
 from ..cache_core.adapters import adapter_for, misfit, sites_of, uncompiled, unwrapped
 from ..cache_core.codecs import CODECS, Codec
@@ -111,7 +112,7 @@ def _by_name(table: dict[Site, int]) -> dict[str, int]:
 def parts_of(guider, shape: tuple[int, ...]) -> list[Part]:
     """The conds that a guider will sample, for latents of this shape (B, C, *space)."""
     whole = guider.model_options.get("disable_cfg1_optimization")
-    skipped = {"negative"} if math.isclose(getattr(guider, "cfg", 0.0), 1.0) and not whole else set()
+    skipped = {"negative"} if math.isclose(guidance_of(guider), 1.0) and not whole else set()
     batch, *latent = shape
     least = max(PADDED.get(kind.__name__, 0) for kind in type(guider.model_patcher.model).__mro__)
     return [
@@ -126,15 +127,27 @@ def parts_of(guider, shape: tuple[int, ...]) -> list[Part]:
     ]
 
 
+def guidance_of(guider) -> float:
+    """The cfg of a GUIDER, 1 where it has one cond alone, 0 where it guides in a way of its own."""
+    if len(guider.conds) == 1:
+        return 1.0
+    return guider.cfg if type(guider).predict_noise is CFGGuider.predict_noise else 0.0
+
+
 def _text(cond: dict) -> int:
     embedding = cond.get("cross_attn")
     return embedding.shape[1] if isinstance(embedding, torch.Tensor) and embedding.ndim == 3 else 0
 
 
+FRAMES = {"LTXV": 8, "LTXAV": 8}
+"""Frames per latent frame where hosts that do not say so have other than 4."""
+
+
 def usual(model) -> dict[str, list[Part]]:
     """A positive and a negative prompt for usual sizes of what this model makes, by the name of the size."""
     form = model.model.latent_format
-    down, frames = form.spacial_downscale_ratio, getattr(form, "temporal_downscale_ratio", 4)
+    down, frames = form.spacial_downscale_ratio, getattr(form, "temporal_downscale_ratio", None)
+    frames = frames or FRAMES.get(type(form).__name__, 4)
     spaces: dict[str, tuple[int, ...]] = {}
     if form.latent_dimensions == 2:
         spaces = {f"{side} x {side}": (side // down,) * 2 for side in (512, 1024)}

@@ -66,7 +66,9 @@ class PriorCacheStamp(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="From VAE Decode; on to Save Image."),
                 TraceHandle.Input(
-                    "trace", tooltip="From Apply Cache: of the model that these images were sampled with."
+                    "trace",
+                    optional=True,  # a bypassed Apply Cache has none, and the images are saved all the same
+                    tooltip="From Apply Cache: of the model that these images were sampled with. Without one the images pass unstamped.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The same images, for Save Image.")],
@@ -74,9 +76,11 @@ class PriorCacheStamp(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, trace: Trace) -> io.NodeOutput:
+    def execute(cls, images, trace: Trace | None = None) -> io.NodeOutput:
         said = cls.hidden.extra_pnginfo
-        if said is not None:  # None: somebody queued the prompt without anything to save in images
+        if (
+            trace is not None and said is not None
+        ):  # None: somebody queued the prompt without anything to save in images
             runs = trace.of_nodes(upstream(cls.hidden.prompt, cls.hidden.unique_id, "images"))
             said[KEY] = stamp(runs, images, said.get(KEY))
         return io.NodeOutput(images)

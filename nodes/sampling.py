@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 
 import comfy.sample
 import comfy.samplers
@@ -53,7 +54,12 @@ def settings() -> list[io.Input]:
 def seeded(tooltip: str, default: int = 0) -> io.Input:
     """A seed. The frontend adds a widget behind every input of this name; saved values fit only where that is declared."""
     return io.Int.Input(
-        "seed", default=default, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
+        "seed",
+        default=default,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=io.ControlAfterGenerate.fixed,  # a new one at every run would begin all the work anew
+        tooltip=tooltip,
     )
 
 
@@ -63,9 +69,9 @@ def fixed(model, latent_image: dict) -> torch.Tensor:
         raise SettingError(
             "latent_image has several parts, such as video and sound; calibrating and searching take latents of one part"
         )
-    return comfy.sample.fix_empty_latent_channels(
-        model, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
-    )
+    fix = comfy.sample.fix_empty_latent_channels
+    ratios = {name for name in signature(fix).parameters if name.startswith("downscale_ratio")}
+    return fix(model, latent_image["samples"], **{name: latent_image.get(name) for name in ratios})
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -43,9 +44,15 @@ def table(found: list[Distance]) -> str:
     lines = [f"{'picture':>8} {'relative L2':>12} {'PSNR':>9} {'SSIM':>7}"]
     lines += [_line(str(i), d) for i, d in enumerate(found)]
     if len(found) > 1:
-        known = [[v for v in column if v is not None] for column in zip(*found, strict=True)]
-        lines.append(_line("mean", Distance(*(statistics.fmean(c) if c else None for c in known))))
+        lines.append(_line("mean", Distance(*map(_mean, zip(*found, strict=True)))))
     return "\n".join(lines)
+
+
+def _mean(column: Iterable[float | None]) -> float | None:
+    """Of what is known; equal pictures, whose PSNR is infinite, count only where all are equal."""
+    known = [value for value in column if value is not None]
+    finite = [value for value in known if not math.isinf(value)]
+    return statistics.fmean(finite or known) if known else None
 
 
 def _line(name: str, d: Distance) -> str:
@@ -80,6 +87,11 @@ def draw(a: Tensor, b: Tensor, found: list[Distance]) -> Figure:
 
 def checked(a: Tensor, b: Tensor, what: str) -> tuple[Tensor, Tensor]:
     """Both on the CPU. Raises SettingError unless they have one shape."""
+    for x in (a, b):
+        if getattr(x, "is_nested", False):
+            raise SettingError(
+                f"Compare: {what} has several parts, such as video and sound; compare what was decoded of them"
+            )
     if a.shape != b.shape:
         there, here = (" x ".join(map(str, x.shape)) for x in (a, b))
         raise SettingError(

@@ -66,6 +66,11 @@ def table(points: Sequence[Point]) -> str:
     return "\n".join(lines + [""] * bool(notes) + notes)
 
 
+NOT_FINITE = (
+    "The uncached latents are not finite, so nothing can be\ncompared with them: try another precision of the weights."
+)
+
+
 def draw(points: Sequence[Point], about: str, theme: Theme = LIGHT) -> Figure:
     """Error against time, readable in a node 400 pixels wide. Down and to the left is better."""
     points = [p for p in points if np.isfinite(p.error)]
@@ -89,6 +94,11 @@ def draw(points: Sequence[Point], about: str, theme: Theme = LIGHT) -> Figure:
                 [p.time for p in own], [p.error for p in own], ls=line, lw=0.9, ms=8, mec=theme.paper, label=kind,
                 zorder=3, **look,
             )  # fmt: skip
+    if not points:
+        axes.text(
+            0.5, 0.5, NOT_FINITE, ha="center", va="center", transform=axes.transAxes, color=theme.soft, fontsize=10
+        )
+        return figure
     axes.set_xlim(0, max(p.time for p in points) * 1.12 or 1)
     top = max(p.error for p in points) * 1.18 or 1
     axes.set_ylim(-0.05 * top, top)

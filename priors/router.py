@@ -146,6 +146,16 @@ def _ordinary(tensor: Tensor) -> Tensor:
     return nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
 
 
+def gated(network: nn.Module) -> list[Block]:
+    """The blocks whose branches get a gate. Raises RouterError where there is no adapter that knows them."""
+    adapter = adapter_for(network)
+    if adapter is None:
+        raise RouterError(
+            f"PriorCache has no adapter for {type(network).__name__}, so there are no branches to put a gate on"
+        )
+    return adapter.blocks(network)
+
+
 class RouterTraining:
     """Learns the gates of one network on recorded trajectories; the network stays as it is.
 
@@ -166,12 +176,7 @@ class RouterTraining:
         scores: Tensor | None = None,
         save_memory: bool = True,
     ):
-        adapter = adapter_for(network)
-        if adapter is None:
-            raise RouterError(
-                f"PriorCache has no adapter for {type(network).__name__}, so there are no branches to put a gate on"
-            )
-        self.network, self.blocks, self.sites = network, adapter.blocks(network), tuple(sites)
+        self.network, self.blocks, self.sites = network, gated(network), tuple(sites)
         self.penalty, self.save_memory = penalty, save_memory
         self.columns = {name: i for i, name in enumerate(self.sites)}
         self.evaluations = len(trajectories[0])

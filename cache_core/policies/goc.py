@@ -25,7 +25,7 @@ class GOC(Correction):
     """Reuse q0 + eta * (q0 - q1), where q0 and q1 are the two newest outputs in the queue of this branch.
 
     queue "used" holds what the block used, so that a reused output enters as corrected: the authors' code. "recomputed"
-    holds computed outputs only; with every second step reused, eta = 0.5 is then exact for features linear in the step,
+    holds computed outputs only, and those of which some tokens were; with every second step reused, eta = 0.5 is then exact for features linear in the step,
     while "used" at eta > 1 alternates with growing amplitude on them.
     inflections: evaluations at which nothing is corrected, because the features turn there; steps: of the sampler that
     they belong to, 0 for any. joint: correct a branch only where its whole block is reused, as the authors' L2C code

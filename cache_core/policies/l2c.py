@@ -9,6 +9,7 @@ from ...errors import SettingError
 from ..knobs import Knob, choice
 from ..sites import Action, Schedule, Site, Step
 from .base import CachePolicy
+from .forecast import SEVERAL
 
 THRESHOLDS = 16
 """About so many of its gates a search tries as thresholds."""
@@ -39,7 +40,7 @@ class L2C(CachePolicy):
         object.__setattr__(self, "reused", tuple(reused))
 
     def decide(self, step: Step, site: Site) -> Action:
-        known = 0 < step.index < len(self.reused)
+        known = 0 < step.index < len(self.reused) and (len(self.reused) != step.total or step.index == step.position)
         return Action.REUSE if known and site.name in self.reused[step.index] else Action.COMPUTE
 
     def objection(self, schedule: Schedule) -> str | None:
@@ -47,6 +48,11 @@ class L2C(CachePolicy):
             return (
                 f"its router belongs to {self.steps} sampler steps and this run has {schedule.total}; "
                 f"sample {self.steps} steps, or train a router for {schedule.total} with Train Router"
+            )
+        if schedule.sampler in SEVERAL and len(self.reused) == schedule.total:
+            return (
+                f"its router was trained with one call of the model per step, and the sampler {schedule.sampler.removesuffix('_function')} makes several; sample "
+                "with one such as euler, or train a router for this sampler with Train Router"
             )
         here = {site.name for site in schedule.sites}
         if here and (strange := here ^ set(self.sites)):

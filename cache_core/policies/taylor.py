@@ -24,7 +24,8 @@ class Taylor(Correction):
 
     The first second-order term is TaylorSeer's: it divides each difference by the latest distance and takes it for a
     derivative at t0, so that it misses a quadratic; the second one, Newton's, does not. Distances are counted in
-    evaluations. Until enough outputs were computed the order is lower, and 0 is plain reuse. The level is the base's:
+    evaluations. Until enough outputs were computed the order is lower, and 0 is plain reuse: so it stays where a base computes
+    some tokens only (ToCa, DuCa), whose outputs count as not computed and take the place of those that are. The level is the base's:
     branches as in the paper, or the whole network.
     """
 

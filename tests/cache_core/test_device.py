@@ -133,7 +133,7 @@ def test_nothing_is_on_the_wrong_device_and_nobody_waits(policy):
     actions = {row.action for row in run.trace.rows}
     if policy.history:
         assert actions > {Action.COMPUTE}
-    kept = [p.kept for groups in run.store._groups.values() for g in groups.values() for p in g.history]
+    kept = [p.kept for groups in run.store._groups.values() for past in groups.values() for p in past]
     assert {k.parts[0].device.type for k in kept} <= {"cuda"}
     assert {k.dtype for k in kept} <= {torch.bfloat16, torch.float32}
 
@@ -162,7 +162,7 @@ def test_nobody_waits_for_what_is_kept_in_main_memory(monkeypatch):
     assert waits == []
     assert True in waited
     assert "synchronized" in waited
-    kept = [p.kept for groups in run.store._groups.values() for g in groups.values() for p in g.history]
+    kept = [p.kept for groups in run.store._groups.values() for past in groups.values() for p in past]
     assert {(k.parts[0].device.type, k.device.type) for k in kept} == {("cpu", "cuda")}
 
 

@@ -42,6 +42,39 @@ def test_a_miss_computes_whatever_the_policy_says():
         assert other.branch(SITE, lambda x: x + 8, torch.ones(1, 1)).item() == 9
 
 
+def test_who_was_away_is_computed_again_and_holds_nothing_meanwhile():
+    """As a window of a video that moves on and comes back: what it left is older than any policy thinks."""
+    run, seen = CacheRun(FORA(4, "aligned"), 8), []
+    for i, lanes in enumerate(("ab", "a", "ab", "ab")):
+        with run.evaluation(8.0 - i, i / 8):
+            for lane in lanes:
+                forward = run.next_forward([(0, lane)])
+                seen.append((i, lane, forward.branch(SITE, lambda x, v=i: x * 0 + v, torch.ones(1, 1)).item()))
+            if i == 2:
+                assert {lane.key for lane in run.store._groups for lane in lane} == {"a", "b"}
+    assert seen == [(0, "a", 0), (0, "b", 0), (1, "a", 0), (2, "a", 0), (2, "b", 2), (3, "a", 0), (3, "b", 2)]
+
+
+def test_a_corrector_forgets_when_other_conds_take_part():
+    class Told:
+        sigmas, excess, nbytes, said = [4.0, 3.0, 2.0, 1.0], 0.0, 0, ()
+
+        def clear(self):
+            self.said = (*self.said, "forgets")
+
+        def __call__(self, index, x, denoised, computed):
+            self.said = (*self.said, index)
+            return denoised
+
+    run = CacheRun(FORA(2, level="model"), 4)
+    run.corrector, x = Told(), torch.ones(1, 1)
+    for i, conds in enumerate(("a", "a", "b", "b")):
+        with run.evaluation(4.0 - i, i / 4):
+            run.next_forward([(0, conds)]).branch(MODEL, lambda x: x, x)
+            run.guided(x, x)
+    assert run.corrector.said == ("forgets", 0, 1, "forgets", 2, 3)
+
+
 def test_asking_changes_nothing():
     run = CacheRun(ALIGNED, 4)
     walk(run, [1])

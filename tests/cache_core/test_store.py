@@ -85,14 +85,15 @@ def test_counts_every_byte_once():
     assert store.nbytes == 2 * 4 * 8 * 4
 
 
-def test_drops_what_is_no_longer_used_and_keeps_what_is_touched():
-    store = FeatureStore(1)
-    store.put(SITE, (A,), torch.ones(1, 1), step(0), True)
-    store.put(SITE, (B,), torch.ones(1, 1), step(0), True)
-    store.touch(SITE, (A,), step(5))
-    store.expire(before=3)
-    assert store.get(SITE, (A,))
-    assert store.get(SITE, (B,)) == []
+def test_drops_what_other_lanes_hold_also_where_they_hold_it_together():
+    store, other = FeatureStore(1), Site("blocks.0.mlp", 0, 1)
+    store.put(SITE, (A, B), torch.tensor([[1.0], [2.0]]), step(0), True)
+    store.put(other, (B,), torch.ones(1, 1), step(0), True)
+    store.only({A})
+    assert store.get(SITE, (A,))[0].value.item() == 1
+    assert store.get(SITE, (B,)) == store.get(other, (B,)) == []
+    store.only({A})
+    assert store.nbytes == 2 * 4  # the half that is left is a view of both
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)

@@ -51,6 +51,18 @@ def test_the_stack_alone_is_what_was_decided():
     assert run.computed_fraction == 0.5
 
 
+def test_tokens_computed_anew_are_a_part_of_the_work():
+    rows = [Row(0, SITES[0], Action.COMPUTE, None), Row(1, SITES[0], Action.PARTIAL, None, tokens=0.25)]
+    assert RunTrace("test", 2, rows=rows).computed_fraction == 0.625
+
+
+def test_an_error_that_is_not_finite_is_no_number_of_json():
+    run = run_of([1.0, 1.0], reused=set())
+    run.rows.append(Row(1, SITES[0], Action.COMPUTE, float("inf")))
+    told = json.loads(json.dumps(run.as_dict(), allow_nan=False))
+    assert told["steps"][1]["error_mean"] == pytest.approx(0.1)  # of the other site
+
+
 def test_table_averages_streams_and_marks_the_unknown():
     run = run_of([1.0, 1.0], reused={1})
     run.rows.append(Row(0, SITES[0], Action.COMPUTE, 0.5))
@@ -168,8 +180,7 @@ class TestCost:
     def test_counts_tokens_computed_anew_as_what_they_are_of_all(self):
         run = run_of([1.0] * 2, reused={1})
         run.rows[2:] = [Row(1, site, Action.PARTIAL, None, tokens=0.25) for site in SITES]
-        assert run.cost() == pytest.approx((1 + 0.25) / 2)
-        assert run.computed_fraction == 0.5
+        assert run.cost() == run.computed_fraction == pytest.approx((1 + 0.25) / 2)
 
     def test_the_stack_is_no_further_work_beside_branches_and_all_there_is_without_them(self):
         run = run_of([1.0] * 2, reused={1})

@@ -1,5 +1,6 @@
 """Forecast, search and plan in the host, on a tiny DiT and through the nodes."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -325,6 +326,13 @@ class TestNodes:
             every, first = sample(FORA(2)), sample(FORA(2), 2)
         torch.testing.assert_close(first.latents, every.latents[:2])
         assert first.cost == pytest.approx(every.cost)
+
+    @pytest.mark.parametrize("what", ["sampler", "scheduler"])
+    def test_what_another_pack_brought_is_asked_for_by_name(self, nodes, model, conds, prior, what):
+        """The host itself would take its first scheduler in place of one that it has not."""
+        shared = dataclasses.replace(prior, subject=dataclasses.replace(prior.subject, **{what: "from_a_pack"}))
+        with pytest.raises(PriorError, match=f"made with the {what} 'from_a_pack', which this ComfyUI has not"):
+            search(nodes, shared, model, conds)
 
     @pytest.mark.usefixtures("undrawn")
     def test_what_cannot_be_planned_is_said(self, nodes, model, conds, prior):

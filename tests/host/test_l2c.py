@@ -249,7 +249,11 @@ def test_a_penalty_that_is_no_number_is_explained(nodes, models, penalty):
 def test_an_architecture_without_adapter_is_explained(nodes, models, host, monkeypatch):
     import priorcache.priors.router as router
 
+    def sampled(*_, **__):
+        raise AssertionError("sampled in vain")
+
     monkeypatch.setattr(router, "adapter_for", lambda network: None)
+    monkeypatch.setattr(host.comfy.sample, "sample", sampled)
     with pytest.raises(RouterError, match="no adapter for DiT"):
         train(nodes, models["dit"])
 

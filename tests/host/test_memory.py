@@ -222,3 +222,45 @@ class TestRunningOut:
         monkeypatch.setattr(type(model.model.diffusion_model.blocks[0].mlp), "forward", hungry)
         with pytest.raises(torch.OutOfMemoryError):
             host.sample(host.attach(model, ALIGNED))
+
+
+class TestConds:
+    """Which conds a guider samples, and so what is held for them."""
+
+    def guider(self, host, model, kind, *cfg):
+        import comfy_extras.nodes_custom_sampler as custom
+
+        told = [host.dit.conditioning(torch.tensor([n])) for n in (1, 2, -1)]
+        if kind == "dual":
+            guider = custom.Guider_DualCFG(model)
+            guider.set_conds(*told)
+            guider.set_cfg(*cfg)
+        else:
+
+            class Scheduled(host.comfy.samplers.CFGGuider):
+                """As packs have them whose cfg is one for every step."""
+
+                def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+                    return super().predict_noise(x, timestep, model_options, seed)
+
+            guider = (host.comfy.samplers.CFGGuider if kind == "usual" else Scheduled)(model)
+            guider.set_conds(told[0], told[2])
+            guider.set_cfg(*cfg)
+        guider.conds = guider.original_conds
+        return guider
+
+    @pytest.mark.parametrize(
+        ("kind", "cfg", "count"),
+        [
+            ("usual", (1.0,), 1),
+            ("usual", (4.0,), 2),
+            ("dual", (3.0, 2.0), 3),
+            ("dual", (1.0, 1.0), 3),
+            ("scheduled", ([3.0, 2.0, 1.0],), 2),
+            ("scheduled", (1.0,), 2),
+        ],
+    )
+    def test_one_is_left_out_only_where_the_host_leaves_it_out(self, host, model, kind, cfg, count):
+        from priorcache.nodes.memory import parts_of
+
+        assert len(parts_of(self.guider(host, model, kind, *cfg), (1, 3, 16, 16))) == count

@@ -514,6 +514,21 @@ class TestCalibrate:
             calibrate(host, nodes, model, sampler_name="dpm_adaptive", runs=2)
 
 
+def test_seeds_stay_unless_somebody_wants_them_to_change(nodes):
+    """These nodes run by themselves: a new seed after every run would begin minutes of work anew."""
+    schemas = [node.define_schema() for name, node in nodes.items() if name.startswith("PriorCache")]
+    seeds = [i for schema in schemas for i in schema.inputs if i.id == "seed"]
+    assert len(seeds) == 5
+    assert {i.as_dict()["control_after_generate"] for i in seeds} == {"fixed"}
+
+
+def test_an_empty_line_of_prompts_leaves_everything_open(nodes):
+    drawn = [nodes["PriorCacheDemoPrompt"].execute(text).args[0][0][0] for text in ("\nred star", "red star\n", "")]
+    assert [len(context) for context in drawn] == [2, 1, 1]
+    assert torch.equal(drawn[0][1:], drawn[1])
+    assert torch.equal(drawn[0][:1], drawn[2])
+
+
 @pytest.mark.usefixtures("undrawn")
 class TestPriorFiles:
     def test_save_then_load(self, host, nodes, model, prior_folder):

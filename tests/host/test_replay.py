@@ -45,6 +45,16 @@ def stamped(replay, monkeypatch, trace: Trace, images=BLACK, said: dict | None =
     return said["priorcache"]
 
 
+def test_without_a_trace_images_pass_unstamped(replay, monkeypatch):
+    """As behind a bypassed Apply Cache."""
+    hidden = SimpleNamespace(extra_pnginfo=(said := {}), prompt=None, unique_id=None)
+    monkeypatch.setattr(replay.PriorCacheStamp, "hidden", hidden, raising=False)
+    assert replay.PriorCacheStamp.execute(BLACK).args[0] is BLACK
+    assert said == {}
+    trace = next(i for i in replay.PriorCacheStamp.define_schema().inputs if i.id == "trace")
+    assert trace.optional
+
+
 @pytest.mark.parametrize("policy", [Forecast(2.0), FORA(2), GOC(FORA(3))], ids=lambda p: p.describe())
 def test_a_replayed_image_comes_out_bit_by_bit(host, model, replay, monkeypatch, tmp_path, policy):
     trace = Trace()

@@ -30,6 +30,15 @@ def test_equal_pictures_are_equal():
     assert "equal" in compare.table(found)
 
 
+def test_the_mean_of_some_equal_pictures_is_that_of_the_others():
+    a = grey(0.3)
+    a[1] += 0.1
+    mean = compare.table(compare.of_pictures(a, grey(0.3))).splitlines()[-1].split()
+    assert mean[0] == "mean"
+    assert mean[2:4] == ["20.00", "dB"]
+    assert compare.table(compare.of_pictures(grey(0.3), grey(0.3))).splitlines()[-1].split()[2] == "equal"
+
+
 def test_structure_counts():
     a = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
     near, far = compare.of_pictures(a * 0.98, a)[0], compare.of_pictures(a.flip(1), a)[0]
@@ -54,6 +63,12 @@ def test_the_picture_shows_at_most_eight(count):
     figure = compare.draw(a, b, compare.of_pictures(a, b))
     assert len(figure.axes) == 3 * min(count, 8) + 1
     assert pixels(figure).std() > 0.05
+
+
+def test_latents_of_several_parts_are_refused():
+    both = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)])
+    with pytest.raises(ValueError, match="latent has several parts"):
+        compare.checked(both, both, "latent")
 
 
 def test_batches_of_two_sizes_are_refused_by_name():

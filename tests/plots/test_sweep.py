@@ -69,6 +69,7 @@ def test_every_point_is_labelled_inside_of_the_axes_and_no_label_hides_another(t
         [POINTS[0], point("broken", CACHED, 4.0, float("nan"))],
         [POINTS[0], point("a name that no node has room for, whatever its size may be", CACHED, 0.001, 40.0)],
         [point("uncached", UNCACHED, 0.0, 0.0, uncached=(0.0,) * 3), point("in no time", CACHED, 0.0, 0.2)],
+        [point("uncached", UNCACHED, 8.0, float("nan")), point("broken", CACHED, 4.0, float("nan"))],
     ],
 )
 def test_it_draws_whatever_came_out(points):

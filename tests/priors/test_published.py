@@ -105,6 +105,16 @@ def test_the_ddim20_router_reuses_248_of_1120(tmp_path):
     assert "248 of 1120" in made.describe()
 
 
+def test_a_router_of_one_call_per_step_serves_no_sampler_that_makes_several(tmp_path):
+    made = policy(published.read(written(tmp_path / "router.pt", "dit_xl2_256_ddim20")))
+    assert "the sampler heun makes several" in made.objection(Schedule(20, sampler="heun"))
+    assert made.objection(Schedule(20, sampler="euler")) is None
+    sites = [Site(f"blocks.{i}.mlp", i, 28) for i in range(28)]
+    assert Action.REUSE not in {
+        made.decide(Step(3, 20, 1 / 20, 1.0), site) for site in sites
+    }  # the fourth call, in step 1
+
+
 def test_the_first_of_two_steps_is_full_from_the_noisiest_on(tmp_path):
     prior = published.read(written(tmp_path / "router.pt", "dit_xl2_256_ddim20"))
     assert prior.tables["router"].isnan().all(1).tolist() == [True, False] * 10
