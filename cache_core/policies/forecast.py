@@ -31,6 +31,12 @@ SHORTEST = 9
 SEVERAL = ("heun", "heunpp2", "dpm_2", "exp_heun_2_x0", "dpm_fast_function", "dpm_adaptive_function")
 """The host's samplers that call the model several times per step and add no noise."""
 
+SEVERAL_NOISY = (
+    "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "dpmpp_sde_gpu", "exp_heun_2_x0_sde",
+    "seeds_2", "seeds_3", "sa_solver_pece",
+)  # fmt: skip
+"""Those that do both."""
+
 NOISY = ("ancestral", "sde", "seeds", "lcm", "ddpm", "sa_solver")
 """Parts of the names of samplers that add noise on the way."""
 

@@ -9,7 +9,7 @@ from ...errors import SettingError
 from ..knobs import Knob, choice
 from ..sites import Action, Schedule, Site, Step
 from .base import CachePolicy
-from .forecast import SEVERAL
+from .forecast import SEVERAL, SEVERAL_NOISY
 
 THRESHOLDS = 16
 """About so many of its gates a search tries as thresholds."""
@@ -49,7 +49,7 @@ class L2C(CachePolicy):
                 f"its router belongs to {self.steps} sampler steps and this run has {schedule.total}; "
                 f"sample {self.steps} steps, or train a router for {schedule.total} with Train Router"
             )
-        if schedule.sampler in SEVERAL and len(self.reused) == schedule.total:
+        if schedule.sampler in (*SEVERAL, *SEVERAL_NOISY) and len(self.reused) == schedule.total:
             return (
                 f"its router was trained with one call of the model per step, and the sampler {schedule.sampler.removesuffix('_function')} makes several; sample "
                 "with one such as euler, or train a router for this sampler with Train Router"
