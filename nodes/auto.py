@@ -37,7 +37,7 @@ class PriorCacheAuto(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up. LoRA nodes may stand before or after."),
                 goal(
-                    "The goal: steps over computed steps. 2 computes half of them, 1 all. Up to 2 little changes; beyond that look at the picture."
+                    "The goal: steps over computed steps. 2 computes half of them, 1 all. Up to 2 little changes with euler, ddim or dpmpp_2m; beyond that, or with samplers that add noise or call the model several times per step, look at the picture."
                 ),
             ],
             outputs=[

@@ -52,7 +52,7 @@ class PriorCacheForecast(io.ComfyNode):
                     options=["auto", "sigma", "log snr", "step"],
                     default="auto",
                     advanced=True,
-                    tooltip="Along what to extrapolate. auto: sigma for flow models (Flux, SD3, Wan), the step for models that predict noise or velocity.",
+                    tooltip="Along what to extrapolate. auto: sigma for flow models (Flux, SD3, Wan), or log SNR where the first four steps are all computed; the step for models that predict noise or velocity.",
                 ),
                 io.Combo.Input(
                     "order",
@@ -67,7 +67,7 @@ class PriorCacheForecast(io.ComfyNode):
                     default="auto",
                     optional=True,  # prompts of before have none
                     advanced=True,
-                    tooltip="Whether a computed step makes good what the forecasts before it were off by, which costs nothing: by a line between computed steps, by a parabola, or not. With euler, ddim and dpmpp_2m. auto: where enough steps are computed, 8 at least, and for flow models at cfg 1 always.",
+                    tooltip="Whether a computed step makes good what the forecasts before it were off by, which costs nothing: by a line between computed steps, by a parabola, or not. With euler, ddim and dpmpp_2m. auto: where enough steps are computed (8 at least, and three in ten for models that predict noise or velocity), and for flow models at cfg 1 always.",
                 ),
             ],
             outputs=[Policy.Output(display_name="policy", tooltip="For Apply Cache.")],
@@ -163,7 +163,10 @@ class PriorCacheSearch(io.ComfyNode):
                     "latent_image",
                     tooltip="The empty latent: its batch is how many pictures are judged at once. 8 to 16 are a good number; of 4 not every gain carries over to other pictures.",
                 ),
-                seeded("Seed of the judged pictures; not one you generate with.", default=1000),
+                seeded(
+                    "Seed of the pictures that are searched with; the next one judges what was found. Not ones you generate with.",
+                    default=1000,
+                ),
                 io.Float.Input(
                     "samplings",
                     default=40.0,

@@ -45,7 +45,9 @@ class PriorCacheSavePrior(io.ComfyNode):
             search_aliases=["save calibration"],
             is_output_node=True,
             inputs=[
-                PriorTable.Input("prior", tooltip="From Calibrate, Search Plans, Train Router or Load Router."),
+                PriorTable.Input(
+                    "prior", tooltip="From Calibrate, Search Plans, Train Router, Load Router or Merge Priors."
+                ),
                 io.String.Input(
                     "name",
                     default="my-model",

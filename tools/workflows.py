@@ -325,7 +325,8 @@ Press **Run**; it takes a few minutes. **Calibrate** measures the model, **Searc
 four speed-ups at once, and **Plan Policy** takes the plan for the goal: twice as fast. **Inspect** shows what came of it.
 
 Then try: another *value* in **Plan Policy**, which takes no time; *goal* = error with *value* 0.05; more *samplings* in
-**Search Plans**, which goes on where it was. Keep the prior with **Save Prior**.
+**Search Plans**, which goes on where it was. Keep the prior with **Save Prior**. For a plan that you keep, judge 8 to 16
+pictures: *batch_size* of the small **Empty Latent Image**.
 
 The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
