@@ -94,6 +94,22 @@ class TestCommand:
         for method in points:
             assert anew[method]["error"] == pytest.approx(points[method]["error"], rel=1e-4)
 
+    def test_plans_are_searched_and_judged_by_other_pairs_than_are_told(self, frontier, run, monkeypatch):
+        seen, original = [], frontier.run
+
+        def watched(bench, calibration, *rest):
+            seen.append([{pair[3] for pair in of.batches} for of in (bench, *calibration)])
+            return original(bench, calibration, *rest)
+
+        monkeypatch.setattr(frontier, "run", watched)
+        run("--samplings", "0")
+        ((told, searched, judged),) = seen
+        assert told
+        assert searched
+        assert judged
+        assert not told & (searched | judged)
+        assert not searched & judged
+
     @pytest.mark.parametrize(
         ("options", "more"),
         [

@@ -210,6 +210,10 @@ def test_every_kind_of_row_is_sampled_with_what_its_paper_needs(papers, shapes_d
     made = json.loads((folder / "l2c+eoc" / "cell.json").read_text())["identity"]
     assert made["aids"] == ["prior-60.safetensors", "router-1-2.safetensors"]
     assert "L2C 4 of 16 reused" in made["policy"]  # 22 % of the branches of all steps
+    said = {kind: json.loads((folder / kind / "cell.json").read_text())["identity"]["policy"] for kind in kinds}
+    assert said["fora-50+eoc"].endswith("on FORA N=2 (aligned)")
+    assert said["fora-50+goc-used-1.2"].startswith("GOC 1.2 (used) on FORA N=2")
+    assert said["l2c+goc-used-0.8"].startswith("GOC 0.8 (used) on L2C")
     from priorcache.benchmarks.tables import SEED, TIMED_SEED
     from priorcache.priors.prior import Prior
 

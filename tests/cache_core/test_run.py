@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from priorcache.cache_core.codecs import AsIs
-from priorcache.cache_core.policies import FORA, Decline, Full
+from priorcache.cache_core.policies import FORA, Decline, Full, ToCa
 from priorcache.cache_core.run import CacheRun, out_of_memory, relative_error
 from priorcache.cache_core.sites import MODEL, Action, Schedule, Site
 
@@ -40,6 +40,19 @@ def test_a_miss_computes_whatever_the_policy_says():
         other = run.next_forward([(0, "someone else")])
         assert other.action(SITE) is Action.COMPUTE
         assert other.branch(SITE, lambda x: x + 8, torch.ones(1, 1)).item() == 9
+
+
+def test_the_true_error_of_tokens_computed_anew_is_that_of_the_mixture():
+    """All tokens computed anew leave none, whatever reuse alone would have made."""
+    run = CacheRun(ToCa(ratio=1.0, steps=("F", "c", "F")), 3, measure="truth")
+    for i in range(3):
+        with run.evaluation(3.0 - i, i / 3):
+            forward = run.next_forward([(0, "u")])
+            forward.branch(
+                Site("blocks.0.mlp", 0, 1), lambda x, v=i + 1.0: x * 0 + v, torch.ones(1, 4, 1), tokenwise=True
+            )
+    run.close(True)
+    assert (run.trace.rows[1].action, run.trace.rows[1].error) == (Action.PARTIAL, 0)
 
 
 def test_who_was_away_is_computed_again_and_holds_nothing_meanwhile():

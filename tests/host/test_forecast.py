@@ -118,7 +118,15 @@ class TestCorrector:
         out, run = sampled(host, model, Forecast(2.0, corrector="linear"))
         assert out.isfinite().all()
         assert "memory ran out" in run.notes[0]
+        assert run.moments[-1].nbytes == 0
         assert computed(run)[-2:] == [8, 9]
+
+    def test_measuring_changes_no_picture(self, host, model):
+        policy = Forecast(2.0, corrector="linear")
+        off, *rest = (
+            host.sample(host.attach(model, policy, measure=m), **SETTINGS) for m in ("off", "errors", "truth")
+        )
+        assert all(torch.equal(off, other) for other in rest)
 
     def test_says_where_it_was_asked_for_and_cannot_serve(self, host, model):
         _, run = sampled(host, model, Forecast(2.0, corrector="linear"), sampler="ipndm")

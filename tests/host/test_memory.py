@@ -50,6 +50,7 @@ class TestTold:
         trace = Trace()
         host.sample(host.attach(model, policy, trace, store=store), **settings)
         assert trace.runs[0].expected_bytes == pytest.approx(trace.runs[0].peak_bytes, rel=0.05)
+        assert trace.runs[0].peak_bytes > 0
 
     @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
     @pytest.mark.parametrize("corrector", ["linear", "quadratic"])

@@ -13,6 +13,7 @@ from priorcache.cache_core.trace import RunTrace, Trace
 from priorcache.priors.record import recorded
 
 SETTINGS = {"steps": 9, "sampler": "euler", "scheduler": "karras"}
+PLANNED = Forecast(computed=(0, 1, 4), gains=((0.93, 0.27),) * 9, corrector="linear")
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_without_a_trace_images_pass_unstamped(replay, monkeypatch):
     assert trace.optional
 
 
-@pytest.mark.parametrize("policy", [Forecast(2.0), FORA(2), GOC(FORA(3))], ids=lambda p: p.describe())
+@pytest.mark.parametrize("policy", [Forecast(2.0), FORA(2), GOC(FORA(3)), PLANNED], ids=lambda p: p.describe())
 def test_a_replayed_image_comes_out_bit_by_bit(host, model, replay, monkeypatch, tmp_path, policy):
     trace = Trace()
     first = host.sample(host.attach(model, policy, trace), **SETTINGS)

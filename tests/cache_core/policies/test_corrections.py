@@ -370,6 +370,13 @@ class TestReady:
 
 
 class TestTaylor:
+    def test_what_was_computed_counts_whatever_came_between(self):
+        past = [
+            Feature(torch.tensor([value]), Step(at, 20, at / 20, 20.0 - at), computed)
+            for value, at, computed in ((7.0, 4, False), (5.0, 2, True), (1.0, 0, True))
+        ]
+        assert Taylor(HALF).reuse(Step(5, 20, 0.25, 15.0), SITE, past).item() == 11
+
     @pytest.mark.parametrize("policy", [Taylor(MOST, 1), Taylor(MOST, 2), Taylor(MOST, 2, True)], ids=Taylor.describe)
     def test_linear_features_are_exact_once_two_were_computed(self, policy):
         found = sample(policy, linear)

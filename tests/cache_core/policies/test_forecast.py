@@ -215,6 +215,7 @@ class TestPlans:
         ready = self.plan.prepared(double)
         assert ready.computed[::2] == (0, 4, 12)
         assert len(ready.computed) == 6
+        assert ready.gains == self.plan.gains[:1] * (2 * TOTAL)
         assert ready.objection(double) is None
 
     def test_on_other_noise_they_decline(self):

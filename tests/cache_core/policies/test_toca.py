@@ -140,6 +140,11 @@ class TestSelection:
         policy = ToCa(selection=selection, ratio=1 / 32)
         assert all(best in row for row in chosen(policy, marks=marks))
 
+    @pytest.mark.parametrize(("faithful", "best"), [(True, [0, 1]), (False, [0, 2])])
+    def test_as_published_the_order_of_pictures_is_that_of_the_code(self, faithful, best):
+        policy = ToCa(selection="small values", ratio=1 / 32, faithful=faithful)
+        assert chosen(policy, marks=torch.arange(2.0, 18).expand(2, -1)) == [best] * 2
+
     def test_without_marks_it_is_random(self):
         assert chosen(ToCa(selection="small values")) == chosen(ToCa())
 
