@@ -5,6 +5,8 @@ The count goes through the engine itself (CacheRun, adapter, policy), so it is w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,8 +16,14 @@ from ..cache_core.run import CacheRun
 from ..models.dit import DiT, DiTConfig
 
 
-def sampling(policy: CachePolicy, config: DiTConfig, steps: int, size: int, rows: int = 2) -> int:
-    """FLOPs (2 per multiply-add, matrix products only) of `steps` evaluations of `rows` latents of `size` x `size`."""
+def sampling(
+    policy: CachePolicy, config: DiTConfig, steps: int, size: int, rows: int = 2, sigmas: Sequence[float] = ()
+) -> int:
+    """FLOPs (2 per multiply-add, matrix products only) of `steps` evaluations of `rows` latents of `size` x `size`.
+
+    sigmas: of each evaluation, for policies with a prior that was measured at them. Raises RuntimeError when the policy
+    declines.
+    """
     network = DiT(config, device="meta")
     adapter = adapter_for(network)
     x = torch.empty(rows, config.in_channels, size, size, device="meta")
@@ -24,10 +32,13 @@ def sampling(policy: CachePolicy, config: DiTConfig, steps: int, size: int, rows
     run.checked = {block.kind for block in adapter.blocks(network)}  # meta tensors have no values to compare
     with FlopCounterMode(display=False) as counter:
         for step in range(steps):
-            with run.evaluation(sigma=float(steps - step), progress=step / steps):
+            sigma = sigmas[step] if sigmas else float(steps - step)
+            with run.evaluation(sigma=sigma, progress=step / steps):
                 cache = run.next_forward([(0, "row")])
                 with installed(adapter, network, cache):
                     network(x, t, y=y)
+    if run.declined:
+        raise RuntimeError(f"{policy.describe()} computed everything: {run.declined}")
     return counter.get_total_flops()
 
 

@@ -53,6 +53,13 @@ class Bench:
             conditioning(labels), conditioning(torch.full_like(labels, -1)), latent, disable_pbar=True, seed=seed,
         )  # fmt: skip
 
+    def sigmas(self) -> list[float]:
+        """The noise level of every step."""
+        import comfy.samplers
+
+        levels = self.model.get_model_object("model_sampling")
+        return comfy.samplers.calculate_sigmas(levels, SAMPLER[1], self._asked(self.steps)).tolist()[:-1]
+
     def _asked(self, steps: int) -> int:
         """What to ask this scheduler for to get so many steps: it may give one more where they do not divide its 1000."""
         import comfy.samplers

@@ -121,8 +121,6 @@ class Tables:
         cell, row = self.cell(name), self.ready(name)
         said = row.policy.describe() if row.policy else ""
         cell.claim(policy=said, steps=row.steps, aids=sorted(self.aids.used))
-        if "flops" not in cell.notes:
-            cell.note(flops=self.flops(row.policy, row.steps))
         missing = (b for b in range(math.ceil(self.images / self.batch)) if not cell.has(b, "error", *self.kept(name)))
         units = ((batch, self.exact(name, batch)) for batch in takewhile(lambda _: not self.late(), missing))
         begin = time.perf_counter()
@@ -130,6 +128,8 @@ class Tables:
             cell.keep(batch, data)
             say(f"{self.folder.name} {name}: batch {batch + 1}, {time.perf_counter() - begin:.1f} s")
             begin = time.perf_counter()
+        if "flops" not in cell.notes:
+            cell.note(flops=self.flops(row.policy, row.steps))
         if name != UNCACHED:
             self.time(cell, row.model, row.steps, rounds, timed)
 
@@ -183,8 +183,11 @@ class Tables:
 
     def flops(self, policy: CachePolicy | None, steps: int) -> float:
         """Ratio to uncached sampling, as the engine executes it."""
-        full = flops.sampling(Full(), self.bench.config, self.bench.steps, self.bench.size)
-        return flops.sampling(policy or Full(), self.bench.config, steps, self.bench.size) / full
+        if policy is None:
+            return (steps or self.bench.steps) / self.bench.steps
+        config, size = self.bench.config, self.bench.size
+        full = self.bench.steps * flops.sampling(Full(), config, 1, size)  # every step alike
+        return flops.sampling(policy, config, self.bench.steps, size, sigmas=self.bench.sigmas()) / full
 
     def time(self, cell: Cell, model, steps: int, rounds: int, count: int) -> None:
         """Uncached and cached sampling in turn, so that whatever else the machine does falls on both."""
@@ -222,7 +225,7 @@ class Tables:
         for key, table in (("psnr", "psnr"), ("ssim", "ssim"), ("named_right", "right")):
             values = cell.table(table, self.images)
             out[key] = None if values is None else values.double().mean().item()
-        if features is not None and self.judge.moments is not None:
+        if features is not None and features.isfinite().all() and self.judge.moments is not None:
             out["frechet"] = frechet(moments(features), self.judge.moments)
             if self.judge.real is not None:
                 drawn = torch.randperm(len(self.judge.real), generator=torch.Generator().manual_seed(0))
@@ -240,7 +243,8 @@ class Tables:
         found = []
         for claim, before, after, published in CLAIMS:
             pair = (self.features(before), self.features(after))
-            if self.judge.moments is None or any(f is None for f in pair) or len(pair[0]) != len(pair[1]):
+            known = [f for f in pair if f is not None and f.isfinite().all()]
+            if self.judge.moments is None or len(known) < 2 or len(pair[0]) != len(pair[1]):
                 continue
             rng = torch.Generator().manual_seed(0)
             drawn = [torch.randint(len(pair[0]), (len(pair[0]),), generator=rng) for _ in range(30)]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .codecs import CODECS, Codec
+from .compiler import eager, untraced
 from .policies.base import CachePolicy, Decline
 from .sites import MODEL, STACK, Action, Feature, Lane, Schedule, Site, Step, Streams
 from .store import FeatureStore
@@ -256,8 +257,8 @@ class Forward:
     def close_to_compiler(self) -> None:
         """Keep torch.compile out of what decides and keeps; the model's own functions, which `branch` calls, compile."""
         for name in ("action", "approximate", "reused", "computed"):
-            setattr(self, name, torch.compiler.disable(getattr(self, name)))
-        self.branch = torch.compiler.disable(self.branch, recursive=False)
+            setattr(self, name, eager(getattr(self, name)))
+        untraced(type(self).branch)
 
     @_alone
     def action(self, site: Site) -> Action:

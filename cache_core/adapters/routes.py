@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..compiler import eager, untraced
 from ..run import CacheRun, Forward, relative_error
 from ..sites import STACK, Action, Site
 from .base import Adapter, Block, computing
@@ -138,7 +139,7 @@ class Routes:
         self.checking = [(block.module, self._opaque(self._checking(block))) for block in self.blocks]
         if type(adapter).writes is not Adapter.writes:
             for block, modules in zip(self.blocks, self.noting, strict=True):
-                modules.append((block.module, self._opaque(self._hosting(block))))
+                modules.append((block.module, self._hosting(block)))
         passable = all(hasattr(block.equation, "returns") for block in self.blocks)
         self.stack = Stack(self) if passable and run.wants(STACK) else None
         if run.wants(STACK) and not passable:
@@ -192,10 +193,10 @@ class Routes:
             )
 
     def _opaque(self, function: Callable) -> Callable:
-        return torch.compiler.disable(function, recursive=False) if self.compiled else function
+        return untraced(function) if self.compiled else function
 
     def _eager(self, function: Callable) -> Callable:
-        return torch.compiler.disable(function) if self.compiled else function
+        return eager(function) if self.compiled else function
 
     def _noting(self, block: Block) -> list[tuple[nn.Module, Callable]]:
         """The modules that make the outputs of a block's branches, each with a forward that notes its output down."""
@@ -259,7 +260,7 @@ class Routes:
             self.copied = self.compiled or writes(kwargs)
             return self.originals[block.module](*args, **kwargs)
 
-        return hosted
+        return self._opaque(hosted)
 
     def _reusing(self, block: Block) -> Callable:
         """The adapter's equation, its branches handed to the cache."""
@@ -267,12 +268,12 @@ class Routes:
         def branch(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
             return self.cache.branch(block.sites[name], fn, x, tokenwise)
 
-        branch = self._opaque(branch)
+        branch, equation = self._opaque(branch), self._opaque(block.equation)
 
         def reusing(*args, **kwargs):
             if self.declined(kwargs):
                 return self.originals[block.module](*args, **kwargs)
-            return block.equation(block.module, branch, *args, **kwargs)
+            return equation(block.module, branch, *args, **kwargs)
 
         return reusing
 

@@ -75,6 +75,11 @@ def test_the_engine_executes_what_toca_and_duca_say():
     assert flops.sampling(policy, XL, 4, 32) == by_hand
 
 
+def test_what_declines_is_not_counted_as_if_it_served():
+    with pytest.raises(RuntimeError, match=r"computed everything: its 3 step types"):
+        flops.sampling(DuCa(steps=("F", "c", "a")), SHALLOW, 4, 32)
+
+
 def published(policy: ToCa, total: int) -> float:
     """TFLOPs by the authors' own count for DiT-XL/2 with guidance: softmax, norms and GELU too, adaLN at half."""
     b, n, c, heads, depth = 2, 256, XL.hidden_size, 16, XL.depth

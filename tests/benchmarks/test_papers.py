@@ -203,7 +203,10 @@ def test_every_kind_of_row_is_sampled_with_what_its_paper_needs(papers, shapes_d
     report = run(papers, shapes_dit, tmp_path, *more)
     assert set(report["rows"]) == {"none", *kinds}
     assert all(row["relative_l2"] > 0 for name, row in report["rows"].items() if name != "none")
-    assert report["rows"]["steps-2"]["flops"] == 0.5
+    saved = {name: row["flops"] for name, row in report["rows"].items()}
+    assert saved["steps-2"] == 0.5
+    assert saved["fora-50+eoc"] == saved["fora-50+goc-used-1.2"] == saved["fora-50+taylor-2"] < 0.6
+    assert saved["l2c"] == saved["l2c+eoc"] == saved["l2c+goc-used-0.8"] < 1
     claimed = {c["claim"] for c in report["claims"]}
     assert claimed == {"EOC on L2C"}  # the other bases were not asked for
     folder = tmp_path / f"tiny-{STEPS}"
@@ -220,6 +223,24 @@ def test_every_kind_of_row_is_sampled_with_what_its_paper_needs(papers, shapes_d
     tuned = {s for file in folder.glob("*.safetensors") for s in Prior.load(file).seeds}
     assert tuned
     assert max(tuned) + 1 < min(SEED, TIMED_SEED)
+
+
+def test_ruined_pictures_are_a_row_without_a_distance(papers, shapes_dit, tmp_path, monkeypatch):
+    sample = papers.Bench.sample
+
+    def ruined(self, model, *args):
+        found = sample(self, model, *args)
+        return found if model is self.model else found * torch.nan
+
+    monkeypatch.setattr(papers.Bench, "sample", ruined)
+    rows = ["--rows", "fora-50", "fora-50+goc-used-1.2"]
+    report = run(papers, shapes_dit, tmp_path, "--images", "12", "--batch", "12", "--rounds", "0", *rows)
+    assert math.isfinite(report["rows"]["none"]["frechet"])
+    row = report["rows"]["fora-50"]
+    assert row["images"] == 12
+    assert row["relative_l2"] is None
+    assert "frechet" not in row
+    assert report["claims"] == []
 
 
 def test_a_policy_that_declines_is_no_row(papers, shapes_dit, tmp_path):

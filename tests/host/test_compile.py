@@ -4,9 +4,10 @@ import importlib
 
 import pytest
 import torch
-from priorcache.cache_core.policies import FORA
+from priorcache.cache_core.policies import FORA, CachePolicy, Taylor
 from priorcache.cache_core.sites import MODEL, Action
 from priorcache.cache_core.trace import Trace
+from priorcache.models.dit import sdpa
 from priorcache.priors.auto import Auto
 
 ALIGNED = FORA(2, "aligned")
@@ -112,7 +113,6 @@ def test_blocks_that_were_compiled_in_place(host, small):
 
 
 def test_many_blocks_and_many_runs_are_not_compiled_again_and_again(host):
-    from priorcache.models.dit import sdpa
     from torch._dynamo.testing import CompileCounter
 
     counter, model, frames = CompileCounter(), host.model(depth=12), []
@@ -125,6 +125,24 @@ def test_many_blocks_and_many_runs_are_not_compiled_again_and_again(host):
     assert 0 < frames[0] < 2 * 12  # graphs: fewer than two a block, whatever is decided within
     assert frames[1:] == frames[:1] * 2
     assert [r.computed_fraction for r in trace.runs] == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    "policy", [ALIGNED, Taylor(ALIGNED), FORA(2, "aligned", level="stack")], ids=CachePolicy.describe
+)
+def test_nothing_is_looked_at_anew_at_every_step(host, policy):
+    """A frame that fails its guards again and again is given up, then its guards are tried at every call: graphs stay few."""
+    model, frames = host.model(depth=12), torch._dynamo.utils.counters["frames"]
+    for block in model.model.diffusion_model.blocks:
+        block.attn.attention = sdpa
+    both = host.attach(whole(model), policy)
+    frames.clear()
+    looked = []
+    for _ in range(3):
+        host.sample(both)
+        looked.append(frames["total"])
+    assert 0 < looked[0] <= 30
+    assert looked[1:] == looked[:1] * 2
 
 
 def test_measuring_changes_no_picture(host, small):
