@@ -142,7 +142,10 @@ def search_plans(
 
 
 def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, CachePolicy | None], list[Forecast]]:
-    """Where the search for a Forecast begins: evenly spread; the default; found before; the cheapest by the Gram matrix; published."""
+    """Where the search for a Forecast begins.
+
+    Evenly spread; the default; found before; the cheapest by the Gram matrix; published; evenly spread without extrapolation.
+    """
     base, total, cost = Forecast(sigmas=schedule.sigmas), schedule.total, None
     if gram is not None and len(gram) == total <= LONGEST:
         cost = coherent_cost(gram, schedule.sigmas, base.prepared(schedule).places)
@@ -158,6 +161,7 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
         if found is not None:  # its settings, at its own density of steps
             begin += [replace(found, computed=resized(found.computed, total, count, range(total)))]
         begin += [replace(first, computed=shape) for shape in shapes if len(shape) == count]
+        begin += [replace(first, gains=((0.0, 0.0),) * total)]
         return list(dict.fromkeys(begin))
 
     return at

@@ -61,6 +61,19 @@ class TestSearch:
         _, error = search().best(begin, samplings)
         assert error <= search().best(begin[:1], 0)[1]
 
+    def test_is_never_worse_than_plain_reuse_where_nothing_can_be_extrapolated(self):
+        """As with strong guidance and large steps: what a forecast exaggerates is more than what it gets right."""
+
+        def simulate(policy, pictures):
+            if policy == Full():
+                return Outcome(NOISE[:pictures], 1.0)
+            exaggerated = sum(abs(g) for pair in policy.gains or ((1.0, 0.0),) * T for g in pair)
+            return Outcome(NOISE[:pictures] * (1.1 + exaggerated), len(policy.computed) / T)
+
+        looking, begin = search(simulate=simulate, reference=NOISE), forecasts(SCHEDULE)(6, None)
+        reused = dataclasses.replace(begin[0], gains=((0.0, 0.0),) * T)
+        assert looking.best(begin, 5)[1] <= looking.judged(reused) < looking.judged(begin[0])
+
     def test_finds_much_better_settings(self):
         looking = search()
         begin = forecasts(SCHEDULE)(6, None)
