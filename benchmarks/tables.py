@@ -184,7 +184,7 @@ class Tables:
     def flops(self, policy: CachePolicy | None, steps: int) -> float:
         """Ratio to uncached sampling, as the engine executes it."""
         if policy is None:
-            return (steps or self.bench.steps) / self.bench.steps
+            return steps / self.bench.steps
         config, size = self.bench.config, self.bench.size
         full = self.bench.steps * flops.sampling(Full(), config, 1, size)  # every step alike
         return flops.sampling(policy, config, self.bench.steps, size, sigmas=self.bench.sigmas()) / full
@@ -243,8 +243,8 @@ class Tables:
         found = []
         for claim, before, after, published in CLAIMS:
             pair = (self.features(before), self.features(after))
-            known = [f for f in pair if f is not None and f.isfinite().all()]
-            if self.judge.moments is None or len(known) < 2 or len(pair[0]) != len(pair[1]):
+            known = all(f is not None and f.isfinite().all() for f in pair)
+            if self.judge.moments is None or not known or len(pair[0]) != len(pair[1]):
                 continue
             rng = torch.Generator().manual_seed(0)
             drawn = [torch.randint(len(pair[0]), (len(pair[0]),), generator=rng) for _ in range(30)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from threading import RLock
+from types import MethodType
 from typing import Protocol
 
 import torch
@@ -253,12 +254,14 @@ class Forward:
         self._actions: dict[str, Action] = {}
         self._marks: dict[str, Tensor] = {}
         self._changed: set[str] = set()  # sites whose past the policy did not take as it was
+        self._copies = False  # whether what functions give is kept as a copy; a compiled graph may reuse its memory
 
     def close_to_compiler(self) -> None:
         """Keep torch.compile out of what decides and keeps; the model's own functions, which `branch` calls, compile."""
+        self._copies = True
         for name in ("action", "approximate", "reused", "computed"):
             setattr(self, name, eager(getattr(self, name)))
-        untraced(type(self).branch)
+        self.branch = MethodType(untraced(type(self).branch), self)
 
     @_alone
     def action(self, site: Site) -> Action:
@@ -279,12 +282,12 @@ class Forward:
 
         tokenwise: fn may be called with some of the tokens of x (B, N, D) alone; where it may not, PARTIAL computes.
         """
-        action = self.action(site)
-        if action is Action.COMPUTE or (action is Action.PARTIAL and not tokenwise):
-            return self.computed(site, fn(x))
-        out, where = self.approximate(site, action, x)
+        action, out = self.action(site), None
+        if action is Action.REUSE or (action is Action.PARTIAL and tokenwise):
+            out, where = self.approximate(site, action, x)
         if out is None:
-            return self.computed(site, fn(x))
+            out = fn(x)
+            return self.computed(site, out.clone() if self._copies and self.run.holds(site) else out)
         fresh = None if where is None else fn(x.gather(1, where[..., None].expand(-1, -1, x.shape[-1])))
         exact = fn(x) if self.run.measure == "truth" else None
         return self.reused(site, out, where, fresh, exact)

@@ -144,7 +144,7 @@ def search_plans(
 def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, CachePolicy | None], list[Forecast]]:
     """Where the search for a Forecast begins.
 
-    Evenly spread; the default; found before; the cheapest by the Gram matrix; published; evenly spread without extrapolation.
+    Evenly spread; the default; found before; evenly spread without extrapolation; the cheapest by the Gram matrix; published.
     """
     base, total, cost = Forecast(sigmas=schedule.sigmas), schedule.total, None
     if gram is not None and len(gram) == total <= LONGEST:
@@ -160,8 +160,8 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
         begin += [replace(default, speedup=first.speedup)] if len(default.computed) == count else []
         if found is not None:  # its settings, at its own density of steps
             begin += [replace(found, computed=resized(found.computed, total, count, range(total)))]
-        begin += [replace(first, computed=shape) for shape in shapes if len(shape) == count]
         begin += [replace(first, gains=((0.0, 0.0),) * total)]
+        begin += [replace(first, computed=shape) for shape in shapes if len(shape) == count]
         return list(dict.fromkeys(begin))
 
     return at

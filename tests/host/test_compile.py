@@ -151,8 +151,19 @@ def test_measuring_changes_no_picture(host, small):
     assert close(host.sample(host.attach(both, ALIGNED, measure="truth")), plain) < 1e-5
 
 
+class Mixed(FORA):
+    """Reuses some branches of a block while it computes others."""
+
+    def decide(self, step, site):
+        reused = step.index % 2 == 1 if site.name.endswith("attn") else step.index % 3 > 0
+        return Action.REUSE if reused else Action.COMPUTE
+
+
 @STEADY
-def test_what_a_graph_will_overwrite_is_kept_as_a_copy(host, model):
+@pytest.mark.parametrize(
+    "policy", [ALIGNED, Mixed(2), Taylor(Mixed(2))], ids=["whole steps", "mixed", "mixed, corrected"]
+)
+def test_what_a_graph_will_overwrite_is_kept_as_a_copy(host, model, policy):
     """The backend hands out the same memory at every call, as CUDA graphs do."""
     static: dict[tuple, torch.Tensor] = {}
 
@@ -166,8 +177,9 @@ def test_what_a_graph_will_overwrite_is_kept_as_a_copy(host, model):
 
         return call
 
-    expected = host.sample(host.attach(model, ALIGNED))
-    assert close(host.sample(host.attach(by_module(model, backend), ALIGNED)), expected) < 1e-5
+    expected, trace = host.sample(host.attach(model, policy)), Trace()
+    assert close(host.sample(host.attach(by_module(model, backend), policy, trace)), expected) < 1e-5
+    assert 0 < trace.runs[0].computed_fraction < 1
 
 
 def by_module(model, backend):
