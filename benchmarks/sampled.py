@@ -49,25 +49,26 @@ class Bench:
 
         latent = self.latent(len(labels))
         return comfy.sample.sample(
-            model, comfy.sample.prepare_noise(latent, seed), self._asked(steps or self.steps), self.cfg, *SAMPLER,
+            model, comfy.sample.prepare_noise(latent, seed), self.schedule(steps or self.steps)[0], self.cfg, *SAMPLER,
             conditioning(labels), conditioning(torch.full_like(labels, -1)), latent, disable_pbar=True, seed=seed,
         )  # fmt: skip
 
     def sigmas(self) -> list[float]:
         """The noise level of every step."""
-        import comfy.samplers
+        return self.schedule(self.steps)[1][:-1]
 
-        levels = self.model.get_model_object("model_sampling")
-        return comfy.samplers.calculate_sigmas(levels, SAMPLER[1], self._asked(self.steps)).tolist()[:-1]
+    def schedule(self, steps: int) -> tuple[int, list[float]]:
+        """What to ask this scheduler for to get so many steps, and the noise levels that it gives, 0 the last.
 
-    def _asked(self, steps: int) -> int:
-        """What to ask this scheduler for to get so many steps: it may give one more where they do not divide its 1000."""
+        It may give one step more where they do not divide its 1000.
+        """
         import comfy.samplers
 
         levels = self.model.get_model_object("model_sampling")
         for asked in range(steps, 0, -1):
-            if len(comfy.samplers.calculate_sigmas(levels, SAMPLER[1], asked)) - 1 == steps:
-                return asked
+            sigmas = comfy.samplers.calculate_sigmas(levels, SAMPLER[1], asked)
+            if len(sigmas) - 1 == steps:
+                return asked, sigmas.tolist()
         raise SystemExit(
             f"the scheduler {SAMPLER[1]} cannot take {steps} steps; choose a number such as 10, 20, 25 or 50"
         )

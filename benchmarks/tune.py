@@ -79,7 +79,7 @@ def pictures(bench: Bench, labels: Tensor, seed: int) -> Pictures:
     from ..nodes.sampling import Sampling
 
     conds = conditioning(labels), conditioning(torch.full_like(labels, -1))
-    asked = bench._asked(bench.steps)
+    asked, _ = bench.schedule(bench.steps)
     sample = Sampler(Sampling(*conds, bench.latent(len(labels)), asked, bench.cfg, *SAMPLER), bench.model, seed)
     return Pictures(sample, sample(Full()).latents, sample.schedule)
 
