@@ -77,9 +77,13 @@ def growing(total: int, count: int) -> tuple[int, ...]:
     return next(exact, None) or next((chosen for chosen in coarse if len(chosen) <= count), coarse[-1])
 
 
+WINDOWS = ((0.15, 0.95), (0.0, 1.0))
+"""Where in a run the host's caches may skip: their default, and everywhere."""
+
+
 @contextmanager
-def host_cache(model, node: str, threshold: float):
-    """The model with the host's own EasyCache or LazyCache at its default window.
+def host_cache(model, node: str, threshold: float, window: tuple[float, float] = WINDOWS[0]):
+    """The model with the host's own EasyCache or LazyCache.
 
     EasyCache adds to the tensor that it was given, which in 32 bits is the sampler's own; it gets a copy, as it would in
     16 bits. Without that its error is several times larger.
@@ -94,4 +98,4 @@ def host_cache(model, node: str, threshold: float):
             "copy",
             lambda executor, x, *args, **kwargs: executor(x.clone(), *args, **kwargs),
         )
-    yield getattr(nodes_easycache, f"{node}Node").execute(model, threshold, 0.15, 0.95, False).args[0]
+    yield getattr(nodes_easycache, f"{node}Node").execute(model, threshold, *window, False).args[0]

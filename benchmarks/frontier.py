@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -30,14 +30,17 @@ from ..cache_core.adapters import adapter_for, unwrapped
 from ..cache_core.extrapolation import front_loaded, spread
 from ..cache_core.policies import CachePolicy, Forecast, Full, Taylor
 from ..cache_core.sites import Schedule
+from ..plots.export import png
 from ..plots.metrics import relative_l2
 from ..priors.files import replace
 from ..priors.plan import Plan, forecasts, search_plans
 from ..priors.search import Outcome, Search
-from .baselines import Given, Spectrum, growing, host_cache
+from ..priors.statistics import Statistics
+from .baselines import WINDOWS, Given, Spectrum, growing, host_cache
+from .curves import draw
 from .machine import machine
 from .pages import remarked
-from .standings import DEFAULT, HOST, PLAN, Point, Setting, page, summary, targets
+from .standings import DEFAULT, HOST, PLAN, Point, Setting, page, pictured, summary, targets
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT, DOC = ROOT / "demo" / "out" / "frontier", ROOT / "docs" / "frontier.md"
@@ -60,6 +63,7 @@ class Bench:
     sampler: str
     scheduler: str
     batches: list[tuple]  # (positive, negative, latent, seed)
+    plain: dict[tuple[int, str], Sampled] = field(default_factory=dict)  # what `uncached` found
 
     def sample(self, model, steps: int = 0, sampler: str = "", pictures: int | None = None) -> Sampled:
         """pictures: the first so many, or all."""
@@ -81,6 +85,13 @@ class Bench:
         latents = torch.cat(found)
         conds = 1 if math.isclose(self.cfg, 1.0) else 2
         return Sampled(latents, sum(calls) / conds / len(latents), time.perf_counter() - begin)
+
+    def uncached(self, steps: int, sampler: str) -> Sampled:
+        """Of the model as it is, sampled once for all settings that share `plain`."""
+        asked = (self.settings_for(steps), sampler)
+        if asked not in self.plain:
+            self.plain[asked] = self.sample(self.model, *asked)
+        return self.plain[asked]
 
     def sigmas(self, steps: int) -> list[float]:
         import comfy.samplers
@@ -137,8 +148,8 @@ def settings(steps: int, count: int) -> dict[str, CachePolicy]:
         "linear in sigma": Forecast(computed=even, order=1, coordinate="sigma", corrector="off"),
         "Taylor 1": Taylor(Given(even), order=1),
         "Taylor 2": Taylor(Given(even), order=2),
+        "Taylor 2, Spectrum's steps": Taylor(Given(growing(steps, count)), order=2),
         "Spectrum": Spectrum(growing(steps, count)),
-        "Spectrum, even steps": Spectrum(even),
         DEFAULT: Forecast(speedup=steps / count),
     }
 
@@ -160,10 +171,22 @@ class Pairs(NamedTuple):
     search: Bench
     judge: Bench
 
-    def plans(self, counts: list[int], samplings: float) -> tuple[list[Plan], Search]:
-        """For these numbers of computed steps."""
-        searches, schedule = [searching(bench) for bench in self], self.search.schedule()
-        return search_plans(searches[0], forecasts(schedule), counts, samplings, searches[1]), searches[0]
+    def plans(self, counts: list[int], samplings: float, log: Callable) -> list[Plan]:
+        """For these numbers of computed steps; none where the search may cost nothing."""
+        if not samplings:
+            return []
+        from ..nodes.attach import attach
+
+        (search, judge), watched = map(searching, self), Statistics()
+        pictures = len(self.search.batches[0][2])
+        self.search.sample(attach(self.search.model, Full(), observers=(watched,)), pictures=pictures)
+        watched.end_trajectory(pictures)
+        schedule = self.search.schedule()
+        plans = search_plans(search, forecasts(schedule, watched.gram("positive")), counts, samplings, judge)
+        log(
+            f"search: {search.spent:.1f} samplings of {len(search.reference)} pictures, {len(search.settings)} settings tried"
+        )
+        return plans
 
 
 def searching(bench: Bench) -> Search:
@@ -176,9 +199,9 @@ def searching(bench: Bench) -> Search:
     return Search(simulate, full.latents, bench.schedule())
 
 
-def run(
-    bench: Bench, calibration: Pairs, counts: list[int], samplings: float, every: bool, log: Callable
-) -> tuple[list[Point], list[Plan]]:
+def run(bench: Bench, plans: list[Plan], counts: list[int], every: bool, log: Callable) -> list[Point]:
+    """Every method, one after the other."""
+    bench.sample(bench.model, 2)  # the first one of a size allocates
     full, steps = bench.sample(bench.model), len(bench.sigmas(bench.steps)) - 1
     points = [Point("all steps", full.evaluations, 0.0, 0.0, math.inf, full.seconds)]
 
@@ -187,30 +210,40 @@ def run(
         p = points[-1]
         log(f"{p.method:32} {p.evaluations:6.1f} {p.error:8.4f} +- {p.spread:.4f} {p.psnr:7.2f} dB {p.seconds:8.2f} s")
 
-    plans, search = calibration.plans(counts, samplings) if samplings else ([], None)
-    if search:
-        log(
-            f"search: {search.spent:.1f} samplings of {len(search.reference)} pictures, {len(search.settings)} settings tried"
-        )
     for count in sorted(set(counts), reverse=True):
         for sampler in dict.fromkeys((bench.sampler, "euler", "dpmpp_2m")):
-            note(f"fewer steps, {sampler}", bench.sample(bench.model, bench.settings_for(count), sampler))
+            note(f"fewer steps, {sampler}", bench.uncached(count, sampler))
         for method, policy in (settings(steps, count) | (trials(steps, count) if every else {})).items():
             note(method, bench.policy(policy))
         for plan in plans:
             if plan.evaluations == count:
                 note(PLAN, bench.policy(plan.restored()))
                 log(f"   {plan.settings['computed']} in {plan.settings['coordinate']}, {plan.error:.4f} when judged")
-    for node in HOST:
+    for method, found in host_caches(bench, full.evaluations, counts):
+        note(method, found)
+    return points
+
+
+def host_caches(bench: Bench, whole: float, counts: list[int]) -> Iterator[tuple[str, Sampled]]:
+    """EasyCache and LazyCache from few evaluations to more than are compared; where their default window has no room for
+    so few, without it, too. EasyCache is inert on models that do not ask its wrapper.
+    """
+    for node, window in product(HOST, WINDOWS):
+        if window == WINDOWS[0]:
+            most, fewest = max(counts), whole
+        elif fewest <= min(counts):
+            continue
+        else:
+            most = fewest
         for threshold in THRESHOLDS:
-            with host_cache(bench.model, node, threshold) as model:
+            with host_cache(bench.model, node, threshold, window) as model:
                 found = bench.sample(model)
-            if found.evaluations >= full.evaluations:  # EasyCache is inert on models that do not ask its wrapper
+            if found.evaluations >= whole:
                 break
-            note(f"{node} {threshold:g}", found)
-            if found.evaluations > max(counts):
+            yield f"{node} {threshold:g}" + ", at any step" * (window != WINDOWS[0]), found
+            fewest = min(fewest, found.evaluations)
+            if found.evaluations > most:
                 break
-    return points, plans
 
 
 def pairs_of(drawer, count: int, batch: int, seed: int) -> list[tuple]:
@@ -230,7 +263,7 @@ def again(bench: Bench, calibration: Pairs, full: Sampled, setting: Setting, met
     """Measure a method of a setting anew, in place of its points."""
     steps, counts = len(bench.sigmas(bench.steps)) - 1, setting.counts
     if method == PLAN:
-        plans, _ = calibration.plans(counts, setting.about["samplings"])
+        plans = calibration.plans(counts, setting.about["samplings"], log)
         policies = [plan.restored() for plan in plans]
         setting.about["plans"] = [plan.as_dict() for plan in plans]
     else:
@@ -271,9 +304,14 @@ def parsed(argv: list[str]) -> argparse.Namespace:
         metavar="METHOD",
         help="measure these methods anew where a setting was measured already",
     )
+    parser.add_argument(
+        "--anew",
+        action="store_true",
+        help="measure every method anew, with the plans that were found, where not all were in one go with nothing beside it",
+    )
     parser.add_argument("--shared", action="store_true", help="other work runs beside it: no wall times in the page")
     parser.add_argument("--table", action="store_true", help="sample nothing, show what there is")
-    parser.add_argument("--write", action="store_true", help="write docs/frontier.md and docs/frontier.json")
+    parser.add_argument("--write", action="store_true", help="write docs/frontier.md, frontier.json and frontier.png")
     parser.add_argument("--out", type=Path, default=OUT, help="where every setting is kept, and not measured again")
     args = parser.parse_args(argv)
     if args.file and len(args.model) > 1:
@@ -337,15 +375,18 @@ def main(argv: list[str]) -> None:
         drawer = Drawer(name, args.file or ROOT / "demo" / f"shapes-{name}.safetensors")
         held_out = pairs_of(drawer, args.pairs, args.batch, 5000)
         seen = [pairs_of(drawer, args.calibration, args.batch, seed) for seed in (100, 300)]
-        for steps, cfg, sampler in product(args.steps, args.cfg or [MODELS[name], 1.0], args.sampler):
+        cfgs = args.cfg or [MODELS[name], 1.0]
+        plain = {cfg: {} for cfg in cfgs}
+        for steps, cfg, sampler in product(args.steps, cfgs, args.sampler):
             about = {
                 "model": name, "steps": steps, "cfg": cfg, "sampler": sampler, **way(args, name, steps),
             }  # fmt: skip
             file = args.out / f"{stem(args, name, sampler, steps, cfg)}.json"
             common = (drawer.model, steps, cfg, sampler, about["scheduler"])
-            bench, calibration = Bench(*common, held_out), Pairs(*(Bench(*common, pairs) for pairs in seen))
+            bench = Bench(*common, held_out, plain[cfg])
+            calibration = Pairs(*(Bench(*common, pairs) for pairs in seen))
             known = next((s for s in kept(args) if about.items() <= s.about.items()), None)
-            if known or args.again:
+            if (known and (known.whole or not args.anew)) or args.again:
                 print(f"{file.stem}: {'measured already' if known else 'not measured yet'}", flush=True)
                 full = bench.sample(bench.model) if known and args.again else None
                 for method in args.again if full else ():
@@ -353,7 +394,11 @@ def main(argv: list[str]) -> None:
                     write(file, known)
                 continue
             print(f"{name}, {sampler}, {steps} steps, cfg {cfg:g}, {args.pairs} held-out pairs", flush=True)
-            points, plans = run(bench, calibration, about["counts"], args.samplings, args.every, log)
+            if known and "plans" in known.about:
+                plans = [Plan.parsed(plan) for plan in known.about["plans"]]
+            else:
+                plans = calibration.plans(about["counts"], args.samplings, log)
+            points = run(bench, plans, about["counts"], args.every, log)
             about |= {"machine": machine(), "alone": not args.shared, "plans": [plan.as_dict() for plan in plans]}
             write(file, Setting(about, points))
             print("\n" + Setting(about, points).table() + "\n", flush=True)
@@ -364,3 +409,6 @@ def main(argv: list[str]) -> None:
         replace(DOC, lambda part: part.write_text(text))
         reports = json.dumps([setting.report for setting in settings])
         replace(DOC.with_suffix(".json"), lambda part: part.write_text(reports + "\n"))
+        if pictured(settings):
+            picture = png(draw(settings))
+            replace(DOC.with_suffix(".png"), lambda part: part.write_bytes(picture))

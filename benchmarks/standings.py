@@ -10,7 +10,7 @@ from itertools import pairwise
 
 HOST = ("EasyCache", "LazyCache")
 """The host's own caches: they have thresholds in place of a number of evaluations."""
-PEERS = ("reuse", "Taylor 1", "Taylor 2", "Spectrum", "Spectrum, even steps", *HOST)
+PEERS = ("reuse", "Taylor 1", "Taylor 2", "Taylor 2, Spectrum's steps", "Spectrum", *HOST)
 BASELINES = ("fewer steps, euler", "fewer steps, dpmpp_2m", "linear in sigma", *PEERS)
 DEFAULT, PLAN = "Forecast (ours)", "Plan (ours)"
 SAME = 1.001
@@ -31,8 +31,8 @@ class Point:
     seconds: float
 
 
-def at_equal_evaluations(points: Iterable[Point], node: str, evaluations: float) -> float | None:
-    """Error of a method that has no count of its own, on the line between its neighbouring points, in log error.
+def between_thresholds(points: Iterable[Point], node: str, evaluations: float) -> Point | None:
+    """A method that has no count of its own, on the line between its neighbouring points, in log error.
 
     Of several thresholds with as many evaluations, the best counts.
     """
@@ -43,7 +43,12 @@ def at_equal_evaluations(points: Iterable[Point], node: str, evaluations: float)
     for a, b in pairwise(own):
         if a.evaluations <= evaluations <= b.evaluations:
             part = (evaluations - a.evaluations) / max(b.evaluations - a.evaluations, 1e-9)
-            return math.exp((1 - part) * math.log(a.error) + part * math.log(b.error))
+
+            error = a.error ** (1 - part) * b.error**part
+            spread, psnr, seconds = (
+                (1 - part) * getattr(a, name) + part * getattr(b, name) for name in ("spread", "psnr", "seconds")
+            )
+            return Point(node, evaluations, error, spread, psnr, seconds)
     return None
 
 
@@ -84,12 +89,31 @@ class Setting:
         first, *others = self.about["machine"].split("; ")
         return {"": first} | dict(part.split(" on ", 1) for part in others)
 
-    def at(self, method: str, count: int) -> float | None:
-        """Error of a method with so many evaluations; of one whose schedule cannot have as many, with one less."""
+    @property
+    def whole(self) -> bool:
+        """Whether all was measured in one go, with nothing beside it: wall times can be told."""
+        return self.about["alone"] and len(self.machines) == 1
+
+    def point(self, method: str, count: int) -> Point | None:
+        """A method with so many evaluations; one whose schedule cannot have as many, with one less."""
         if method in HOST:
-            return at_equal_evaluations(self.points, method, count)
+            return between_thresholds(self.points, method, count)
         own = [p for p in self.points if p.method == method and count - 1.01 < p.evaluations < count + 0.01]
-        return max(own, key=lambda p: p.evaluations).error if own else None
+        return max(own, key=lambda p: p.evaluations) if own else None
+
+    def at(self, method: str, count: int) -> float | None:
+        """Its error."""
+        point = self.point(method, count)
+        return point and point.error
+
+    def time(self, point: Point) -> float:
+        """As a share of what all steps take."""
+        return point.seconds / self.points[0].seconds
+
+    def methods(self) -> list[str]:
+        """Ours last."""
+        others = (p.method for p in self.points[1:] if not p.method.startswith(HOST))
+        return list(dict.fromkeys([*(m for m in (*BASELINES, *others) if m not in (DEFAULT, PLAN)), DEFAULT, PLAN]))
 
     def best(self, methods: Iterable[str], count: int) -> tuple[float, str]:
         """(error, method) of the best of these."""
@@ -97,22 +121,22 @@ class Setting:
 
     def table(self) -> str:
         """Markdown: a row per method, a column per number of evaluations."""
-        counts = self.counts
+        head = ", ".join(["error", "PSNR in dB"] + ["time"] * self.whole)
         lines = [
-            "| error of the final latent | " + " | ".join(f"{c} of {self.about['steps']}" for c in counts) + " |",
-            "|---" * (len(counts) + 1) + "|",
+            f"| {head} | " + " | ".join(f"{c} of {self.about['steps']}" for c in self.counts) + " |",
+            "|---" * (len(self.counts) + 1) + "|",
         ]
-        others = (p.method for p in self.points if not p.method.startswith(HOST))
-        for name in dict.fromkeys([*BASELINES, *others, DEFAULT, PLAN]):
-            cells = [self.at(name, count) for count in counts]
-            if any(cell is not None for cell in cells):
+        for name in self.methods():
+            points = [self.point(name, count) for count in self.counts]
+            if any(points):
                 between = ", between its thresholds" if name in HOST else ""
-                lines.append(f"| {name}{between} | " + " | ".join(map(_shown, cells)) + " |")
+                lines.append(f"| {name}{between} | " + " | ".join(map(self._shown, points)) + " |")
         return "\n".join(lines)
 
-
-def _shown(error: float | None) -> str:
-    return "" if error is None else f"{error:.4f}"
+    def _shown(self, point: Point | None) -> str:
+        if point is None:
+            return ""
+        return f"{point.error:.4f}, {point.psnr:.1f}" + (f", {self.time(point):.2f}" if self.whole else "")
 
 
 def _cells(settings: Iterable[Setting]) -> Iterator[tuple[Setting, int]]:
@@ -180,17 +204,29 @@ def _bold(error: float, bold: bool) -> str:
 
 
 def clock(settings: list[Setting]) -> str:
-    """Markdown: wall time and PSNR, where nothing else ran; without what was measured anew at another time."""
-    lines = ["| | method | evaluations | time | error | PSNR |", "|---|---|---|---|---|---|"]
-    for s in settings:
-        whole = next(p.seconds for p in s.points if p.method == "all steps")
-        left_out = {"all steps", *s.machines}
-        for p in s.points:
-            if p.method not in left_out and min(abs(p.evaluations - n) for n in s.counts[:2]) < 0.51:
-                lines.append(
-                    f"| {s.title} | {p.method} | {p.evaluations:.1f} | {p.seconds / whole:.3f} | {p.error:.4f} | {p.psnr:.1f} dB |"
-                )
+    """Markdown: how much of the time that its evaluations should save a method does save, per model."""
+    models = list(dict.fromkeys(s.about["model"] for s in settings))
+    lines = ["| | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
+    for method in settings[0].methods():
+        cells = [_slower(method, [s for s in settings if s.about["model"] == model]) for model in models]
+        if any(cells):
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _slower(method: str, settings: list[Setting]) -> str:
+    """Share of the time over share of the evaluations."""
+    points = [(s, p) for s in settings for p in s.points if p.method.startswith(method) and p.evaluations]
+    found = [s.time(p) / (p.evaluations / s.points[0].evaluations) for s, p in points]
+    if len(found) < 2:
+        return "".join(f"{ratio:.2f}" for ratio in found)
+    low, middle, high = statistics.quantiles(found, n=4, method="inclusive")
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def pictured(settings: list[Setting]) -> list[Setting]:
+    """The middle number of steps with guidance, for every network and sampler, where times can be told."""
+    return [s for s in settings if s.whole and s.about["steps"] == 28 and s.about["cfg"] != 1]
 
 
 def _more(settings: list[Setting]) -> str:
@@ -208,7 +244,7 @@ def page(settings: list[Setting], command: str) -> str:
     """docs/frontier.md."""
     machines = sorted({machine for s in settings for machine in s.machines.values()})
     pairs, calibration = (sorted({s.about[key] for s in settings}) for key in ("pairs", "calibration"))
-    alone = [s for s in settings if s.about["alone"]]
+    alone = [s for s in settings if s.whole]
     parts = [
         "# Error of the final latent against evaluations",
         f"Written by `python tools/dev.py bench frontier {command}`, on {'; '.join(machines)}. Relative L2 distance of the final "
@@ -225,8 +261,20 @@ def page(settings: list[Setting], command: str) -> str:
         summary(settings),
     ]
     if alone:
-        parts += ["## On the clock", "Wall time as a ratio to all steps.", clock(alone)]
-    parts.append("## All methods")
+        parts += [
+            "## On the clock",
+            "Wall time as a share of what all steps take, divided by the share of the evaluations: 1 where everything is saved "
+            "that can be. Median over all points of a method (the middle half of them).",
+            clock(alone),
+        ]
+    if pictured(settings):
+        parts.append("![Error of the final latent against wall time](frontier.png)")
+    parts += [
+        "## All methods",
+        "Mean relative L2 error and mean PSNR of the final latent, and wall time as a share of what all steps take"
+        f"{'' if len(alone) == len(settings) else ', where all was measured in one go with nothing beside it'}; evaluations of the "
+        "network on top.",
+    ]
     parts += [f"### {s.title}\n\n{s.table()}" for s in settings]
     return "\n\n".join(parts)
 

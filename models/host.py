@@ -11,6 +11,7 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
@@ -18,8 +19,9 @@ from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 
 from .. import archives
 from ..errors import PriorCacheError, SettingError, excerpt
+from . import dit
 from .checkpoint import CheckpointError, plain, read
-from .dit import DiT, DiTConfig
+from .dit import DiTConfig
 
 LATENTS = {3: comfy.latent_formats.ChromaRadiance, 4: comfy.latent_formats.SD15}
 """Channels -> latent format: pixels as they are, or the SD VAE's latents (scale 0.18215), as the paper uses."""
@@ -48,6 +50,16 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> 
     """The host's preferred attention; while something is trained, the one that has a backward pass everywhere."""
     function = attention_pytorch if comfy.model_management.in_training else optimized_attention
     return function(q, k, v, heads)
+
+
+class DiT(dit.DiT):
+    """A DiT that asks the host's wrappers of a forward, as the host's own networks do: EasyCache is one."""
+
+    def forward(self, x, t, context=None, y=None, transformer_options=None, **rest) -> torch.Tensor:
+        options, kind = transformer_options or {}, comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(super().forward, self, wrappers)
+        return executor.execute(x, t, context, y, transformer_options=options, **rest)
 
 
 def network(config: DiTConfig, operations, dtype=None, device=None, **_) -> DiT:

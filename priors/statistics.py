@@ -146,6 +146,10 @@ class Statistics:
                 self._weight[key] += rows
         self._noted.clear()
 
+    def gram(self, role: str) -> Tensor:
+        """(T, T): mean products of the model's derivatives of two evaluations, of positive or negative."""
+        return self._gram[role] / self._gram_weight[role]
+
     def prior(self, subject: Subject, shape: tuple[int, ...], seeds: tuple[int, ...]) -> Prior:
         """The means over everything observed so far."""
         if not self.samples or not self._schedule:
@@ -161,7 +165,7 @@ class Statistics:
             "power": table(),
             "difference": torch.stack([table(g) for g in range(1, self.history + 1)]),
         }
-        tables |= {f"gram/{role}": gram / self._gram_weight[role] for role, gram in self._gram.items()}
+        tables |= {f"gram/{role}": self.gram(role) for role in self._gram}
         always = [s for s in sites if all((t, s) in self._mean for t in steps)]
         tables |= {f"mean/{s}": _means(self._mean, self._mean_weight, s, steps) for s in always}
         for site in sites:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from priorcache.benchmarks.baselines import Spectrum, growing, spectrum_weights
 from priorcache.benchmarks.frontier import Sampled, measured, settings
+from priorcache.benchmarks.standings import Setting
 from priorcache.cache_core.policies import Forecast
 from priorcache.cache_core.sites import MODEL, Action, Schedule, Step
 
@@ -89,24 +90,55 @@ class TestCommand:
         assert points["Forecast (ours)"]["evaluations"] == 5
         assert "measured already" in run("--write")[1]
         assert "| dit, euler, 10 steps, cfg 1 |" in frontier.DOC.read_text()
+        assert "## On the clock" in frontier.DOC.read_text()
         again, _ = run("--again", "Forecast (ours)", "Plan (ours)")
         anew = {point["method"]: point for point in again["points"]}
         for method in points:
             assert anew[method]["error"] == pytest.approx(points[method]["error"], rel=1e-4)
 
+    def test_what_was_not_measured_in_one_go_is_measured_whole_with_the_plans_that_were_found(
+        self, frontier, run, monkeypatch
+    ):
+        before, _ = run("--shared")
+        assert not Setting.parsed(before).whole
+        monkeypatch.setattr(frontier, "search_plans", None)  # nothing is searched again
+        after, _ = run("--anew")
+        assert Setting.parsed(after).whole
+        assert after["about"]["plans"] == before["about"]["plans"]
+        assert [p["method"] for p in after["points"]] == [p["method"] for p in before["points"]]
+        for point, earlier in zip(after["points"], before["points"], strict=True):
+            assert point["error"] == pytest.approx(earlier["error"], rel=1e-4)
+        again, said = run("--anew")
+        assert "measured already" in said
+        assert again == after
+
+    def test_the_model_as_it_is_is_sampled_once_for_all_settings(self, frontier, monkeypatch, tmp_path):
+        asked, original = [], frontier.Bench.sample
+
+        def watched(bench, model, steps=0, sampler="", **rest):
+            asked.append((steps, sampler))
+            return original(bench, model, steps, sampler, **rest)
+
+        monkeypatch.setattr(frontier.Bench, "sample", watched)
+        both = ("--sampler", "euler", "dpmpp_2m", "--samplings", "0", "--pairs", "1", "--out", str(tmp_path))
+        frontier.main([*self.FEW, *both])
+        assert sorted(what for what in asked if what[1]) == [(5, "dpmpp_2m"), (5, "euler")]
+        reports = [Setting.parsed(json.loads(file.read_text())) for file in tmp_path.glob("*.json")]
+        assert len(reports) == 2
+        for report in reports:
+            assert {"fewer steps, euler", "fewer steps, dpmpp_2m"} <= set(report.methods())
+
     def test_plans_are_searched_and_judged_by_other_pairs_than_are_told(self, frontier, run, monkeypatch):
-        seen, original = [], frontier.run
+        seen, original = {}, frontier.Bench.sample
 
-        def watched(bench, calibration, *rest):
-            seen.append([{pair[3] for pair in of.batches} for of in (bench, *calibration)])
-            return original(bench, calibration, *rest)
+        def watched(bench, *rest, **more):
+            seen.setdefault(id(bench), {pair[3] for pair in bench.batches})
+            return original(bench, *rest, **more)
 
-        monkeypatch.setattr(frontier, "run", watched)
-        run("--samplings", "0")
-        ((told, searched, judged),) = seen
-        assert told
-        assert searched
-        assert judged
+        monkeypatch.setattr(frontier.Bench, "sample", watched)
+        run()
+        told, judged, searched = sorted(seen.values(), key=min, reverse=True)
+        assert (min(told), min(judged), min(searched)) == (5000, 300, 100)
         assert not told & (searched | judged)
         assert not searched & judged
 

@@ -4,7 +4,17 @@ import json
 import math
 
 import pytest
-from priorcache.benchmarks.standings import DEFAULT, PLAN, Point, Setting, at_equal_evaluations, page, summary, targets
+from priorcache.benchmarks.standings import (
+    DEFAULT,
+    PLAN,
+    Point,
+    Setting,
+    between_thresholds,
+    clock,
+    page,
+    summary,
+    targets,
+)
 
 
 def setting(default=0.05, plan=0.02, alone=True, **about) -> Setting:
@@ -13,8 +23,8 @@ def setting(default=0.05, plan=0.02, alone=True, **about) -> Setting:
         Point("fewer steps, euler", 10, 0.06, 0, 20, 5.0),
         Point("reuse", 10, 0.09, 0, 20, 5.0),
         Point("Spectrum", 9, 0.08, 0, 20, 4.6),
-        Point("LazyCache 1", 4, 0.4, 0, 0, 2.0),
-        Point("LazyCache 0.5", 16, 0.1, 0, 0, 8.0),
+        Point("LazyCache 1", 4, 0.4, 0, 10, 2.0),
+        Point("LazyCache 0.5", 16, 0.1, 0, 20, 8.0),
         Point(DEFAULT, 10, default, 0, 22, 5.2),
         Point(PLAN, 10, plan, 0, 25, 5.2),
     ]
@@ -40,13 +50,12 @@ def test_a_report_is_json_that_every_reader_takes():
 
 def test_a_method_of_thresholds_is_read_between_its_neighbours():
     points = setting().points
-    assert at_equal_evaluations(points, "LazyCache", 10) == pytest.approx(0.2)
-    assert at_equal_evaluations(points, "LazyCache", 18) is None
-    assert at_equal_evaluations([*points, Point("LazyCache 0.8", 4, 0.3, 0, 0, 2.0)], "LazyCache", 4) == pytest.approx(
-        0.3
-    )
+    assert between_thresholds(points, "LazyCache", 10) == Point("LazyCache", 10, pytest.approx(0.2), 0, 15.0, 5.0)
+    assert between_thresholds(points, "LazyCache", 18) is None
+    lower = Point("LazyCache 0.8", 4, 0.3, 0, 0, 2.0)
+    assert between_thresholds([*points, lower], "LazyCache", 4).error == pytest.approx(0.3)
     assert setting().at("LazyCache", 10) == pytest.approx(0.2)
-    assert "| LazyCache, between its thresholds | 0.2000 |" in setting().table()
+    assert "| LazyCache, between its thresholds | 0.2000, 15.0, 0.50 |" in setting().table()
 
 
 def test_a_schedule_that_cannot_have_as_many_steps_is_taken_with_one_less():
@@ -90,17 +99,26 @@ def test_without_plans_nothing_is_said_of_them():
     assert summary([bare]).splitlines()[-1].endswith("/ **0.050** |")
 
 
-def test_times_are_shown_only_of_settings_that_ran_alone():
-    assert "| dit, euler, 20 steps, cfg 1.5 | Plan (ours) | 10.0 | 0.520 | 0.0200 | 25.0 dB |" in page(
-        [setting()], "--write"
-    )
-    assert "On the clock" not in page([setting(alone=False)], "--write")
-
-
-def test_what_was_measured_anew_has_no_time_beside_the_others():
+def test_times_are_shown_only_of_settings_that_were_measured_whole_and_alone():
+    whole = page([setting()], "--write")
+    assert "| Plan (ours) | 0.0200, 25.0, 0.52 |" in whole
+    assert "| error, PSNR in dB, time | 10 of 20 |" in whole
     later = setting(machine="a machine; Plan (ours) on another one")
     assert later.machines == {"": "a machine", "Plan (ours)": "another one"}
-    text = page([later], "--write")
-    assert "on a machine; another one. Relative" in text
-    assert "| Plan (ours) | 10.0 |" not in text
-    assert "| Forecast (ours) | 10.0 |" in text
+    for other in (later, setting(alone=False)):
+        text = page([other], "--write")
+        assert "On the clock" not in text
+        assert "| Plan (ours) | 0.0200, 25.0 |" in text
+        assert "On the clock" in page([other, setting()], "")
+    assert "on a machine; another one. Relative" in page([later], "--write")
+
+
+def test_time_is_compared_with_evaluations():
+    slow = setting()
+    slow.points[-1].seconds = 6.0
+    *_, spectrum, lazy, ours, plan = clock([setting(), slow]).splitlines()
+    assert ours == f"| {DEFAULT} | 1.04 (1.04 to 1.04) |"
+    assert plan == f"| {PLAN} | 1.12 (1.08 to 1.16) |"
+    assert lazy == "| LazyCache | 1.00 (1.00 to 1.00) |"
+    assert spectrum == "| Spectrum | 1.02 (1.02 to 1.02) |"
+    assert f"| {PLAN} | 1.04 | 1.20 |" in clock([setting(), Setting(slow.about | {"model": "flux"}, slow.points)])

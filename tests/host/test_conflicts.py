@@ -18,10 +18,10 @@ def close(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-def hosts_cache(name: str, model):
+def hosts_cache(name: str, model, threshold: float = 0.2):
     from comfy_extras import nodes_easycache
 
-    return getattr(nodes_easycache, f"{name}Node").execute(model, 0.2, 0.15, 0.95, False).args[0]
+    return getattr(nodes_easycache, f"{name}Node").execute(model, threshold, 0.15, 0.95, False).args[0]
 
 
 def named(function, module: str, qualname: str = "wrapper"):
@@ -50,6 +50,17 @@ class TestTheHostsCaches:
         with pytest.raises(host.node.CacheError, match=rf"^{name} and PriorCache.*remove one"):
             host.sample(both)
         assert torch.isfinite(host.sample(host.attach(model, policy))).all()
+
+    @pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
+    def test_alone_they_work_on_the_dit(self, host, model, name):
+        calls = []
+        theirs = hosts_cache(name, model, threshold=3.0)
+        hook = model.model.diffusion_model.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+        stock = host.sample(model, steps=12)
+        whole, cached = len(calls), host.sample(theirs, steps=12)
+        hook.remove()
+        assert len(calls) < 2 * whole
+        assert not torch.equal(stock, cached)
 
     def test_on_another_clone_they_are_left_alone(self, host, model):
         mine, theirs = host.attach(model, ALIGNED), hosts_cache("LazyCache", model)
