@@ -320,8 +320,7 @@ def pictured(prior: Prior, plan: Plan | None = None) -> tuple[torch.Tensor, torc
     """Everything; what reads inside a node; sentences."""
     from ..plots import plan as plot
 
-    gram = prior.tables.get("gram/positive")
-    errors = step_errors_of(plan, gram, prior.subject.prediction) if plan and gram is not None else ()
+    errors = step_errors_of(plan.restored(), plan.steps, prior) if plan else ()
     figures = plot.draw(prior.plans, plan, errors), plot.glance(prior.plans, plan)
     full, small = (as_image(figure) for figure in figures)
     return full, small, plot.summary(prior.plans, plan)

@@ -145,7 +145,7 @@ def _of_trace(trace, runs, before, earlier, prior, theme: Theme) -> list[Part]:
     from ..plots import pair
     from ..plots import trace as plot
 
-    text = "\n\n".join(map(plot.summary, runs)) or plot.WAITING
+    text = "\n\n".join(plot.summary(run, prior) for run in runs) or plot.WAITING
     tables = _tables(runs) if runs else {}
     own = Part("trace", lambda: plot.draw(runs, theme=theme, prior=prior), lambda: plot.glance(runs, theme=theme), text, tables)  # fmt: skip
     if before is None:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from ..cache_core.sites import MODEL, STACK, Site
 from ..cache_core.trace import KINDS, RunTrace, human_bytes
+from ..priors.plan import step_errors_of
 from ..priors.prior import Prior
+from ..priors.record import restored
 from .style import Sheet, Theme, grid, legend, log_scale, note, statistics_over_sites, step_axis
 
 NAMES = {
@@ -78,8 +80,12 @@ class Grid:
         rows = [[i for i, site in enumerate(self.sites) if site.block == block] for block in blocks]
         return np.array([statistics_over_sites(self.errors[part])[0] for part in rows])
 
-    def expected(self, prior: Prior) -> NDArray[np.float64] | None:
-        """(S, T) what a prior expects of reuse at the distances of this run; None where it is of other evaluations."""
+    def expected(self, prior: Prior, record: dict | None = None) -> NDArray[np.float64] | None:
+        """(S, T) what a prior expects of reuse at the distances of this run, and of a Forecast by its record; None where
+        it is of other evaluations.
+        """
+        if self.sites == (MODEL,):
+            return self._forecast(prior, record)
         if prior.evaluations != self.errors.shape[1] or not {s.name for s in self.sites} & set(prior.sites):
             return None
         tables = [prior.reuse_error(gap + 1).numpy() for gap in range(len(prior.tables["difference"]))]
@@ -92,6 +98,11 @@ class Grid:
                     found[i, t] = tables[gap - 1][t, prior.sites.index(site.name)]
                 computed = t if kind == "computed" else computed
         return found
+
+    def _forecast(self, prior: Prior, record: dict | None) -> NDArray[np.float64] | None:
+        policy = restored(record["policy"], record["settings"]) if record else None
+        found = step_errors_of(policy, self.errors.shape[1], prior) if policy else []
+        return np.where(self.kinds == "computed", np.nan, np.array([found])) if len(found) else None
 
 
 def present(runs: Sequence[RunTrace]) -> list[str]:
@@ -134,7 +145,7 @@ def errors(axes: Axes, run: RunTrace, theme: Theme, size: float, prior: Prior | 
     table = Grid.of(run)
     step_axis(axes, run.evaluations)
     curves = [("estimated", table.estimated, theme.estimated, "-", "o"), ("true", table.true, theme.true, "-", "D")]
-    expected = table.expected(prior) if prior is not None else None
+    expected = table.expected(prior, run.record) if prior is not None else None
     if expected is not None:
         curves.append(("expected by the prior", expected, theme.soft, ":", "s"))
     handles = [

@@ -6,6 +6,8 @@ import numpy as np
 
 from ..cache_core.sites import MODEL, STACK
 from ..cache_core.trace import KINDS, RunTrace, human_bytes
+from ..priors.plan import Plan, followed
+from ..priors.prior import Prior
 from .panels import Grid
 
 CALM, ROUGH = 0.1, 0.35
@@ -27,14 +29,24 @@ PLACES = {MODEL.name: "the whole network", STACK.name: "all blocks"}
 DECLINED = " computed everything"
 
 
-def summary(run: RunTrace) -> str:
-    """Three sentences: what happened; what it cost, or why nothing was skipped; what to try next."""
+def summary(run: RunTrace, prior: Prior | None = None) -> str:
+    """Three sentences: what happened; what it cost, or why nothing was skipped; what to try next. With the prior of a plan
+    that the run followed, one of what was promised.
+    """
     if not run.moments:
         return f"{run.policy}, {run.about}: the run was stopped before its first evaluation."
-    said = [happened(run), explained(run), advice(run)]
+    plan = followed(prior.plans, run.record) if prior is not None else None
+    said = [happened(run), *([promised(plan)] if plan else []), explained(run), advice(run)]
     if not run.complete:
         said.insert(1, "The run was stopped before its end.")
     return " ".join(said)
+
+
+def promised(plan: Plan) -> str:
+    return (
+        f"Its plan promised {plan.speedup:.2f}x in evaluations with a relative error of {plan.error:.3f} in the final latent, as "
+        f"judged on {plan.pictures} other picture{'s' * (plan.pictures > 1)}; Compare measures it against the uncached run."
+    )
 
 
 def happened(run: RunTrace) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +18,9 @@ from ..errors import SettingError, shown
 from .fit import cheapest, coherent_cost, step_errors
 from .record import fits, record, restored
 from .search import BLOWN, Search
+
+if TYPE_CHECKING:
+    from .prior import Prior
 
 MOST = 10_000
 """Steps of a sampler: the host's own limit."""
@@ -167,14 +171,28 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
     return at
 
 
-def step_errors_of(plan: Plan, gram: Tensor, prediction: str) -> list[float]:
-    """Predicted error (T,) of each step of a Forecast's plan, where the Gram matrix is of as many steps."""
-    policy = plan.restored()
-    if not isinstance(policy, Forecast) or len(gram) != plan.steps:
+def step_errors_of(policy: CachePolicy, steps: int, prior: Prior) -> list[float]:
+    """Predicted relative error (T,) of the derivative at each step of a Forecast; () where the prior is not of as many steps."""
+    gram = prior.tables.get("gram/positive")
+    if not isinstance(policy, Forecast) or gram is None or len(gram) != steps:
         return []
-    ready = policy.prepared(Schedule(plan.steps, policy.sigmas, "", prediction))
-    gains = [ready.gains_at(step) for step in range(plan.steps)]
+    ready = policy.prepared(Schedule(steps, policy.sigmas, "", prior.subject.prediction))
+    gains = [ready.gains_at(step) for step in range(steps)]
     return step_errors(gram, ready.places, ready.computed, gains)
+
+
+TAKEN = ("computed", "gains", "coordinate", "order", "curvature", "corrector")
+"""What a run takes from the plan of a Forecast."""
+
+
+def followed(plans: Iterable[Plan], record: dict | None) -> Plan | None:
+    """The plan that a run followed to the letter, by what its trace says of its policy."""
+    for plan in plans if record else ():
+        if plan.policy == record["policy"] == Forecast.__name__ and all(
+            plan.settings.get(name) == record["settings"].get(name) for name in TAKEN
+        ):
+            return plan
+    return None
 
 
 def chosen(plans: Sequence[Plan], speedup: float = 0.0, evaluations: int = 0, error: float = 0.0) -> Plan:

@@ -105,8 +105,7 @@ def used(prior: Prior, folder) -> Prior:
 def planned(plan, prior: Prior) -> None:
     made = plan.restored()
     asked(made, Schedule(T, SIGMAS, "euler", "EPS"))
-    if (gram := prior.tables.get("gram/positive")) is not None:
-        step_errors_of(plan, gram, prior.subject.prediction)
+    step_errors_of(made, plan.steps, prior)
 
 
 def check(folder, content: bytes) -> Prior | None:

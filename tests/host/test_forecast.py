@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from priorcache.cache_core.corrector import Corrector
@@ -18,10 +19,10 @@ DEMO = Path(__file__).resolve().parents[2] / "demo"
 SETTINGS = {"steps": 10, "sampler": "euler", "scheduler": "karras"}
 
 
-def sampled(host, model, policy, **changes):
+def sampled(host, model, policy, measure="off", **changes):
     """(latents, the run's trace)."""
     trace = Trace()
-    return host.sample(host.attach(model, policy, trace), **SETTINGS | changes), trace.runs[0]
+    return host.sample(host.attach(model, policy, trace, measure), **SETTINGS | changes), trace.runs[0]
 
 
 def by_sampler(host, model, policy, sampler, trace=None, steps=10, **changes):
@@ -270,6 +271,28 @@ class TestNodes:
         exact = host.sample(model, **SETTINGS, seed=41)
         error = ((out - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).mean().item()
         assert error == pytest.approx(planned.plans[0].error, rel=1e-3)  # judged by the next seed
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_what_a_plan_promised_is_told_beside_what_came(self, host, nodes, model, conds, prior):
+        from priorcache.plots import words
+        from priorcache.plots.panels import Grid
+
+        planned, *_ = search(nodes, prior, model, conds)
+        policy = nodes["PriorCachePlan"].execute(planned, "speed-up", 2.0).args[0]
+        _, run = sampled(host, model, policy, seed=41, measure="truth")
+        (plan,) = [p for p in planned.plans if p.evaluations == 5]
+        promise = f"Its plan promised 2.00x in evaluations with a relative error of {plan.error:.3f} in the final latent"
+        assert promise in words.summary(run, planned)
+        assert "promised" not in words.summary(run)
+        table = Grid.of(run)
+        expected = table.expected(planned, run.record)
+        assert np.isfinite(expected).tolist() == (table.kinds != "computed").tolist()
+        np.testing.assert_allclose(expected, table.true, rtol=0.5)  # along the uncached path, of other pictures
+        _, other = sampled(host, model, Forecast(2.0), seed=41)
+        assert "promised" not in words.summary(other, prior)
+        assert Grid.of(other).expected(planned, other.record) is not None
+        _, longer = sampled(host, model, policy, steps=20)
+        assert Grid.of(longer).expected(planned, longer.record) is None
 
     @pytest.mark.parametrize(
         ("goal", "value"), [("computed steps", 0.3), ("speed-up", float("nan")), ("error", float("inf"))]
