@@ -104,7 +104,7 @@ class Bench:
         from ..nodes.attach import schedule_of
 
         sampler = comfy.samplers.sampler_object(self.sampler)
-        return schedule_of(self.model.model, sampler, torch.tensor(self.sigmas(self.steps)), self.cfg)
+        return schedule_of(self.model, sampler, torch.tensor(self.sigmas(self.steps)), self.cfg)
 
     def settings_for(self, evaluations: int) -> int:
         """What to ask the host for to get at most so many steps; some of its schedulers add one."""

@@ -105,6 +105,9 @@ class CacheRun:
         self._visits: dict[tuple[int, Hashable], int] = {}
         self._lanes: set[Lane] = set()  # of this evaluation
         self._before: set[Lane] = set()  # of the one before
+        self.scale: float | None = None  # of guidance, in this evaluation; for whoever samples to say
+        self._scale_before: float | None = None
+        self._strayed = False
         self.corrector = None
         self._guessed = False  # whether anything of the network's output was reused in this evaluation
         if objection := _stateful(schedule) or _rising(schedule) or policy.objection(schedule):
@@ -187,9 +190,20 @@ class CacheRun:
         self._step = Step(index, self.total, min(max(progress, 0.0), 1.0), sigma)
         self._visits.clear()
         self._guessed = False
+        if (
+            self.policy.scheduled
+            and self._step.index != self._step.position
+            and not self._strayed
+            and not self.declined
+        ):
+            self._strayed = True
+            self.trace.notes.append(
+                f"{self.policy.describe()} computed everything from evaluation {index} on: the sampler leaves its schedule."
+            )
         if self._before - self._lanes:  # a prompt's range that ended, a window that moved on
             self.store.only(self._lanes)
         self._before, self._lanes = self._lanes, set()
+        self._scale_before = self.scale
         begin = self._clock.mark()
         yield self._step
         self.trace._marks.append((self._step, begin, self._clock.mark(), self.nbytes))
@@ -201,12 +215,13 @@ class CacheRun:
         step = self.step
         if step.index != step.position or not math.isclose(step.sigma, self.corrector.sigmas[step.index], rel_tol=1e-3):
             self.corrector = None
-            self.trace.notes.append(
-                f"{self.policy.describe()} corrected nothing from evaluation {step.index} on: the sampler leaves its schedule."
-            )
+            if not self._strayed:
+                self.trace.notes.append(
+                    f"{self.policy.describe()} corrected nothing from evaluation {step.index} on: the sampler leaves its schedule."
+                )
             return denoised
-        if self._lanes != self._before:  # another prompt, or one more: what was before says nothing of this one
-            self.corrector.clear()
+        if self._lanes != self._before or self.scale != self._scale_before:  # another prompt, one more, other guidance
+            self.corrector.clear()  # what was before says nothing of this one
         try:
             return self.corrector(step.index, x, denoised, computed=not self._guessed)
         except (RuntimeError, MemoryError) as error:

@@ -268,8 +268,9 @@ class Trace:
         self.runs = [*self.runs, run][-self.limit :]
 
     def of_nodes(self, nodes: set[str]) -> list[RunTrace]:
-        """The runs sampled by these nodes (or by nodes expanded out of them); all runs when none is known."""
-        chosen = [
-            r for r in self.runs if any(r.origin[1] == n or r.origin[1].startswith((f"{n}.", f"{n}:")) for n in nodes)
-        ]
-        return chosen or list(self.runs)
+        """The runs sampled by these nodes (or by nodes expanded out of them); all runs when no nodes are known."""
+
+        def among(node: str) -> bool:
+            return not node or any(node == n or node.startswith((f"{n}.", f"{n}:")) for n in nodes)
+
+        return [r for r in self.runs if not nodes or among(r.origin[1])]

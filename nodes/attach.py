@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import torch
+from comfy.model_sampling import CONST, V_PREDICTION
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from torch import nn
 
 from ..cache_core.adapters import Adapter, adapter_for, installed, misfit, sites_of, unwrapped
 from ..cache_core.codecs import CODECS
+from ..cache_core.extrapolation import FLOW
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun, Observer
 from ..cache_core.sites import MODEL, Action, Schedule
@@ -82,7 +84,7 @@ def attach(
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
         parts = parts_of(guider, noise.shape)
         unbroken = bool((guider.model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph"))
-        schedule = schedule_of(guider.model_patcher.model, sampler, sigmas, guidance_of(guider), unbroken)
+        schedule = schedule_of(guider.model_patcher, sampler, sigmas, guidance_of(guider), unbroken)
         schedule = informed(schedule, guider.model_patcher, policy, parts, CODECS[store])
         run = CacheRun(
             policy,
@@ -144,7 +146,7 @@ class _Sampling:
     """
 
     def __init__(self, run: CacheRun, sigmas: list[float], reserve: int):
-        self.run, self.sigmas, self.reserve = run, sigmas, reserve
+        self.run, self.sigmas, self.reserve, self.guider = run, sigmas, reserve, None
         self._adapters: dict[nn.Module, Adapter | None] = {}
 
     def adapter(self, network: nn.Module) -> Adapter | None:
@@ -178,7 +180,7 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):  # noqa:
     sampling = _run_of(model_options.get("transformer_options"))
     if sampling is None:
         return executor(x, timestep, model_options, seed)
-    sigma = float(timestep.flatten()[0])
+    sigma, sampling.guider = float(timestep.flatten()[0]), executor.class_obj
     with sampling.run.evaluation(sigma, sampling.progress(sigma)):
         return sampling.run.guided(x, executor(x, timestep, model_options, seed))
 
@@ -188,10 +190,12 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     sampling = _run_of(options)
     if sampling is None or not (sampling.run.policy.level == "model" or sampling.run.observers):
         return executor(model, conds, x_in, timestep, model_options)
-    sigma = timestep.flatten()[0]
+    sigma, known = timestep.flatten()[0], sampling.run.step.sigma
+    if sampling.guider is not None:
+        sampling.run.scale = guidance_of(sampling.guider)  # here, as nodes between may have another one for some steps
     present = [i for i, cond in enumerate(conds) if cond]
     place = (tuple(x_in.shape), *_manner(options), str(x_in.device))
-    forward = sampling.run.next_forward((i, (_active(conds[i], sigma), *place)) for i in present)
+    forward = sampling.run.next_forward((i, (_active(conds[i], known), *place)) for i in present)
     result: list[torch.Tensor] = []
 
     def derivatives(x: torch.Tensor) -> torch.Tensor:
@@ -206,14 +210,35 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     return [found[i] if i in found else torch.zeros_like(x_in) for i in range(len(conds))]
 
 
-def _active(cond: list[dict], sigma: torch.Tensor) -> tuple[Hashable, ...]:
-    """Identities of the conds that take part at this noise level."""
+def _active(cond: list[dict], sigma: float) -> tuple[Hashable, ...]:
+    """The conds that take part at this noise level, each with the part that its ControlNets and hooks take."""
     return tuple(
-        str(c.get("uuid"))
+        (str(c.get("uuid")), *_controls(c.get("control"), sigma), *_hooked(c.get("hooks"), sigma))
         for c in cond
         if not (c.get("timestep_start") is not None and sigma > c["timestep_start"])
         and not (c.get("timestep_end") is not None and sigma < c["timestep_end"])
     )
+
+
+def _steered(control: dict | None) -> tuple[Hashable, ...]:
+    """How much of a pass its ControlNets reach into; none of it outside of their ranges."""
+    return tuple((name, sum(part is not None for part in parts)) for name, parts in (control or {}).items())
+
+
+def _controls(control, sigma: float) -> Iterator[bool]:
+    """Of a chain of ControlNets, which have a say at this noise level."""
+    while control is not None:
+        first, last = getattr(control, "timestep_range", None) or (math.inf, -math.inf)
+        yield last <= sigma <= first
+        control = getattr(control, "previous_controlnet", None)
+
+
+def _hooked(hooks, sigma: float) -> Iterator[float]:
+    """How strong each hook is that has keyframes."""
+    for hook in hooks.hooks if hooks is not None else ():
+        frames = getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())
+        reached = [frame.strength for frame in frames if float(frame.start_t) >= sigma]
+        yield from reached[-1:]
 
 
 def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
@@ -232,7 +257,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if x.shape[0] % len(conds):
         sampling.run.decline("another node rearranges the rows of this model's batches")
         return host()
-    place = (x.shape[0] // len(conds), *x.shape[1:], *_manner(transformer_options), str(x.device))
+    place = (x.shape[0] // len(conds), *x.shape[1:], *_manner(transformer_options), _steered(control), str(x.device))
     forward = sampling.run.next_forward((cond, (str(uuid), *place)) for uuid, cond in conds)
     run = sampling.run
     try:
@@ -268,16 +293,24 @@ def named(sampler) -> str:
 
 
 def schedule_of(model, sampler, sigmas: torch.Tensor, cfg: float, unbroken: bool = False) -> Schedule:
-    """What is known of sampling a BaseModel by a SAMPLER along these sigmas (steps + 1,)."""
+    """What is known of sampling a MODEL by a SAMPLER along these sigmas (steps + 1,)."""
     return Schedule(
         total=len(sigmas) - 1,
         sigmas=tuple(sigmas.tolist()),
         sampler=named(sampler),
-        prediction=model.model_type.name,
+        prediction=prediction_of(model),
         cfg=cfg,
-        sites=sites_of(model.diffusion_model),
+        sites=sites_of(model.model.diffusion_model),
         unbroken=unbroken,
     )
+
+
+def prediction_of(model) -> str:
+    """The host's name of what a MODEL predicts, as it is sampled: nodes such as ModelSamplingSD3 make another of it."""
+    name, sampling = model.model.model_type.name, model.get_model_object("model_sampling")
+    if isinstance(sampling, CONST) == (name in FLOW):
+        return name
+    return "FLOW" if isinstance(sampling, CONST) else "V_PREDICTION" if isinstance(sampling, V_PREDICTION) else "EPS"
 
 
 def _new_trace(policy: CachePolicy, schedule: Schedule, noise: torch.Tensor) -> RunTrace:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import comfy.samplers
 import folder_paths
 from comfy_api.latest import io
 
@@ -15,9 +14,9 @@ from ..cache_core.trace import Trace
 from ..errors import PriorCacheError
 from ..priors.auto import Auto, Shelved, preferred, reaching
 from ..priors.prior import MODEL_FIELDS, Prior, Subject
-from .attach import attach, named
+from .attach import attach
 from .calibrate import subject
-from .forecast import goal
+from .forecast import goal, policy_of
 from .prior import FOLDER
 from .types import CATEGORY, TraceHandle
 
@@ -78,7 +77,7 @@ def shelved(about: Subject, speedup: float) -> tuple[list[Shelved], list[str]]:
             if prior.subject.differences(about, MODEL_FIELDS):
                 continue
             plan = reaching(prior.plans, speedup)
-            policy = plan.restored() if plan else None
+            policy = policy_of(plan, prior.subject) if plan else None
         except PriorCacheError as error:
             looked.append(f"{name} was left out: {error}.")
             continue
@@ -87,7 +86,7 @@ def shelved(about: Subject, speedup: float) -> tuple[list[Shelved], list[str]]:
         else:
             s = prior.subject
             source = f"{name} ({s.sampler}, {s.scheduler}, {s.steps} steps, cfg {s.cfg:g}; {plan.pictures} pictures)"
-            found.append(Shelved(plan, policy, _as_scheduled(s.sampler), source))
+            found.append(Shelved(plan, policy, source))
     return list(preferred(found)), looked
 
 
@@ -96,12 +95,6 @@ def _missing(prior: Prior, speedup: float) -> str:
         return "it holds no plans: put Search Plans behind Load Prior, and Save Prior behind that."
     have = ", ".join(f"{plan.speedup:.2f}x" for plan in prior.plans)
     return f"none of its plans ({have}) is for {speedup:g}x: search for it with Search Plans."
-
-
-def _as_scheduled(sampler: str) -> str:
-    """The name that a run with this sampler has in its schedule."""
-    known = sampler in comfy.samplers.KSampler.SAMPLERS
-    return named(comfy.samplers.sampler_object(sampler)) if known else sampler
 
 
 def told(model, speedup: float, shelf: list[Shelved], looked: list[str]) -> str:

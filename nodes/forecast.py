@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import comfy.samplers
 import comfy.utils
@@ -18,7 +19,7 @@ from ..priors.plan import Plan, chosen, forecasts, search_plans, step_errors_of,
 from ..priors.prior import Prior, PriorError, Subject
 from ..priors.search import Outcome, Search
 from ..priors.trend import Trend
-from .attach import attach
+from .attach import attach, named
 from .calibrate import subject
 from .memory import flops_of_sites, parts_of
 from .pictures import as_image
@@ -135,8 +136,21 @@ class PriorCachePlan(io.ComfyNode):
         plan = chosen(prior.plans, **{GOALS[goal]: wanted})
         image, small, text = pictured(prior, plan)
         return io.NodeOutput(
-            plan.restored(), image, text, ui={**ui.PreviewImage(small, cls=cls).as_dict(), "text": (text,)}
+            policy_of(plan, prior.subject),
+            image,
+            text,
+            ui={**ui.PreviewImage(small, cls=cls).as_dict(), "text": (text,)},
         )
+
+
+def policy_of(plan: Plan, about: Subject) -> CachePolicy:
+    """The policy of a plan. Older ones do not say which sampler and guidance they are for; their prior does."""
+    policy = plan.restored()
+    if isinstance(policy, Forecast) and not policy.sampler:
+        known = about.sampler in comfy.samplers.KSampler.SAMPLERS
+        sampler = named(comfy.samplers.sampler_object(about.sampler)) if known else about.sampler
+        policy = replace(policy, sampler=sampler, cfg=max(about.cfg, 0.0))
+    return policy
 
 
 class PriorCacheSearch(io.ComfyNode):

@@ -184,7 +184,8 @@ def read(image: str) -> tuple[list[dict], str]:
         said = json.loads(text)
         stamps = [(stamp["images"], stamp["runs"]) for stamp in said.get("stamps", [])]
         own = [runs for images, runs in stamps if name in images]
-        runs = own[-1] if own else said["runs"]
+        runs = [run for runs in own for run in runs] if own else said["runs"]
+        runs = [run for i, run in enumerate(runs) if run not in runs[:i]]
         for run in runs:
             record = run["record"]
             words = [run["about"], run["policy"], *([] if record is None else [record["policy"]])]
@@ -200,5 +201,9 @@ def read(image: str) -> tuple[list[dict], str]:
         raise StampError(
             f"{image} was saved beside {len(stamps)} stamped batches and is of none of them: put Stamp Images right before Save "
             "Image, in the branch whose pictures are to be replayed"
+        )
+    if not runs:
+        raise StampError(
+            f"{image} was not sampled by the model whose trace its Stamp Images has: wire it to the Apply Cache of its own branch"
         )
     return runs, "" if own or not stamps else CHANGED

@@ -94,7 +94,7 @@ class Sampling:
     def schedule(self, model) -> Schedule:
         """What is known of it beforehand."""
         sampler = comfy.samplers.KSampler(model, self.steps, "cpu", self.sampler, self.scheduler, self.denoise)
-        return schedule_of(model.model, comfy.samplers.sampler_object(self.sampler), sampler.sigmas, self.cfg)
+        return schedule_of(model, comfy.samplers.sampler_object(self.sampler), sampler.sigmas, self.cfg)
 
     def guider(self, model) -> comfy.samplers.CFGGuider:
         """As the host's own samples with these prompts."""

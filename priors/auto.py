@@ -23,13 +23,17 @@ class Shelved(NamedTuple):
 
     plan: Plan
     policy: Forecast  # the plan, restored
-    sampler: str  # as a Schedule names it
     source: str  # where it was found, for people
 
-    def fits(self, schedule: Schedule) -> bool:
-        """Whether it was searched for this very run: the sampler, and the noise of every step."""
-        same = len(self.policy.sigmas) == len(schedule.sigmas)
-        return self.sampler == schedule.sampler and same and np.allclose(self.policy.sigmas, schedule.sigmas, rtol=1e-3)
+    def misfit(self, schedule: Schedule) -> str:
+        """How this run is another than it was searched for, in words: sampler, guidance, or the noise of its steps."""
+        if found := self.policy.misfit(schedule):
+            return found
+        if len(self.policy.sigmas) != len(schedule.sigmas):
+            return f"{len(self.policy.sigmas) - 1} steps, and this run has {len(schedule.sigmas) - 1 if schedule.sigmas else 'other ones'}"
+        if not np.allclose(self.policy.sigmas, schedule.sigmas, rtol=1e-3):
+            return "other noise levels than this run has at its steps"
+        return ""
 
     def describe(self) -> str:
         plan = self.plan
@@ -72,12 +76,14 @@ class Auto(CachePolicy):
             whole = schedule.sampler in SEVERAL or not schedule.sites or schedule.unbroken
             return paced(self.speedup, "model" if whole else "branch"), objection
         for shelved in self.shelf:
-            if shelved.fits(schedule):
+            if not shelved.misfit(schedule):
                 return (
                     shelved.policy,
                     f"a plan was searched for this model, sampler and schedule ({shelved.describe()})",
                 )
-        why = "no plan fits this sampler and schedule" if self.shelf else "there is no plan for this model and goal"
+        why = "there is no plan for this model and goal"
+        if self.shelf:
+            why = f"the plan from {self.shelf[0].source} is for {self.shelf[0].misfit(schedule)}"
         look = "; beyond 2x look at the picture" if self.speedup > HALF else ""
         return forecast, why + look
 

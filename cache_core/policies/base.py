@@ -47,7 +47,8 @@ class CachePolicy(ABC):
     noted of the tokens while they are computed, for `select` to find in past[0].marks; None where it is not known.
     `changes` is what the trace calls an output that `reuse` did not leave as it was. `limit` is how many bytes may be
     kept at most, whatever was told beforehand; None for any. `aside` is what it holds itself, if it does. `corrects` says
-    whether `corrector_for` may give anything. `before` has the values of fields that records of earlier versions lack.
+    whether `corrector_for` may give anything, `scheduled` whether it computes where a sampler is not at the step that the
+    schedule has there. `before` has the values of fields that records of earlier versions lack.
     """
 
     history: ClassVar[int] = 1
@@ -58,6 +59,7 @@ class CachePolicy(ABC):
     limit: ClassVar[int | None] = None
     aside: ClassVar[Aside | None] = None
     corrects: ClassVar[bool] = False
+    scheduled: ClassVar[bool] = False
     before: ClassVar[Mapping[str, object]] = MappingProxyType({})
     level: str = field(default="branch", kw_only=True)
 

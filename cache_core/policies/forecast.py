@@ -83,7 +83,9 @@ class Forecast(CachePolicy):
     corrector: the degree of the interpolation by which a computed step makes good what was forecast before it, one of
     CORRECTORS (`cache_core.corrector`); "auto": as prediction, sampler and number of computed steps suit. follows: by how much
     of a displacement of x it takes the denoised picture to move; below 0: as the prediction suits.
-    sigmas: the noise levels (steps + 1,) that `computed` and `gains` were planned for; empty: any.
+    sigmas, sampler, cfg: the noise levels (steps + 1,), sampler and scale of guidance that `computed` and `gains` were
+    planned for; empty or 0: any. With another sampler, or guided where it was not, as many steps are computed, but as
+    without a plan: plans carried there were behind that in every third place. Other numbers of steps are fitted in.
     """
 
     speedup: float = 2.0
@@ -95,7 +97,10 @@ class Forecast(CachePolicy):
     curvature: float = 1.0
     corrector: str = "auto"
     follows: float = -1.0
+    sampler: str = ""
+    cfg: float = 0.0
     changes: ClassVar[str] = "forecast"
+    scheduled: ClassVar[bool] = True
     before: ClassVar[Mapping[str, object]] = MappingProxyType({"corrector": "off"})
     level: str = field(default="model", kw_only=True)
     places: tuple[float, ...] = field(default=(), repr=False)  # u of every step, once prepared
@@ -122,6 +127,8 @@ class Forecast(CachePolicy):
             raise SettingError(
                 f"Forecast: computed is {shown(self.computed)}; it must rise from 0, the step that begins"
             )
+        if not self.cfg >= 0:
+            raise SettingError(f"Forecast: cfg is {self.cfg}; the scale of guidance that it was planned for is meant")
         if self.sigmas and not _plannable(self.sigmas):
             raise SettingError(
                 f"Forecast: sigmas is {shown(self.sigmas)}; positive noise levels are meant, and the last may be 0"
@@ -145,10 +152,11 @@ class Forecast(CachePolicy):
 
     def prepared(self, schedule: Schedule) -> Forecast:
         """This policy with its steps, coordinate and order settled for one schedule."""
+        if self.misfit(schedule):
+            return self._unplanned(schedule).prepared(schedule)
         computed, gains, total = self.computed, self.gains, schedule.total
         sigmas = self.sigmas
-        known = sigmas and schedule.sigmas
-        if known and not _equal(sigmas, schedule.sigmas) and _alike(sigmas, schedule.sigmas):
+        if self._fitted(schedule):
             (computed, gains), sigmas = resampled(computed, gains, sigmas, schedule.sigmas), schedule.sigmas
         flow = schedule.prediction in FLOW
         several = any(part in schedule.sampler for part in MULTISTEP)
@@ -166,6 +174,8 @@ class Forecast(CachePolicy):
             "computed": computed,
             "gains": gains,
             "sigmas": sigmas or (schedule.sigmas if _plannable(schedule.sigmas) else ()),
+            "sampler": self.sampler or schedule.sampler,
+            "cfg": self.cfg or schedule.cfg,
             "coordinate": coordinate,
             "order": order,
             "curvature": curvature,
@@ -173,6 +183,11 @@ class Forecast(CachePolicy):
             "follows": self.follows if self.follows >= 0 else FOLLOWS_FLOW if flow else FOLLOWS,
         }
         return replace(self, **settled, places=axis(schedule, coordinate))
+
+    def _fitted(self, schedule: Schedule) -> bool:
+        """Whether the plan is one of other steps over the same noise."""
+        known = bool(self.sigmas and schedule.sigmas)
+        return known and not _equal(self.sigmas, schedule.sigmas) and _alike(self.sigmas, schedule.sigmas)
 
     def corrector_for(self, schedule: Schedule) -> Corrector | None:
         if self.corrector not in DEGREES:
@@ -239,7 +254,32 @@ class Forecast(CachePolicy):
             return f"its plan is for noise from {a:.3g} to {b:.3g}, this run has {c:.3g} to {d:.3g}; plan with this run's settings"
         return None
 
+    def misfit(self, schedule: Schedule) -> str:
+        """How a run is another than its plan was made for, in words."""
+        if not self.computed:
+            return ""
+        if self.sampler and schedule.sampler and self.sampler != schedule.sampler:
+            return f"the sampler {self.sampler}, and this run has {schedule.sampler}"
+        if self.cfg and schedule.cfg and (self.cfg == 1) != (schedule.cfg == 1):
+            return f"cfg {self.cfg:g}, and this run has {schedule.cfg:g}"
+        return ""
+
+    def _unplanned(self, schedule: Schedule) -> Forecast:
+        """The same share of computed steps without a plan."""
+        planned = len(self.sigmas) - 1 if self.sigmas else schedule.total
+        return Forecast(min(max(planned / len(self.computed), 1.0), FASTEST))
+
     def remark(self, schedule: Schedule) -> str | None:
+        if found := self.misfit(schedule):
+            return (
+                f"{self.describe()} was planned for {found}: the share of computed steps is kept, and which they are is chosen as "
+                "without a plan. Calibrate and search with this run's settings."
+            )
+        if self._fitted(schedule):
+            return (
+                f"{self.describe()} was planned for {len(self.sigmas) - 1} steps and is fitted into {schedule.total}, where it was "
+                "not judged."
+            )
         if self.corrector in DEGREES and schedule.sampler and self.corrector not in self._correctors(schedule):
             return (
                 f"{self.describe()} corrects nothing with the sampler {schedule.sampler} and this schedule: it knows the steps of "
@@ -293,11 +333,13 @@ def _range(sigmas: tuple[float, ...]) -> tuple[float, float]:
 
 
 def _alike(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    """Whether two schedules begin at about the same noise and go on to the end, as step counts of one scheduler do.
+    """Whether two schedules go over the same noise, as step counts of one scheduler do.
 
-    The first noise of some schedulers depends on the number of steps; the last one is near 0 wherever nothing is cut.
+    The first noise of some schedulers depends on the number of steps, but by less than one of them; the last is 0 wherever
+    nothing is cut.
     """
     if not b:
         return True
-    (a0, a1), (b0, b1) = _range(a), _range(b)
-    return math.isclose(a0, b0, rel_tol=0.5) and max(a1 / a0, b1 / b0) < 0.25
+    longest = max(x[0] / x[1] if x[1] else math.inf for x in (a, b))
+    begins = max(a[0], b[0]) / min(a[0], b[0]) <= longest * (1 + 1e-3)
+    return begins and math.isclose(a[-1], b[-1], rel_tol=1e-3)

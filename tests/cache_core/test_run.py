@@ -68,22 +68,36 @@ def test_who_was_away_is_computed_again_and_holds_nothing_meanwhile():
     assert seen == [(0, "a", 0), (0, "b", 0), (1, "a", 0), (2, "a", 0), (2, "b", 2), (3, "a", 0), (3, "b", 2)]
 
 
+class Told:
+    """In place of a corrector."""
+
+    sigmas, excess, nbytes, said = [4.0, 3.0, 2.0, 1.0], 0.0, 0, ()
+
+    def clear(self):
+        self.said = (*self.said, "forgets")
+
+    def __call__(self, index, x, denoised, computed):
+        self.said = (*self.said, index)
+        return denoised
+
+
 def test_a_corrector_forgets_when_other_conds_take_part():
-    class Told:
-        sigmas, excess, nbytes, said = [4.0, 3.0, 2.0, 1.0], 0.0, 0, ()
-
-        def clear(self):
-            self.said = (*self.said, "forgets")
-
-        def __call__(self, index, x, denoised, computed):
-            self.said = (*self.said, index)
-            return denoised
-
     run = CacheRun(FORA(2, level="model"), 4)
     run.corrector, x = Told(), torch.ones(1, 1)
     for i, conds in enumerate(("a", "a", "b", "b")):
         with run.evaluation(4.0 - i, i / 4):
             run.next_forward([(0, conds)]).branch(MODEL, lambda x: x, x)
+            run.guided(x, x)
+    assert run.corrector.said == ("forgets", 0, 1, "forgets", 2, 3)
+
+
+def test_a_corrector_forgets_when_guidance_changes():
+    run = CacheRun(FORA(2, level="model"), 4)
+    run.corrector, x = Told(), torch.ones(1, 1)
+    for i, scale in enumerate((7.0, 7.0, 2.0, 2.0)):
+        with run.evaluation(4.0 - i, i / 4):
+            run.scale = scale
+            run.next_forward([(0, "a")]).branch(MODEL, lambda x: x, x)
             run.guided(x, x)
     assert run.corrector.said == ("forgets", 0, 1, "forgets", 2, 3)
 

@@ -159,6 +159,9 @@ class TestTraceHandle:
         assert [r.origin[1] for r in trace.of_nodes({"6"})] == ["6"]
         assert [r.origin[1] for r in trace.of_nodes({"8"})] == ["8.0.0.1"]
         assert len(trace.of_nodes(set())) == 3
+        assert trace.of_nodes({"9"}) == []  # sampled by another model
+        trace.add(run_of([1.0], set(), ("", "")))
+        assert [r.origin[1] for r in trace.of_nodes({"6"})] == ["6", ""]
 
     def test_is_bounded(self):
         trace = Trace()

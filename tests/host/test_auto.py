@@ -127,12 +127,20 @@ class TestWithPriors:
         assert "Any other run: Forecast 2x" in told
 
     @pytest.mark.parametrize(
-        "changes", [{"sampler": "dpmpp_2m"}, {"scheduler": "normal"}, {"steps": 12}, {"denoise": 0.7}]
+        ("changes", "difference"),
+        [
+            ({"sampler": "dpmpp_2m"}, "the sampler euler, and this run has dpmpp_2m"),
+            ({"cfg": 1.0}, "cfg 1.5, and this run has 1"),
+            ({"steps": 12}, "10 steps, and this run has 12"),
+            ({"scheduler": "normal"}, "other noise levels than this run has at its steps"),
+            ({"denoise": 0.7}, "other noise levels than this run has at its steps"),
+        ],
     )
-    def test_any_other_run_is_forecast(self, host, model, folder, planned, changes):
+    def test_any_other_run_is_forecast(self, host, model, folder, planned, changes, difference):
         planned.save(folder / "mine.safetensors")
         _, run, _ = sampled(host, model, **changes)
-        assert run.notes[0].endswith("no plan fits this sampler and schedule.")
+        assert "the plan from mine.safetensors (euler, karras, 10 steps, cfg 1.5; 2 pictures) is for " in run.notes[0]
+        assert run.notes[0].endswith(f" is for {difference}.")
         assert not run.record["settings"]["gains"]
 
     def test_ddim_is_known_by_the_sampler_that_it_is(self, host, model, folder, planned):

@@ -148,8 +148,55 @@ class TestCorrector:
             torch.manual_seed(5)
             found.append(by_sampler(host, model, Forecast(2.0, corrector=corrector), sampler, trace))
         assert torch.equal(*found)
-        assert [len(trace.runs[0].notes) for trace in traces] == [1, 0]
-        assert "the sampler leaves its schedule" in traces[0].runs[0].notes[0]
+        for trace in traces:
+            *_, note = trace.runs[0].notes
+            assert note.endswith(" computed everything from evaluation 1 on: the sampler leaves its schedule.")
+            assert computed(trace.runs[0]) == list(range(10))
+
+
+def test_a_model_is_forecast_as_what_it_is_sampled_as(host, model):
+    """A node in between may sample a model of noise as a flow."""
+    import comfy.model_sampling
+
+    class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+        pass
+
+    flow = model.clone()
+    flow.add_object_patch("model_sampling", Flow(model.model.model_config))
+    _, run = sampled(host, flow, Forecast(2.0), scheduler="simple")
+    assert run.record["settings"]["coordinate"] == "sigma"
+    _, run = sampled(host, model, Forecast(2.0), scheduler="simple")
+    assert run.record["settings"]["coordinate"] == "step"
+
+
+def test_a_corrector_forgets_what_other_guidance_said(host, model, monkeypatch):
+    """A node such as CFG Override has another cfg for some of the steps."""
+    cleared, original = [], Corrector.clear
+
+    def watched(self):
+        cleared.append(len(cfgs))
+        return original(self)
+
+    def overriding(executor, x, timestep, *rest):
+        guider, begun = executor.class_obj, executor.class_obj.cfg
+        guider.cfg = 1.5 if len(cfgs) < 4 else 3.0
+        cfgs.append(guider.cfg)
+        try:
+            return executor(x, timestep, *rest)
+        finally:
+            guider.cfg = begun
+
+    monkeypatch.setattr(Corrector, "clear", watched)
+    kind = host.comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+    for first in (True, False):  # on either side of the cache
+        cfgs: list[float] = []
+        theirs = model.clone() if first else host.attach(model, Forecast(2.0, corrector="linear"))
+        theirs.add_wrapper(kind, overriding)
+        attached = host.attach(theirs, Forecast(2.0, corrector="linear")) if first else theirs
+        cleared.clear()
+        host.sample(attached, **SETTINGS)
+        assert cfgs == [1.5] * 4 + [3.0] * 6
+        assert [at for at in cleared if 1 < at < 10] == [5]  # and where the run begins and ends
 
 
 @pytest.mark.parametrize("sampler", [
@@ -281,7 +328,9 @@ class TestNodes:
         policy = nodes["PriorCachePlan"].execute(planned, "speed-up", 2.0).args[0]
         _, run = sampled(host, model, policy, seed=41, measure="truth")
         (plan,) = [p for p in planned.plans if p.evaluations == 5]
-        promise = f"Its plan promised 2.00x in evaluations with a relative error of {plan.error:.3f} in the final latent"
+        promise = (
+            f"Its plan promised 2.00x in evaluations with a relative error of {plan.error:.3f} in the final latent"
+        )
         assert promise in words.summary(run, planned)
         assert "promised" not in words.summary(run)
         table = Grid.of(run)
@@ -307,8 +356,26 @@ class TestNodes:
         planned, *_ = search(nodes, prior, model, conds, samplings=1.0, speedups="2")
         policy = nodes["PriorCachePlan"].execute(planned, "computed steps", 5.0).args[0]
         _, run = sampled(host, model, policy, steps=20)
-        assert run.notes == []
+        assert "was planned for 10 steps and is fitted into 20, where it was not judged" in run.notes[0]
         assert len(computed(run)) == 10
+
+    @pytest.mark.usefixtures("undrawn")
+    @pytest.mark.parametrize("changes", [{"sampler": "dpmpp_2m"}, {"cfg": 1.0}], ids=["sampler", "guidance"])
+    @pytest.mark.parametrize("earlier", [True, False])
+    def test_a_plan_of_another_run_is_left_for_what_needs_none(
+        self, host, nodes, model, conds, prior, changes, earlier
+    ):
+        """Plans of earlier versions do not say what they are for: their prior does."""
+        planned, *_ = search(nodes, prior, model, conds)
+        if earlier:
+            old = [{k: v for k, v in p.settings.items() if k not in ("sampler", "cfg")} for p in planned.plans]
+            plans = [dataclasses.replace(p, settings=s) for p, s in zip(planned.plans, old, strict=True)]
+            planned = planned.planned(plans)
+        policy = nodes["PriorCachePlan"].execute(planned, "computed steps", 5.0).args[0]
+        out, run = sampled(host, model, policy, **changes)
+        assert "was planned for" in run.notes[0]
+        assert torch.equal(out, sampled(host, model, Forecast(2.0), **changes)[0])
+        assert sampled(host, model, policy)[1].notes == []
 
     @pytest.mark.usefixtures("undrawn")
     def test_a_search_goes_on_where_it_was_stopped(self, host, nodes, model, conds, prior, monkeypatch):

@@ -97,6 +97,34 @@ def test_each_picture_of_a_prompt_is_told_by_its_own_stamp(replay, monkeypatch, 
         replay.PriorCacheReplay.execute(saved(tmp_path / "c.png", text, picture=torch.rand(4, 6, 3)))
 
 
+def test_pictures_of_two_models_are_told_by_both_stamps(replay, monkeypatch, tmp_path):
+    """As Wan 2.2 is sampled: a model for high noise and one for low, each with its own Apply Cache and Stamp Images."""
+    said: dict = {}
+    for policy in (FORA(2), Forecast(3.0)):
+        trace = Trace()
+        trace.add(RunTrace(policy.describe(), 4, about="euler", complete=True, record=recorded(policy)))
+        text = stamped(replay, monkeypatch, trace, said=said)
+    name = saved(tmp_path / "both.png", json.dumps(text))
+    found = [replay.PriorCacheReplay.execute(name, run).args[0] for run in (1, 2)]
+    assert found == [FORA(2), Forecast(3.0)]
+    with pytest.raises(replay.StampError, match=r"tells of 2 sampling run\(s\), and run is 3"):
+        replay.PriorCacheReplay.execute(name, 3)
+
+
+def test_a_picture_of_another_model_is_not_told_of(replay, monkeypatch, tmp_path):
+    """Stamp Images sits behind a sampler without a cache, and has the trace of another one."""
+    trace = Trace()
+    trace.add(RunTrace("FORA", 4, origin=("p", "5"), about="euler", complete=True, record=recorded(FORA(2))))
+    prompt = {"9": {"inputs": {"images": ["8", 0]}}, "8": {"inputs": {"samples": ["7", 0]}}, "7": {"inputs": {}}}
+    hidden = SimpleNamespace(extra_pnginfo=(said := {}), prompt=prompt, unique_id="9")
+    monkeypatch.setattr(replay.PriorCacheStamp, "hidden", hidden, raising=False)
+    replay.PriorCacheStamp.execute(BLACK, trace)
+    assert said["priorcache"]["runs"] == []
+    name = saved(tmp_path / "other.png", json.dumps(said["priorcache"]))
+    with pytest.raises(replay.StampError, match="was not sampled by the model whose trace its Stamp Images has"):
+        replay.PriorCacheReplay.execute(name, 1)
+
+
 def test_pixels_that_were_not_stamped_are_told_of(replay, monkeypatch, tmp_path):
     """An upscaled picture is the stamped one still, an uncached one saved beside it is not."""
     text = json.dumps(stamped(replay, monkeypatch, run_of(FORA(2))))
@@ -135,7 +163,7 @@ RUN = {"about": "euler", "policy": "FORA N=2", "record": {"policy": "FORA", "set
             "no policy of this version",
         ),
         (json.dumps({"runs": [RUN | {"record": None}]}), "Load Prior"),
-        (json.dumps({"runs": []}), "0 sampling run"),
+        (json.dumps({"runs": []}), "wire it to the Apply Cache of its own branch"),
     ],
 )
 def test_other_images_are_refused_with_a_remedy(replay, tmp_path, text, match):

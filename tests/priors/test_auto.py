@@ -1,5 +1,7 @@
 """What is chosen for which run."""
 
+from dataclasses import replace
+
 import pytest
 from priorcache.cache_core.policies import FORA, Forecast
 from priorcache.cache_core.policies.forecast import NOISY, SEVERAL
@@ -27,7 +29,7 @@ TEN = plan((0, 1, 3, 5, 7, 9, 11, 13, 15, 18), 0.03)
 
 
 def shelved(found: Plan = TEN, sampler: str = "euler") -> Shelved:
-    return Shelved(found, found.restored(), sampler, "a.safetensors")
+    return Shelved(found, replace(found.restored(), sampler=sampler, cfg=3.0), "a.safetensors")
 
 
 class TestChoice:
@@ -39,24 +41,25 @@ class TestChoice:
 
     def test_a_plan_for_this_very_run_is_taken(self):
         auto = Auto(2.0, (shelved(),))
-        assert auto.choice(schedule())[0] == TEN.restored()
+        assert auto.choice(schedule())[0] == shelved().policy
         assert auto.prepared(schedule()).computed == TEN.restored().computed
         assert "10 of 20 steps, expected error 0.030, from a.safetensors" in auto.remark(schedule())
 
     @pytest.mark.parametrize(
-        "other",
+        ("other", "difference"),
         [
-            schedule("dpmpp_2m"),
-            schedule(total=21),
-            schedule(sigmas=tuple(s * 1.1 for s in SIGMAS)),
-            schedule(sigmas=()),
+            (schedule("dpmpp_2m"), "the sampler euler, and this run has dpmpp_2m"),
+            (replace(schedule(), cfg=1.0), "cfg 3, and this run has 1"),
+            (schedule(total=21, sigmas=(*SIGMAS, 0.0)), "20 steps, and this run has 21"),
+            (schedule(sigmas=tuple(s * 1.1 for s in SIGMAS)), "other noise levels than this run has at its steps"),
+            (schedule(sigmas=()), "20 steps, and this run has other ones"),
         ],
-        ids=["sampler", "steps", "noise", "unknown"],
+        ids=["sampler", "guidance", "steps", "noise", "unknown"],
     )
-    def test_a_plan_for_another_run_is_not(self, other):
+    def test_a_plan_for_another_run_is_not(self, other, difference):
         chosen, why = Auto(2.0, (shelved(),)).choice(other)
         assert chosen == Forecast(2.0)
-        assert why == "no plan fits this sampler and schedule"
+        assert why == f"the plan from a.safetensors is for {difference}"
 
     @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "lcm", "ddpm"])
     def test_samplers_that_add_noise_have_single_branches_reused(self, sampler):

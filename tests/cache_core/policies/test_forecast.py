@@ -222,6 +222,50 @@ class TestPlans:
         part = Schedule(TOTAL - 3, SIGMAS[3:], "euler", "EPS")  # image to image
         assert "its plan is for noise from 14.6 to 0.1" in self.plan.prepared(part).objection(part)
 
+    @pytest.mark.parametrize(("first", "last"), [(0.7, 0.0), (0.5, 0.0), (1.0, 0.4)])
+    def test_on_a_part_of_their_noise_they_decline(self, first, last):
+        """Image to image with a flow model, which begins at noise not so far away, and a sampler that stops early."""
+        whole = tuple(1 - i / 20 for i in range(21))
+        plan = Forecast(computed=tuple(range(0, 20, 2)), sigmas=whole)
+        part = tuple(first + (last - first) * i / 20 for i in range(21))
+        run = Schedule(20, part, "euler", "FLOW")
+        assert "plan with this run's settings" in plan.prepared(run).objection(run)
+
+    def test_a_first_noise_that_depends_on_the_number_of_steps_is_the_same_noise(self):
+        noise = [14.6 * 0.8**i for i in range(60)]
+        few, many = (Schedule(n, (*noise[s::s][:n], 0.0), "euler", "EPS") for n, s in ((14, 4), (28, 2)))
+        plan = Forecast(computed=(0, 3, 6, 9), sigmas=few.sigmas)
+        assert plan.prepared(many).objection(many) is None
+        assert len(plan.prepared(many).computed) == 8
+
+    @pytest.mark.parametrize(
+        ("run", "difference"),
+        [
+            (Schedule(TOTAL, SIGMAS, "dpmpp_2m", "EPS", cfg=3.0), "the sampler euler, and this run has dpmpp_2m"),
+            (Schedule(TOTAL, SIGMAS, "euler", "EPS", cfg=1.0), "cfg 3, and this run has 1"),
+        ],
+        ids=["sampler", "guidance"],
+    )
+    def test_on_another_sampler_or_guided_where_they_were_not_as_many_steps_are_computed_without_them(
+        self, run, difference
+    ):
+        plan = dataclasses.replace(self.plan, sampler="euler", cfg=3.0)
+        assert plan.prepared(run) == Forecast(TOTAL / 3).prepared(run)
+        assert len(plan.prepared(run).computed) == 3
+        assert f"was planned for {difference}: " in plan.remark(run)
+        assert plan.prepared(run).objection(run) is None
+
+    @pytest.mark.parametrize("told", [{"sampler": "euler", "cfg": 3.0}, {"sampler": "euler"}, {"cfg": 4.5}, {}])
+    def test_on_their_own_sampler_and_at_about_their_guidance_they_serve(self, told):
+        run = Schedule(TOTAL, SIGMAS, "euler", "EPS", cfg=4.0)
+        ready = dataclasses.replace(self.plan, **told).prepared(run)
+        assert (ready.computed, ready.gains) == (self.plan.computed, self.plan.gains)
+        assert dataclasses.replace(self.plan, **told).remark(run) is None
+
+    def test_what_was_settled_says_what_it_is_for(self):
+        ready = Forecast(2.0).prepared(dataclasses.replace(EPS, cfg=3.0))
+        assert (ready.sampler, ready.cfg, ready.sigmas) == (EPS.sampler, 3.0, EPS.sigmas)
+
     def test_an_unplanned_forecast_serves_any_noise(self):
         part = Schedule(TOTAL - 3, SIGMAS[3:], "euler", "EPS")
         assert Forecast().prepared(part).objection(part) is None
@@ -229,7 +273,7 @@ class TestPlans:
 
 @pytest.mark.parametrize("bad", [
     {"speedup": 0.5}, {"coordinate": "time"}, {"order": 3}, {"corrector": "cubic"}, {"computed": (1, 2)}, {"computed": (0, 4, 3)},
-    {"sigmas": (1.0, 0.5, 0.0), "gains": ((1.0, 0.0),)},
+    {"sigmas": (1.0, 0.5, 0.0), "gains": ((1.0, 0.0),)}, {"cfg": -1.0}, {"cfg": float("nan")},
 ])  # fmt: skip
 def test_refuses_settings_without_meaning(bad):
     with pytest.raises(ValueError, match=r"^Forecast: "):

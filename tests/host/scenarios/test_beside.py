@@ -9,6 +9,7 @@ import subjects
 import torch
 from architectures import generator
 from matrix import everything, levels
+from priorcache.cache_core.policies import FORA, Forecast
 from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
 from subjects import close, loaded
@@ -108,6 +109,35 @@ def test_residuals_of_a_controlnet(flux, policy, held):
 
     stock = held(flux.model, policy, sample).stock
     assert close(flux.sample(), stock) > 1e-3
+
+
+@pytest.mark.parametrize("policy", [FORA(6, "aligned"), FORA(6, "aligned", level="stack"), Forecast(computed=(0, 5, 10))], ids=lambda p: p.describe())  # fmt: skip
+def test_where_a_controlnet_ends_nothing_is_carried_over(flux, policy):
+    """What was computed with its hints says nothing of a pass without them."""
+    from comfy.controlnet import ControlBase
+    from priorcache.nodes.attach import attach
+
+    class Hints(ControlBase):
+        def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+            if t[0] > self.timestep_range[0] or t[0] < self.timestep_range[1]:
+                return None
+            return {"input": [torch.ones(1, 36, 128), None], "output": [None, torch.ones(1, 36, 128)]}
+
+        def get_models(self):
+            return []
+
+    def computed(last: float) -> list[int]:
+        hints, trace = Hints(), Trace()
+        hints.set_cond_hint(torch.zeros(1, 3, 8, 8), 1.0, (0.0, last))
+        told = {"control": hints, "control_apply_to_uncond": True}
+        flux.sample(attach(flux.model, policy, trace), steps=12, positive=flux.prompt(1, **told))
+        rows = trace.runs[0].rows
+        return [i for i in range(12) if all(r.action is Action.COMPUTE for r in rows if r.step == i)]
+
+    always, ended = computed(1.0), computed(0.26)
+    assert len(ended) == len(always) + 1
+    (switch,) = set(ended) - set(always)
+    assert 2 <= switch <= 4
 
 
 @scenario("context windows", HELD)
