@@ -187,10 +187,18 @@ class PriorCacheSearch(io.ComfyNode):
                     min=1.0,
                     max=10000.0,
                     step=1.0,
-                    tooltip="What the search may cost, in samplings of these pictures in full, for all speed-ups together. More find a little more. A search that was stopped goes on where it was.",
+                    tooltip="What the search may cost, in samplings of these pictures in full, for all speed-ups together, beside the two uncached ones that it compares with. Evenly spread steps and Forecast's own are tried in any case. More find a little more. A search that was stopped goes on where it was.",
                 ),
                 io.String.Input(
                     "speedups", default="2, 2.5, 3.3, 4", tooltip="The speed-ups to plan for, with commas."
+                ),
+                io.Int.Input(
+                    "runs",
+                    default=1,
+                    min=1,
+                    max=64,
+                    optional=True,  # prompts of before have none
+                    tooltip="How many times to sample the batch for a set of pictures, each with the next seed: for models that fit one picture at a time.",
                 ),
             ],
             outputs=[
@@ -203,7 +211,9 @@ class PriorCacheSearch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, prior: Prior, model, positive, negative, latent_image, seed, samplings, speedups) -> io.NodeOutput:
+    def execute(
+        cls, prior: Prior, model, positive, negative, latent_image, seed, samplings, speedups, runs=1
+    ) -> io.NodeOutput:  # fmt: skip
         finite("Search Plans", samplings=samplings)
         prior.matches(subject(model))
         counts = evaluations(speedups, prior.evaluations)
@@ -213,25 +223,26 @@ class PriorCacheSearch(io.ComfyNode):
             positive, negative, fixed(model, latent_image), about.steps, about.cfg, about.sampler, about.scheduler,
             about.denoise, latent_image.get("noise_mask"),
         )  # fmt: skip
-        sample = Sampler(sampling, model, seed)
+        sample = Sampler(sampling, model, seed, runs)
         plannable(prior, sample.schedule)
-        judge = Sampler(sampling, model, (seed + 1) % 2**64).search(str(about))
+        judge = Sampler(sampling, model, seed + runs, runs).search(str(about))
         search = sample.search(str(about), samplings, judge)
         gram = prior.tables.get("gram/positive")
         plans = search_plans(search, forecasts(sample.schedule, gram), counts, samplings, judge)
         prior = prior.planned(superseded(prior.plans, plans))
         image, small, text = pictured(prior)
         text += (
-            f" The search cost {search.spent + judge.spent:.0f} samplings and tried {len(search.settings)} settings."
+            f" The search cost {search.spent + judge.spent:.0f} samplings of {len(search.reference)} pictures beside the two "
+            f"uncached ones, and tried {len(search.settings)} settings."
         )
         return io.NodeOutput(prior, image, text, ui={**ui.PreviewImage(small, cls=cls).as_dict(), "text": (text,)})
 
 
 class Sampler:
-    """Samples one set of pictures with one seed, under any policy."""
+    """Samples one set of pictures under any policy: the batch once for each of so many seeds in a row."""
 
-    def __init__(self, sampling: Sampling, model, seed: int):
-        self.sampling, self.model, self.seed = sampling, model, seed
+    def __init__(self, sampling: Sampling, model, seed: int, runs: int = 1):
+        self.sampling, self.model, self.seeds = sampling, model, [(seed + run) % 2**64 for run in range(runs)]
         self.schedule = sampling.schedule(model)
         self.parts = parts_of(sampling.guider(model), sampling.latent.shape)
         self.flops = {site.name: flops for site, flops in flops_of_sites(model, self.parts).items()}
@@ -252,9 +263,12 @@ class Sampler:
 
     def __call__(self, policy: CachePolicy, pictures: int | None = None) -> Outcome:
         """Of the first few pictures, or of all."""
-        trace = Trace()
-        latents = self.sampling(attach(self.model, policy, trace), self.seed, pictures=pictures)
-        return Outcome(latents, trace.runs[-1].cost(self.flops))
+        trace, found, batch = Trace(), [], len(self.sampling.latent)
+        attached, left = attach(self.model, policy, trace), pictures or batch * len(self.seeds)
+        for seed in self.seeds[: -(-left // batch)]:
+            found.append(self.sampling(attached, seed, pictures=min(left, batch)))
+            left -= batch
+        return Outcome(torch.cat(found), trace.runs[-1].cost(self.flops))
 
 
 def available(about: Subject) -> None:

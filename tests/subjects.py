@@ -188,6 +188,27 @@ def pixart() -> Subject:
     return Subject(built("PixArtSigma", image_model="pixart_sigma", **settings), (48, 40))
 
 
+def unet() -> Subject:
+    """Of the kind of Stable Diffusion 1.5, which no adapter knows."""
+    settings = {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1],
+        "channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_middle": 1, "transformer_depth_output": [1] * 4,
+        "context_dim": WORDS, "num_heads": 4, "num_head_channels": -1, "use_spatial_transformer": True,
+        "use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False, "legacy": False,
+    }  # fmt: skip
+    return Subject(built("SD15", **settings), (16, 16))
+
+
+def wan() -> Subject:
+    """Three latent frames of a video."""
+    settings = {
+        "image_model": "wan2.1", "model_type": "t2v", "dim": 96, "ffn_dim": 128, "num_heads": 4, "num_layers": 2, "in_dim": 16,
+        "out_dim": 16, "freq_dim": 32, "text_dim": WORDS, "patch_size": (1, 2, 2), "qk_norm": True, "cross_attn_norm": True,
+        "eps": 1e-6,
+    }  # fmt: skip
+    return Subject(built("WAN21_T2V", **settings), (3, 8, 8))
+
+
 def flux2() -> Subject:
     """Shared modulation, latents of 128 channels: what can modulate reference latents as if they were free of noise."""
     settings = {

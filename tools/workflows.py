@@ -181,9 +181,28 @@ def _corrected(name: str, preset: str, correction: Node, note: str, *others: Nod
     return workflow
 
 
-def _side_by_side(name: str, source: list[Node], policy: list[Node], note: str, **settings) -> Workflow:
+def _kept(prefix: str) -> list[Node]:
+    """The cached pictures beside the uncached ones in figures; and saved, with what they were made by in their metadata."""
+    judged = {
+        "images_a": ("cached_decode", 0),
+        "images_b": ("full_decode", 0),
+        "latent_a": ("cached", 0),
+        "latent_b": ("full", 0),
+    }
+    return [
+        Node("compare", "PriorCacheCompare", (2640, -60), (520, 560), judged, "Compare: what it did cost"),
+        Node("figures", "PreviewAny", (2640, 560), (520, 180), {"source": ("compare", 1)}, "In figures"),
+        Node("stamp", "PriorCacheStamp", (2640, 820), (240, 60), {"images": ("cached_decode", 0), "trace": ("apply", 1)}),
+        Node("save", "SaveImage", (2910, 820), (250, 150), {"images": ("stamp", 0), "filename_prefix": prefix}, "Save, to replay"),
+    ]  # fmt: skip
+
+
+def _side_by_side(
+    name: str, source: list[Node], policy: list[Node], note: str, saved: str | None = None, **settings
+) -> Workflow:
     """The same pictures in full and cached, and what that cost. `source` has the keys model, label, latent and vae,
-    `policy` the key policy, at (380, 390)."""
+    `policy` the key policy, at (380, 390). saved: also in figures, and the cached ones saved under this name."""
+    groups = [] if saved is None else [("Measured, and kept", (2620, -140, 560, 1140))]
     return Workflow(
         name,
         [
@@ -194,6 +213,7 @@ def _side_by_side(name: str, source: list[Node], policy: list[Node], note: str, 
             Node("apply", "PriorCacheApply", (380, 630), (320, 120), {"model": ("model", 0), "policy": ("policy", 0), "measure": "errors", "store": "device"}, colour="#233"),
             _sampler("cached", ("apply", 0), (760, 390), "KSampler: cached", **settings),
             *_decoded("cached", "cached", (1080, 390), "Cached"),
+            *([] if saved is None else _kept(saved)),
             Node("inspect", "PriorCacheInspect", (1800, -60), (760, 800), {"trace": ("apply", 1), "latent": ("cached", 0), **INSPECT}, colour="#233"),
             Node("text", "PreviewAny", (1800, 790), (760, 170), {"source": ("inspect", 1)}, "What happened"),
         ],
@@ -202,6 +222,7 @@ def _side_by_side(name: str, source: list[Node], policy: list[Node], note: str, 
             ("Uncached", (740, -140, 1030, 450)),
             ("Cached", (360, 310, 1410, 450)),
             ("What it cost", (1780, -140, 800, 1120)),
+            *groups,
         ],
         note,
         (360, -140, 360, 420),
@@ -314,6 +335,9 @@ FORECAST_NOTE = """## Forecast: skip whole steps
 Press **Run**. Eight of twenty steps are computed; in between, **Forecast Policy** continues the model's output along a
 curve between a line and a parabola. These two nodes, **Forecast Policy** and **Apply Cache**, serve every model that ComfyUI samples.
 
+**Compare** measures how far the cached pictures are from the full ones. The saved ones carry what they were made by: **Replay
+Policy** takes it out of them.
+
 Then try: *speedup* 2 and 4; *measure* = truth in **Apply Cache** for the true error of every forecast.
 
 The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
@@ -322,7 +346,9 @@ The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy i
 PLAN_NOTE = """## Plan: calibrate, search, choose
 
 Press **Run**; it takes a few minutes. **Calibrate** measures the model, **Search Plans** tries which steps to compute for
-four speed-ups at once, and **Plan Policy** takes the plan for the goal: twice as fast. **Inspect** shows what came of it.
+four speed-ups at once, and **Plan Policy** takes the plan for the goal: twice as fast. It says what error to expect;
+**Compare** measures it on the pictures above, and **Inspect** shows where it comes from. The saved pictures carry the plan:
+**Replay Policy** takes it out of them.
 
 Then try: another *value* in **Plan Policy**, which takes no time; *goal* = error with *value* 0.05; more *samplings* in
 **Search Plans**, which goes on where it was. Keep the prior with **Save Prior**. For a plan that you keep, judge 8 to 16
@@ -454,6 +480,7 @@ def workflows() -> list[Workflow]:
         _source(12),
         [Node("policy", "PriorCacheForecast", (380, 390), (320, 130), {"speedup": 2.5, "coordinate": "auto", "order": "auto", "corrector": "auto"}, colour="#233")],
         FORECAST_NOTE,
+        saved="PriorCache/forecast",
         steps=20,
     )  # fmt: skip
     few = [Node("few", "PriorCacheDiTLabel", (0, 880), (320, 80), {"labels": "0, 3, 5, 7, 9, 11"}), Node("small", "EmptyLatentImage", (0, 1020), (320, 110), {"width": 32, "height": 32, "batch_size": 6})]  # fmt: skip
@@ -464,11 +491,12 @@ def workflows() -> list[Workflow]:
         [
             *few,
             Node("calibrate", "PriorCacheCalibrate", (380, 880), (420, 800), {**judged, **settings, "seed": 100, "runs": 1, "steps": 20}, colour="#233"),
-            Node("search", "PriorCacheSearch", (860, 880), (420, 800), {"prior": ("calibrate", 0), **judged, "seed": 1000, "samplings": 40.0, "speedups": "2, 2.5, 3.3, 4"}, colour="#233"),
+            Node("search", "PriorCacheSearch", (860, 880), (420, 800), {"prior": ("calibrate", 0), **judged, "seed": 1000, "samplings": 40.0, "speedups": "2, 2.5, 3.3, 4", "runs": 1}, colour="#233"),
             Node("policy", "PriorCachePlan", (1340, 880), (420, 800), {"prior": ("search", 0), "model": ("model", 0), "goal": "speed-up", "value": 2.0}, colour="#233"),
             Node("said", "PreviewAny", (1800, 1040), (760, 170), {"source": ("policy", 2)}, "What is planned"),
         ],
         PLAN_NOTE,
+        saved="PriorCache/plan",
         steps=20,
     )  # fmt: skip
     plan.groups.append(("Calibrate, search, choose", (-20, 800, 1800, 910)))

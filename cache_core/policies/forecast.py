@@ -84,8 +84,8 @@ class Forecast(CachePolicy):
     CORRECTORS (`cache_core.corrector`); "auto": as prediction, sampler and number of computed steps suit. follows: by how much
     of a displacement of x it takes the denoised picture to move; below 0: as the prediction suits.
     sigmas, sampler, cfg: the noise levels (steps + 1,), sampler and scale of guidance that `computed` and `gains` were
-    planned for; empty or 0: any. With another sampler, or guided where it was not, as many steps are computed, but as
-    without a plan: plans carried there were behind that in every third place. Other numbers of steps are fitted in.
+    planned for; empty or 0: any. Where they are others, or guidance is where none was, as many steps are computed, but as
+    without a plan, which was closer there in most places or many; flow models alone have a plan of other steps fitted in.
     """
 
     speedup: float = 2.0
@@ -156,7 +156,7 @@ class Forecast(CachePolicy):
             return self._unplanned(schedule).prepared(schedule)
         computed, gains, total = self.computed, self.gains, schedule.total
         sigmas = self.sigmas
-        if self._fitted(schedule):
+        if self._of_other_steps(schedule):
             (computed, gains), sigmas = resampled(computed, gains, sigmas, schedule.sigmas), schedule.sigmas
         flow = schedule.prediction in FLOW
         several = any(part in schedule.sampler for part in MULTISTEP)
@@ -184,8 +184,8 @@ class Forecast(CachePolicy):
         }
         return replace(self, **settled, places=axis(schedule, coordinate))
 
-    def _fitted(self, schedule: Schedule) -> bool:
-        """Whether the plan is one of other steps over the same noise."""
+    def _of_other_steps(self, schedule: Schedule) -> bool:
+        """Whether the plan is for other steps over the same noise."""
         known = bool(self.sigmas and schedule.sigmas)
         return known and not _equal(self.sigmas, schedule.sigmas) and _alike(self.sigmas, schedule.sigmas)
 
@@ -262,6 +262,10 @@ class Forecast(CachePolicy):
             return f"the sampler {self.sampler}, and this run has {schedule.sampler}"
         if self.cfg and schedule.cfg and (self.cfg == 1) != (schedule.cfg == 1):
             return f"cfg {self.cfg:g}, and this run has {schedule.cfg:g}"
+        if schedule.prediction not in FLOW and self._of_other_steps(schedule):
+            if len(self.sigmas) != len(schedule.sigmas):
+                return f"{len(self.sigmas) - 1} steps, and this run has {schedule.total}"
+            return "other noise levels than this run has at its steps"
         return ""
 
     def _unplanned(self, schedule: Schedule) -> Forecast:
@@ -275,7 +279,7 @@ class Forecast(CachePolicy):
                 f"{self.describe()} was planned for {found}: the share of computed steps is kept, and which they are is chosen as "
                 "without a plan. Calibrate and search with this run's settings."
             )
-        if self._fitted(schedule):
+        if self._of_other_steps(schedule):
             return (
                 f"{self.describe()} was planned for {len(self.sigmas) - 1} steps and is fitted into {schedule.total}, where it was "
                 "not judged."

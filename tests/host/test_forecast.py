@@ -356,7 +356,7 @@ class TestNodes:
         planned, *_ = search(nodes, prior, model, conds, samplings=1.0, speedups="2")
         policy = nodes["PriorCachePlan"].execute(planned, "computed steps", 5.0).args[0]
         _, run = sampled(host, model, policy, steps=20)
-        assert "was planned for 10 steps and is fitted into 20, where it was not judged" in run.notes[0]
+        assert "was planned for 10 steps, and this run has 20: the share of computed steps is kept" in run.notes[0]
         assert len(computed(run)) == 10
 
     @pytest.mark.usefixtures("undrawn")
@@ -424,6 +424,27 @@ class TestNodes:
             every, first = sample(FORA(2)), sample(FORA(2), 2)
         torch.testing.assert_close(first.latents, every.latents[:2])
         assert first.cost == pytest.approx(every.cost)
+
+    def test_a_batch_is_sampled_once_per_run_each_with_the_next_seed(self, host, model):
+        """For models that fit one picture at a time."""
+        from priorcache.nodes.forecast import Sampler
+        from priorcache.nodes.sampling import Sampling
+
+        labels = host.dit.conditioning(torch.tensor([3])), host.dit.conditioning(torch.tensor([-1]))
+        sampling = Sampling(*labels, torch.zeros(1, 3, 16, 16), 6, 1.5, "euler", "karras")
+        with torch.inference_mode():
+            sample = Sampler(sampling, model, 7, runs=3)
+            every, first = sample(FORA(2)), sample(FORA(2), 2)
+            each = [Sampler(sampling, model, seed)(FORA(2)) for seed in (7, 8, 9)]
+        assert torch.equal(every.latents, torch.cat([one.latents for one in each]))
+        assert torch.equal(first.latents, every.latents[:2])
+        assert first.cost == pytest.approx(every.cost) == pytest.approx(each[0].cost)
+
+    @pytest.mark.usefixtures("undrawn")
+    def test_a_search_of_several_runs_judges_as_many_pictures(self, nodes, model, conds, prior):
+        planned, _, text = search(nodes, prior, model, conds, runs=2, samplings=4.0)
+        assert [plan.pictures for plan in planned.plans] == [4, 4]
+        assert "samplings of 4 pictures beside the two uncached ones" in text
 
     @pytest.mark.parametrize("what", ["sampler", "scheduler"])
     def test_what_another_pack_brought_is_asked_for_by_name(self, nodes, model, conds, prior, what):

@@ -114,7 +114,7 @@ class TestSchemas:
             "PriorCacheForecast": ["speedup", "coordinate", "order", "corrector"],
             "PriorCachePlan": ["prior", "goal", "value", "model"],
             "PriorCacheSearch": [
-                "prior", "model", "positive", "negative", "latent_image", "seed", "samplings", "speedups",
+                "prior", "model", "positive", "negative", "latent_image", "seed", "samplings", "speedups", "runs",
             ],
             "PriorCacheSweep": [
                 "model", "positive", "negative", "latent_image", "goals", "seed", "runs", "steps", "cfg", "sampler_name",

@@ -211,12 +211,16 @@ class TestPlans:
     def test_on_another_number_of_steps(self):
         """Every second level of a schedule of twice the steps is one of the plan's."""
         between = [v for a, b in pairwise(SIGMAS[:-1]) for v in (a, (a * b) ** 0.5)]
-        double = Schedule(2 * TOTAL, (*between, 0.1, 0.05, 0.0), "euler", "EPS")
+        double = Schedule(2 * TOTAL, (*between, 0.1, 0.05, 0.0), "euler", "FLOW")
         ready = self.plan.prepared(double)
         assert ready.computed[::2] == (0, 4, 12)
         assert len(ready.computed) == 6
         assert ready.gains == self.plan.gains[:1] * (2 * TOTAL)
         assert ready.objection(double) is None
+        assert f"was planned for {TOTAL} steps and is fitted into {2 * TOTAL}" in self.plan.remark(double)
+        noisy = dataclasses.replace(double, prediction="EPS")
+        assert self.plan.prepared(noisy) == Forecast(TOTAL / 3).prepared(noisy)
+        assert f"was planned for {TOTAL} steps, and this run has {2 * TOTAL}" in self.plan.remark(noisy)
 
     def test_on_other_noise_they_decline(self):
         part = Schedule(TOTAL - 3, SIGMAS[3:], "euler", "EPS")  # image to image
