@@ -190,10 +190,10 @@ def _kept(prefix: str) -> list[Node]:
         "latent_b": ("full", 0),
     }
     return [
-        Node("compare", "PriorCacheCompare", (2640, -60), (520, 560), judged, "Compare: what it did cost"),
-        Node("figures", "PreviewAny", (2640, 560), (520, 180), {"source": ("compare", 1)}, "In figures"),
-        Node("stamp", "PriorCacheStamp", (2640, 820), (240, 60), {"images": ("cached_decode", 0), "trace": ("apply", 1)}),
-        Node("save", "SaveImage", (2910, 820), (250, 150), {"images": ("stamp", 0), "filename_prefix": prefix}, "Save, to replay"),
+        Node("compare", "PriorCacheCompare", (2640, -60), (520, 420), judged, "Compare: what it did cost"),
+        Node("figures", "PreviewAny", (2640, 420), (520, 300), {"source": ("compare", 1)}, "In figures"),
+        Node("stamp", "PriorCacheStamp", (2640, 780), (240, 60), {"images": ("cached_decode", 0), "trace": ("apply", 1)}),
+        Node("save", "SaveImage", (2910, 780), (250, 340), {"images": ("stamp", 0), "filename_prefix": prefix}, "Save, to replay"),
     ]  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def _side_by_side(
 ) -> Workflow:
     """The same pictures in full and cached, and what that cost. `source` has the keys model, label, latent and vae,
     `policy` the key policy, at (380, 390). saved: also in figures, and the cached ones saved under this name."""
-    groups = [] if saved is None else [("Measured, and kept", (2620, -140, 560, 1140))]
+    groups = [] if saved is None else [("Measured, and kept", (2620, -140, 560, 1280))]
     return Workflow(
         name,
         [

@@ -218,6 +218,8 @@ class TestPlans:
         assert ready.gains == self.plan.gains[:1] * (2 * TOTAL)
         assert ready.objection(double) is None
         assert f"was planned for {TOTAL} steps and is fitted into {2 * TOTAL}" in self.plan.remark(double)
+        fewer = Schedule(9, (14.6, *SIGMAS[4:]), "euler", "FLOW")
+        assert self.plan.prepared(fewer) == Forecast(TOTAL / 3).prepared(fewer)
         noisy = dataclasses.replace(double, prediction="EPS")
         assert self.plan.prepared(noisy) == Forecast(TOTAL / 3).prepared(noisy)
         assert f"was planned for {TOTAL} steps, and this run has {2 * TOTAL}" in self.plan.remark(noisy)
