@@ -251,7 +251,9 @@ def page(settings: list[Setting], command: str) -> str:
         f"latent to that of all steps, mean of {_numbers(pairs)} prompt x seed pairs that nothing was planned with; plans were "
         f"searched on {_numbers(calibration)} others, and judged by as many again. Evaluations are counted at the network's first block; every method "
         "skips whole ones, so that operations are saved in the same ratio. One whose schedule cannot have as many is told with one less."
-        f"{_more(settings)} EasyCache gets a copy of its input: in 32 bits it otherwise adds to the sampler's own tensor.",
+        f"{_more(settings)} EasyCache gets a copy of its input: in 32 bits it otherwise adds to the sampler's own tensor. It and LazyCache "
+        "decide once for all pictures of a batch, at the window that their nodes begin with, and without one where that leaves no "
+        "room for so few evaluations. Spectrum mixes its regression and the line half and half, as it was released.",
         "## Targets",
         "\n".join(targets(settings)),
         "## In short",
