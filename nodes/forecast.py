@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import comfy.samplers
 import comfy.utils
+import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
@@ -19,10 +21,12 @@ from ..priors.plan import Plan, chosen, forecasts, search_plans, step_errors_of,
 from ..priors.prior import Prior, PriorError, Subject
 from ..priors.search import Outcome, Search
 from ..priors.trend import Trend
+from ..priors.tried import Tried
 from .attach import attach, named
 from .calibrate import subject
 from .memory import flops_of_sites, parts_of
 from .pictures import as_image
+from .prior import FOLDER
 from .sampling import Sampling, fixed, seeded
 from .types import CATEGORY, Policy, PriorTable
 
@@ -225,10 +229,13 @@ class PriorCacheSearch(io.ComfyNode):
         )  # fmt: skip
         sample = Sampler(sampling, model, seed, runs)
         plannable(prior, sample.schedule)
-        judge = Sampler(sampling, model, seed + runs, runs).search(str(about))
+        judging = Sampler(sampling, model, seed + runs, runs)
+        judge = judging.search(str(about))
         search = sample.search(str(about), samplings, judge)
         gram = prior.tables.get("gram/positive")
         plans = search_plans(search, forecasts(sample.schedule, gram), counts, samplings, judge)
+        sample.finished()
+        judging.finished()
         prior = prior.planned(superseded(prior.plans, plans))
         image, small, text = pictured(prior)
         text += (
@@ -244,22 +251,30 @@ class Sampler:
     def __init__(self, sampling: Sampling, model, seed: int, runs: int = 1):
         self.sampling, self.model, self.seeds = sampling, model, [(seed + run) % 2**64 for run in range(runs)]
         self.schedule = sampling.schedule(model)
+        self.known: Tried | None = None
         self.parts = parts_of(sampling.guider(model), sampling.latent.shape)
         self.flops = {site.name: flops for site, flops in flops_of_sites(model, self.parts).items()}
 
     def search(self, about, samplings: float = 0.0, judge: Search | None = None) -> Search:
-        """A search of these pictures that knows what this session tried about the same thing; with means, it shows its progress."""
+        """A search of these pictures that knows what was tried about the same thing; with means, it shows its progress."""
         progress = comfy.utils.ProgressBar(1000) if samplings else None
 
         def simulate(policy: CachePolicy, pictures: int) -> Outcome:
             if progress:
                 spent = search.spent + (judge.spent if judge else 0.0)
                 progress.update_absolute(min(999, int(1000 * spent / samplings)))
+            self.known.save()
             return self(policy, pictures)
 
         reference = self(Full()).latents
-        search = Search(simulate, reference, self.schedule, *remembered(reference, self.schedule, about))
+        self.known = remembered(reference, self.schedule, about)
+        search = Search(simulate, reference, self.schedule, self.known.tried, self.known.fitted)
         return search
+
+    def finished(self) -> None:
+        """The search came to its end; what it tried stays known as long as ComfyUI runs."""
+        if self.known is not None:
+            self.known.finished()
 
     def __call__(self, policy: CachePolicy, pictures: int | None = None) -> Outcome:
         """Of the first few pictures, or of all."""
@@ -297,12 +312,12 @@ def plannable(prior: Prior, schedule: Schedule) -> None:
         raise PriorError(f"nothing to plan: {objection}")
 
 
-_SEARCHES: dict[str, tuple[dict, dict]] = {}
+_SEARCHES: dict[str, Tried] = {}
 """What searches of this session sampled so far: one that was stopped, or is to go further, goes on from there."""
 
 
-def remembered(reference: torch.Tensor, schedule: Schedule, about) -> tuple[dict, dict]:
-    """What a search about the same thing has tried and fitted.
+def remembered(reference: torch.Tensor, schedule: Schedule, about) -> Tried:
+    """What a search about the same thing has tried and fitted, in this session or in one that did not come to its end.
 
     Told by the pictures in full, which are sampled anew each time: whatever is changed about model, prompts, seed or
     settings changes them.
@@ -311,8 +326,13 @@ def remembered(reference: torch.Tensor, schedule: Schedule, about) -> tuple[dict
     if key not in _SEARCHES:
         while len(_SEARCHES) >= 8:
             del _SEARCHES[next(iter(_SEARCHES))]
-        _SEARCHES[key] = ({}, {})
+        _SEARCHES[key] = Tried.opened(searches() / f"{key}.json")
     return _SEARCHES[key]
+
+
+def searches() -> Path:
+    """Where unfinished ones are kept: beside the priors."""
+    return Path(folder_paths.get_folder_paths(FOLDER)[0]) / "searches"
 
 
 def _digest(value) -> str:

@@ -90,5 +90,6 @@ class PriorCacheTune(io.ComfyNode):
         if objection := policy.prepared(known).objection(known):
             raise SettingError(f"Tune Policy: {policy.describe()} would compute everything here: {objection}")
         tuning = tuned(sample.search(policy, samplings), policy, samplings, ceiling or None)
+        sample.finished()
         text = told(tuning)
         return io.NodeOutput(tuning.after, text, ui={"text": (text,)})

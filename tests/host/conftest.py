@@ -81,3 +81,11 @@ def server(tmp_path_factory):
     """The latest host with this pack in it, running."""
     with started("COMFYUI_PATH", tmp_path_factory.mktemp("server")) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def searches(comfy, monkeypatch, tmp_path):
+    """Unfinished searches are kept with the test, not with the host's models."""
+    from priorcache.nodes import forecast
+
+    monkeypatch.setattr(forecast, "searches", lambda: tmp_path / "searches")

@@ -402,6 +402,34 @@ class TestNodes:
         assert first.plans == second.plans
         assert sampled_later < len(calls) - 100
 
+    @pytest.mark.usefixtures("undrawn")
+    def test_a_search_goes_on_where_comfyui_was_stopped(self, nodes, model, conds, prior, monkeypatch):
+        from priorcache.nodes import forecast
+
+        calls, original = [], forecast.Sampler.__call__
+
+        def counting(self, policy, *pictures):
+            if len(calls) == 9:
+                raise KeyboardInterrupt
+            calls.append(policy)
+            return original(self, policy, *pictures)
+
+        monkeypatch.setattr(forecast.Sampler, "__call__", counting)
+        with pytest.raises(KeyboardInterrupt):
+            search(nodes, prior, model, conds, seed=43)
+        assert len(list(forecast.searches().glob("*.json"))) == 1  # the judge was not asked yet
+        forecast._SEARCHES.clear()  # what a new session knows
+        calls[:] = [None] * 100
+        first, *_ = search(nodes, prior, model, conds, seed=43)
+        went_on = len(calls) - 100
+        assert list(forecast.searches().glob("*.json")) == []
+        forecast._SEARCHES.clear()
+        calls[:] = [None] * 200
+        second, *_ = search(nodes, prior, model, conds, seed=43)
+        assert first.plans == second.plans
+        # of the nine, two are the references, which are sampled anew
+        assert went_on == len(calls) - 200 - 7
+
     def test_latents_of_several_parts_are_refused(self, nodes, model, conds, prior):
         import comfy.nested_tensor
 
