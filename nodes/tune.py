@@ -45,7 +45,10 @@ class PriorCacheTune(io.ComfyNode):
                     "latent_image",
                     tooltip="The empty latent: its batch is how many pictures are judged at once. 4 to 8 are enough.",
                 ),
-                seeded("Seed of the judged pictures; not one you generate with.", default=1000),
+                seeded(
+                    "Seed of the pictures that are tuned on; the next one judges what was found. Not one you generate with.",
+                    default=1000,
+                ),
                 io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampler steps, as you generate."),
                 *settings(),
                 io.Float.Input(
@@ -89,7 +92,10 @@ class PriorCacheTune(io.ComfyNode):
         known = informed(sample.schedule, model, policy, sample.parts, CODECS["device"])
         if objection := policy.prepared(known).objection(known):
             raise SettingError(f"Tune Policy: {policy.describe()} would compute everything here: {objection}")
-        tuning = tuned(sample.search(policy, samplings), policy, samplings, ceiling or None)
+        judging = Sampler(sampling, model, seed + 1)
+        judge = judging.search(policy)
+        tuning = tuned(sample.search(policy, samplings, judge), policy, samplings, ceiling or None, judge)
         sample.finished()
+        judging.finished()
         text = told(tuning)
         return io.NodeOutput(tuning.after, text, ui={"text": (text,)})

@@ -23,6 +23,7 @@ class Tuning:
     pictures: int
     samplings: float  # that the search did cost
     tried: int
+    judged: tuple[float, float] | None = None  # errors of other pictures, of the given one and of what was found
 
     @property
     def settings(self) -> dict[str, tuple]:
@@ -34,10 +35,12 @@ class Tuning:
         }
 
 
-def tuned(search: Search, policy: CachePolicy, samplings: float, ceiling: float | None = None) -> Tuning:
+def tuned(
+    search: Search, policy: CachePolicy, samplings: float, ceiling: float | None = None, judge: Search | None = None
+) -> Tuning:
     """The policy with the best settings to be found, which cost no more than its own, or than `ceiling`.
 
-    Raises SettingError where it leaves nothing to set, computes everything, or costs more than the ceiling itself.
+    judge: other pictures, on which what was found has to be better, too. Raises SettingError where it leaves nothing to set, computes everything, or costs more than the ceiling itself.
     """
     opened = policy.opened(search.schedule)
     if not any(change(opened) for change in changes(opened, search.schedule)):
@@ -54,15 +57,26 @@ def tuned(search: Search, policy: CachePolicy, samplings: float, ceiling: float 
             f"{policy.describe()} already costs {cost:.3f} of a full sampling, more than the ceiling of {ceiling:g}; raise "
             "the ceiling, or set it to 0 for what the policy costs"
         )
-    after, error = search.best([policy], samplings, ceiling)
+    after, error = search.best([policy], max(samplings - 2 * cost, 0.0) if judge else samplings, ceiling)
     if error >= BLOWN:
         raise SettingError(
             f"{policy.describe()} gives pictures that are not finite, and so does all that was tried around it"
         )
+    judged = (judge.judged(policy), judge.judged(after)) if judge else None
+    if judged and judged[1] >= judged[0]:
+        after, error = policy, before
     costs = (cost, search.cost(after))
-    spent = search.spent - cost  # the given one was judged twice and sampled once
+    spent = search.spent - cost + (judge.spent if judge else 0.0)  # the given one was judged twice and sampled once
     return Tuning(
-        opened, after, search.schedule, (before, error), costs, len(search.reference), spent, len(search.settings)
+        opened,
+        after,
+        search.schedule,
+        (before, error),
+        costs,
+        len(search.reference),
+        spent,
+        len(search.settings),
+        judged,
     )
 
 
@@ -70,6 +84,11 @@ def told(tuning: Tuning) -> str:
     """What it brought, and a line for every knob."""
     (before, after), costs = tuning.errors, tuning.costs
     better = f"{1 - after / before:.0%} less" if after < before else "nothing better was found"
+    other = "On other pictures the error is somewhat larger than after tuning on these."
+    if tuning.judged:
+        given, found = tuning.judged
+        kept = f"{1 - found / given:.0%} less" if found < given else "so that the given settings are kept"
+        other = f"On as many other pictures: {given:.4f} before, {found:.4f} with what was found, {kept}."
     lines = [
         f"{tuning.after.describe()}. Error of the final latent on {tuning.pictures} "
         f"picture{'s'[: tuning.pictures > 1]}: {before:.4f} before, {after:.4f} after ({better}). Computed of a full "
@@ -78,8 +97,7 @@ def told(tuning: Tuning) -> str:
             f"{name}: {_shown(was)}" + (" (kept)" if was == now else f" -> {_shown(now)}")
             for name, (was, now) in tuning.settings.items()
         ),
-        f"The search cost {tuning.samplings:.1f} samplings and tried {tuning.tried} settings. On other pictures the error "
-        "is somewhat larger than after tuning on these.",
+        f"The search cost {tuning.samplings:.1f} samplings and tried {tuning.tried} settings. {other}",
     ]
     return "\n".join(lines)
 
