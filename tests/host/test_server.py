@@ -177,7 +177,7 @@ class TestLatestHost:
         shown = server.run(prompt).outputs[ids["PriorCacheInspect"]]
         assert len(shown["images"]) == 2
         assert "where before (FORA N=1 (published)) took" in shown["text"][0]
-        names = {path.name for path in (server.base / "output" / "PriorCache").iterdir()}
+        names = {path.name for path in (server.base / "output" / "PriorCache").glob("inspect_*")}
         assert {f"inspect_00001_{n}" for n in ("comparison.png", "trace.png", "trace_steps.csv", "all.json")} <= names
         assert all(name in shown["text"][0] for name in names)
 
