@@ -82,7 +82,8 @@ class CacheRun:
         compiled: bool = False,
     ):
         schedule = Schedule(schedule) if isinstance(schedule, int) else schedule
-        self.remark = policy.remark(schedule)
+        never = _stateful(schedule) or _rising(schedule)
+        self.remark = None if never else policy.remark(schedule)
         self.policy = policy = policy.prepared(schedule)
         self.total, self.measure, self.compiled = schedule.total, measure, compiled
         self.observers = tuple(observers)
@@ -110,7 +111,7 @@ class CacheRun:
         self._strayed = False
         self.corrector = None
         self._guessed = False  # whether anything of the network's output was reused in this evaluation
-        if objection := _stateful(schedule) or _rising(schedule) or policy.objection(schedule):
+        if objection := never or policy.objection(schedule):
             self.decline(objection)
         else:
             self.corrector = policy.corrector_for(schedule)

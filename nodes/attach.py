@@ -215,9 +215,14 @@ def _active(cond: list[dict], sigma: float) -> tuple[Hashable, ...]:
     return tuple(
         (str(c.get("uuid")), *_controls(c.get("control"), sigma), *_hooked(c.get("hooks"), sigma))
         for c in cond
-        if not (c.get("timestep_start") is not None and sigma > c["timestep_start"])
-        and not (c.get("timestep_end") is not None and sigma < c["timestep_end"])
+        if not (c.get("timestep_start") is not None and sigma > _rounded(c["timestep_start"]))
+        and not (c.get("timestep_end") is not None and sigma < _rounded(c["timestep_end"]))
     )
+
+
+def _rounded(limit) -> float:
+    """A limit as the host compares noise with it, in 32 bits."""
+    return torch.tensor(float(limit), dtype=torch.float32).item()
 
 
 def _steered(control: dict | None) -> tuple[Hashable, ...]:
@@ -229,7 +234,7 @@ def _controls(control, sigma: float) -> Iterator[bool]:
     """Of a chain of ControlNets, which have a say at this noise level."""
     while control is not None:
         first, last = getattr(control, "timestep_range", None) or (math.inf, -math.inf)
-        yield last <= sigma <= first
+        yield _rounded(last) <= sigma <= _rounded(first)
         control = getattr(control, "previous_controlnet", None)
 
 
@@ -237,7 +242,7 @@ def _hooked(hooks, sigma: float) -> Iterator[float]:
     """How strong each hook is that has keyframes."""
     for hook in hooks.hooks if hooks is not None else ():
         frames = getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())
-        reached = [frame.strength for frame in frames if float(frame.start_t) >= sigma]
+        reached = [frame.strength for frame in frames if _rounded(frame.start_t) >= sigma]
         yield from reached[-1:]
 
 
@@ -257,7 +262,10 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if x.shape[0] % len(conds):
         sampling.run.decline("another node rearranges the rows of this model's batches")
         return host()
-    place = (x.shape[0] // len(conds), *x.shape[1:], *_manner(transformer_options), _steered(control), str(x.device))
+    hooks = getattr(getattr(executor.class_obj, "current_patcher", None), "current_hooks", None)
+    strengths = tuple(hook.strength for hook in hooks.hooks) if hooks is not None else ()
+    manner = (*_manner(transformer_options), _steered(control), strengths)
+    place = (x.shape[0] // len(conds), *x.shape[1:], *manner, str(x.device))
     forward = sampling.run.next_forward((cond, (str(uuid), *place)) for uuid, cond in conds)
     run = sampling.run
     try:

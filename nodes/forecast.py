@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import comfy.samplers
@@ -322,12 +323,20 @@ def remembered(reference: torch.Tensor, schedule: Schedule, about) -> Tried:
     Told by the pictures in full, which are sampled anew each time: whatever is changed about model, prompts, seed or
     settings changes them.
     """
-    key = _digest((reference, schedule, about))
+    key = _digest((_code(), reference, schedule, about))
     if key not in _SEARCHES:
         while len(_SEARCHES) >= 8:
             del _SEARCHES[next(iter(_SEARCHES))]
         _SEARCHES[key] = Tried.opened(searches() / f"{key}.json")
     return _SEARCHES[key]
+
+
+@cache
+def _code() -> str:
+    """Of what policies and searches are made of: what an earlier version tried is not what this one would find."""
+    pack = Path(__file__).resolve().parent.parent
+    files = sorted(file for part in ("cache_core", "priors") for file in (pack / part).rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def searches() -> Path:

@@ -184,8 +184,11 @@ def read(image: str) -> tuple[list[dict], str]:
         said = json.loads(text)
         stamps = [(stamp["images"], stamp["runs"]) for stamp in said.get("stamps", [])]
         own = [runs for images, runs in stamps if name in images]
-        runs = [run for runs in own for run in runs] if own else said["runs"]
-        runs = [run for i, run in enumerate(runs) if run not in runs[:i]]
+        runs = said["runs"]
+        if own:
+            runs = []
+            for told in own:  # one stamp behind another; what an earlier one told is not told again
+                runs = [*runs, *(run for run in told if run not in runs)]
         for run in runs:
             record = run["record"]
             words = [run["about"], run["policy"], *([] if record is None else [record["policy"]])]
@@ -197,9 +200,10 @@ def read(image: str) -> tuple[list[dict], str]:
         raise StampError(
             f"what {image} says of its caching is damaged ({excerpt(error)}); take another image"
         ) from error
-    if len(stamps) > 1 and not own:
+    batches = len({tuple(images) for images, _ in stamps})
+    if batches > 1 and not own:
         raise StampError(
-            f"{image} was saved beside {len(stamps)} stamped batches and is of none of them: put Stamp Images right before Save "
+            f"{image} was saved beside {batches} stamped batches and is of none of them: put Stamp Images right before Save "
             "Image, in the branch whose pictures are to be replayed"
         )
     if not runs:

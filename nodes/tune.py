@@ -57,7 +57,7 @@ class PriorCacheTune(io.ComfyNode):
                     min=1.0,
                     max=10000.0,
                     step=1.0,
-                    tooltip="What the search may cost, in samplings of these pictures in full. A search that was stopped goes on where it was.",
+                    tooltip="What the search may cost, in samplings of these pictures in full, beside the two uncached ones that it compares with. A search that was stopped goes on where it was.",
                 ),
                 io.Float.Input(
                     "ceiling",
@@ -93,8 +93,8 @@ class PriorCacheTune(io.ComfyNode):
         if objection := policy.prepared(known).objection(known):
             raise SettingError(f"Tune Policy: {policy.describe()} would compute everything here: {objection}")
         judging = Sampler(sampling, model, seed + 1)
-        judge = judging.search(policy)
-        tuning = tuned(sample.search(policy, samplings, judge), policy, samplings, ceiling or None, judge)
+        search, judge = sample.search(policy, samplings), lambda: judging.search(policy)
+        tuning = tuned(search, policy, samplings, ceiling or None, judge)
         sample.finished()
         judging.finished()
         text = told(tuning)

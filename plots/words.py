@@ -35,7 +35,7 @@ def summary(run: RunTrace, prior: Prior | None = None) -> str:
     """
     if not run.moments:
         return f"{run.policy}, {run.about}: the run was stopped before its first evaluation."
-    plan = followed(prior.plans, run.record) if prior is not None else None
+    plan = followed(prior, run.record) if prior is not None else None
     said = [happened(run), *([promised(plan)] if plan else []), explained(run), advice(run)]
     if not run.complete:
         said.insert(1, "The run was stopped before its end.")

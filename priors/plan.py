@@ -172,9 +172,13 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
 
 
 def step_errors_of(policy: CachePolicy, steps: int, prior: Prior) -> list[float]:
-    """Predicted relative error (T,) of the derivative at each step of a Forecast; () where the prior is not of as many steps."""
-    gram = prior.tables.get("gram/positive")
+    """Predicted relative error (T,) of the derivative at each step of a Forecast; () where the prior is of other steps."""
+    gram, known = prior.tables.get("gram/positive"), prior.tables["sigmas"].numpy()
     if not isinstance(policy, Forecast) or gram is None or len(gram) != steps:
+        return []
+    if policy.sigmas and not (
+        len(policy.sigmas) == steps + 1 and np.allclose(policy.sigmas[:-1], known[:steps], rtol=1e-3)
+    ):
         return []
     ready = policy.prepared(Schedule(steps, policy.sigmas, "", prior.subject.prediction))
     gains = [ready.gains_at(step) for step in range(steps)]
@@ -185,11 +189,20 @@ TAKEN = ("computed", "gains", "coordinate", "order", "curvature", "corrector")
 """What a run takes from the plan of a Forecast."""
 
 
-def followed(plans: Iterable[Plan], record: dict | None) -> Plan | None:
-    """The plan that a run followed to the letter, by what its trace says of its policy."""
-    for plan in plans if record else ():
-        if plan.policy == record["policy"] == Forecast.__name__ and all(
-            plan.settings.get(name) == record["settings"].get(name) for name in TAKEN
+def followed(prior: Prior, record: dict | None) -> Plan | None:
+    """The plan that a run followed to the letter, by what its trace says of its policy: with the same noise, sampler and cfg."""
+    if not record or record["policy"] != Forecast.__name__:
+        return None
+    ran = restored(record["policy"], record["settings"])
+    for plan in prior.plans:
+        policy = plan.restored()
+        if (
+            isinstance(policy, Forecast)
+            and all(getattr(policy, name) == getattr(ran, name) for name in TAKEN)
+            and len(policy.sigmas) == len(ran.sigmas)
+            and np.allclose(policy.sigmas, ran.sigmas, rtol=1e-3)
+            and policy.sampler in ("", ran.sampler)
+            and math.isclose(policy.cfg or prior.subject.cfg, ran.cfg, rel_tol=1e-3)
         ):
             return plan
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +36,9 @@ class Tried:
         """What is there; nothing where nothing is, or where it cannot be read, which is said."""
         found = Tried(path)
         try:
-            if path.is_file() and path.stat().st_size <= LARGEST:
+            if path.is_file():
+                if path.stat().st_size > LARGEST:
+                    raise ValueError("it is too large")
                 found._read(json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             log.warning("PriorCache: %s cannot be read (%s); this search begins anew.", path.name, error)
@@ -70,8 +73,6 @@ class Tried:
         }
         try:
             replace(self.path, lambda part: part.write_text(json.dumps(told)))
-            for old in sorted(self.path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-MOST]:
-                old.unlink(missing_ok=True)
         except OSError as error:
             if self._saved >= 0:
                 log.warning(
@@ -80,6 +81,9 @@ class Tried:
             self._saved = -1
             return
         self._saved = len(self)
+        with suppress(OSError):  # another ComfyUI does the same
+            for old in sorted(self.path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-MOST]:
+                old.unlink()
 
     def finished(self) -> None:
         """Nothing has to go on from here."""

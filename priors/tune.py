@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..cache_core.knobs import value
@@ -36,11 +37,15 @@ class Tuning:
 
 
 def tuned(
-    search: Search, policy: CachePolicy, samplings: float, ceiling: float | None = None, judge: Search | None = None
+    search: Search,
+    policy: CachePolicy,
+    samplings: float,
+    ceiling: float | None = None,
+    judge: Callable[[], Search] | None = None,
 ) -> Tuning:
     """The policy with the best settings to be found, which cost no more than its own, or than `ceiling`.
 
-    judge: other pictures, on which what was found has to be better, too. Raises SettingError where it leaves nothing to set, computes everything, or costs more than the ceiling itself.
+    judge: gives other pictures, on which what was found has to be better, too. Raises SettingError where it leaves nothing to set, computes everything, or costs more than the ceiling itself.
     """
     opened = policy.opened(search.schedule)
     if not any(change(opened) for change in changes(opened, search.schedule)):
@@ -62,11 +67,12 @@ def tuned(
         raise SettingError(
             f"{policy.describe()} gives pictures that are not finite, and so does all that was tried around it"
         )
-    judged = (judge.judged(policy), judge.judged(after)) if judge else None
+    other = judge() if judge else None
+    judged = (other.judged(policy), other.judged(after)) if other else None
     if judged and judged[1] >= judged[0]:
         after, error = policy, before
     costs = (cost, search.cost(after))
-    spent = search.spent - cost + (judge.spent if judge else 0.0)  # the given one was judged twice and sampled once
+    spent = search.spent - cost + (other.spent if other else 0.0)  # the given one was judged twice and sampled once
     return Tuning(
         opened,
         after,

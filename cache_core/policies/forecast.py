@@ -175,8 +175,8 @@ class Forecast(CachePolicy):
             "computed": computed,
             "gains": gains,
             "sigmas": sigmas or (schedule.sigmas if _plannable(schedule.sigmas) else ()),
-            "sampler": self.sampler or schedule.sampler,
-            "cfg": self.cfg or schedule.cfg,
+            "sampler": schedule.sampler or self.sampler,
+            "cfg": max(schedule.cfg, 0.0) or self.cfg,
             "coordinate": coordinate,
             "order": order,
             "curvature": curvature,
@@ -263,7 +263,7 @@ class Forecast(CachePolicy):
             return f"the sampler {self.sampler}, and this run has {schedule.sampler}"
         if self.cfg and schedule.cfg and (self.cfg == 1) != (schedule.cfg == 1):
             return f"cfg {self.cfg:g}, and this run has {schedule.cfg:g}"
-        finer = schedule.prediction in FLOW and len(self.sigmas) <= len(schedule.sigmas)
+        finer = schedule.prediction in FLOW and len(self.sigmas) < len(schedule.sigmas)
         if self._of_other_steps(schedule) and not finer:
             if len(self.sigmas) != len(schedule.sigmas):
                 return f"{len(self.sigmas) - 1} steps, and this run has {schedule.total}"
@@ -276,6 +276,8 @@ class Forecast(CachePolicy):
         return Forecast(min(max(planned / len(self.computed), 1.0), FASTEST))
 
     def remark(self, schedule: Schedule) -> str | None:
+        if self.prepared(schedule).objection(schedule):  # which says all there is to say
+            return None
         if found := self.misfit(schedule):
             return (
                 f"{self.describe()} was planned for {found}: the share of computed steps is kept, and which they are is chosen as "
@@ -341,11 +343,11 @@ def _range(sigmas: tuple[float, ...]) -> tuple[float, float]:
 def _alike(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     """Whether two schedules go over the same noise, as step counts of one scheduler do.
 
-    The first noise of some schedulers depends on the number of steps, but by less than one of them; the last is 0 wherever
+    The first noise of some schedulers depends on the number of steps, but by less than two of them; the last is 0 wherever
     nothing is cut.
     """
-    if not b:
-        return True
+    if not b or b[0] <= 0:
+        return not b
     longest = max(x[0] / x[1] if x[1] else math.inf for x in (a, b))
-    begins = max(a[0], b[0]) / min(a[0], b[0]) <= longest * (1 + 1e-3)
+    begins = max(a[0], b[0]) / min(a[0], b[0]) <= longest**2
     return begins and math.isclose(a[-1], b[-1], rel_tol=1e-3)

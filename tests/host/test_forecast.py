@@ -154,6 +154,17 @@ class TestCorrector:
             assert computed(trace.runs[0]) == list(range(10))
 
 
+def test_a_range_is_compared_as_the_host_does(host):
+    """A limit of 8/9 is below the noise of that step in 64 bits, and not in 32."""
+    from priorcache.nodes.attach import _active
+
+    limit, sigma = 8 / 9, torch.tensor(8 / 9).item()
+    assert sigma > limit
+    for cond in ({"uuid": 1, "timestep_start": limit}, {"uuid": 1, "timestep_end": limit}):
+        assert _active([cond], sigma) == (("1",),)
+        assert _active([cond], sigma * (1.01 if "timestep_start" in cond else 0.99)) == ()
+
+
 def test_a_model_is_forecast_as_what_it_is_sampled_as(host, model):
     """A node in between may sample a model of noise as a flow."""
     import comfy.model_sampling
@@ -338,10 +349,17 @@ class TestNodes:
         assert np.isfinite(expected).tolist() == (table.kinds != "computed").tolist()
         np.testing.assert_allclose(expected, table.true, rtol=0.5)  # along the uncached path, of other pictures
         _, other = sampled(host, model, Forecast(2.0), seed=41)
-        assert "promised" not in words.summary(other, prior)
+        assert "promised" not in words.summary(other, planned)
         assert Grid.of(other).expected(planned, other.record) is not None
-        _, longer = sampled(host, model, policy, steps=20)
-        assert Grid.of(longer).expected(planned, longer.record) is None
+        for changes in ({"steps": 20}, {"scheduler": "normal"}):
+            _, elsewhere = sampled(host, model, policy, **changes)
+            assert Grid.of(elsewhere).expected(planned, elsewhere.record) is None
+            assert "promised" not in words.summary(elsewhere, planned)
+        _, guided = sampled(host, model, policy, cfg=4.0)
+        assert "promised" not in words.summary(guided, planned)
+        settings = {k: v for k, v in plan.settings.items() if k not in ("sampler", "cfg", "corrector")}
+        assert plan.settings["corrector"] == "off"
+        assert promise in words.summary(run, planned.planned([dataclasses.replace(plan, settings=settings)]))
 
     @pytest.mark.parametrize(
         ("goal", "value"), [("computed steps", 0.3), ("speed-up", float("nan")), ("error", float("inf"))]

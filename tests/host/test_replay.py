@@ -111,6 +111,22 @@ def test_pictures_of_two_models_are_told_by_both_stamps(replay, monkeypatch, tmp
         replay.PriorCacheReplay.execute(name, 3)
 
 
+def test_two_halves_of_one_sampling_are_two_runs(replay, monkeypatch, tmp_path):
+    trace = Trace()
+    for node in ("5", "6"):
+        run = RunTrace("FORA", 4, origin=("p", node), about="euler", complete=True, record=recorded(FORA(2)))
+        trace.add(run)
+    said: dict = {}
+    for _ in range(2):  # a second stamp of the same trace tells nothing new
+        text = stamped(replay, monkeypatch, trace, said=said)
+    name = saved(tmp_path / "halves.png", json.dumps(text))
+    assert [replay.PriorCacheReplay.execute(name, run).args[0] for run in (1, 2)] == [FORA(2)] * 2
+    with pytest.raises(replay.StampError, match=r"tells of 2 sampling run\(s\), and run is 3"):
+        replay.PriorCacheReplay.execute(name, 3)
+    bright = saved(tmp_path / "bright.png", json.dumps(text), picture=BLACK[0] + 1)
+    assert "not the pixels that Stamp Images saw" in replay.PriorCacheReplay.execute(bright, 1).args[1]
+
+
 def test_a_picture_of_another_model_is_not_told_of(replay, monkeypatch, tmp_path):
     """Stamp Images sits behind a sampler without a cache, and has the trace of another one."""
     trace = Trace()

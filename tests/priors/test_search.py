@@ -139,7 +139,7 @@ class TestTuned:
         assert "Priced ratio: 3 (kept)" in told(tuning)
 
     def test_what_was_found_has_to_be_better_on_other_pictures_too(self):
-        tuning = tuned(search(), Priced(), 40, judge=search())
+        tuning = tuned(search(), Priced(), 40, judge=search)
         assert tuning.judged == tuning.errors
         assert f"On as many other pictures: {tuning.judged[0]:.4f} before, {tuning.judged[1]:.4f} with" in told(tuning)
         assert tuning.after == tuned(search(), Priced(), 40 - 2 * 0.22).after
@@ -149,7 +149,7 @@ class TestTuned:
             return Outcome(REFERENCE[:pictures] * (1 + (0.3 if policy != Priced() else 0.1)), 0.2)
 
         judge = search(simulate=contrary)
-        tuning = tuned(search(), Priced(), 40, judge=judge)
+        tuning = tuned(search(), Priced(), 40, judge=lambda: judge)
         assert tuning.after == Priced()
         assert tuning.errors[0] == tuning.errors[1]
         assert tuning.judged == (judge.judged(Priced()), pytest.approx(0.3))

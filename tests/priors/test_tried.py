@@ -84,6 +84,13 @@ def test_a_damaged_file_is_said_and_left_behind(tmp_path, caplog, told):
     assert len(Tried.opened(path)) == 1
 
 
+def test_a_file_that_is_too_large_is_said(tmp_path, caplog, monkeypatch):
+    filled(tmp_path / "b.json").save()
+    monkeypatch.setattr("priorcache.priors.tried.LARGEST", 10)
+    assert len(Tried.opened(tmp_path / "b.json")) == 0
+    assert "it is too large" in caplog.text
+
+
 def test_a_folder_that_cannot_be_written_to_is_told_of_once(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     found = filled(tmp_path / "file" / "b.json")

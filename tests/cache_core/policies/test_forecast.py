@@ -261,6 +261,26 @@ class TestPlans:
         assert f"was planned for {difference}: " in plan.remark(run)
         assert plan.prepared(run).objection(run) is None
 
+    @pytest.mark.parametrize("run", [
+        Schedule(TOTAL, SIGMAS, "euler_ancestral", "EPS", cfg=3.0), Schedule(TOTAL, SIGMAS, "heun", "EPS", cfg=3.0),
+        Schedule(5, (*SIGMAS[:5], 0.0), "dpmpp_2m", "EPS", cfg=3.0), Schedule(TOTAL, SIGMAS[::-1], "dpmpp_2m", "EPS", cfg=3.0),
+        Schedule(2, (0.0, 0.5, 1.0), "euler", "EPS", cfg=3.0),
+    ], ids=["noisy", "several calls", "few steps", "rising", "from zero"])  # fmt: skip
+    def test_where_everything_is_computed_nothing_else_is_said(self, run):
+        (note,) = CacheRun(dataclasses.replace(self.plan, sampler="euler", cfg=3.0), run).trace.notes
+        assert "computed everything" in note
+
+    def test_other_noise_at_as_many_steps_takes_no_plan(self):
+        """Another scheduler, or another shift of a flow model."""
+        other = (*(s * 1.05 if 0 < i < TOTAL else s for i, s in enumerate(SIGMAS)),)
+        for prediction in ("FLOW", "EPS"):
+            run = Schedule(TOTAL, other, "euler", prediction)
+            assert self.plan.prepared(run) == Forecast(TOTAL / 3).prepared(run)
+            assert "was planned for other noise levels than this run has at its steps" in self.plan.remark(run)
+
+    def test_guidance_that_pushes_away_is_none_that_is_known(self):
+        assert Forecast(2.0).prepared(dataclasses.replace(EPS, cfg=-2.0)).cfg == 0
+
     @pytest.mark.parametrize("told", [{"sampler": "euler", "cfg": 3.0}, {"sampler": "euler"}, {"cfg": 4.5}, {}])
     def test_on_their_own_sampler_and_at_about_their_guidance_they_serve(self, told):
         run = Schedule(TOTAL, SIGMAS, "euler", "EPS", cfg=4.0)

@@ -111,7 +111,14 @@ def test_residuals_of_a_controlnet(flux, policy, held):
     assert close(flux.sample(), stock) > 1e-3
 
 
-@pytest.mark.parametrize("policy", [FORA(6, "aligned"), FORA(6, "aligned", level="stack"), Forecast(computed=(0, 5, 10))], ids=lambda p: p.describe())  # fmt: skip
+SPARSE = pytest.mark.parametrize(
+    "policy",
+    [FORA(6, "aligned"), FORA(6, "aligned", level="stack"), Forecast(computed=(0, 5, 10))],
+    ids=lambda p: p.describe(),
+)
+
+
+@SPARSE
 def test_where_a_controlnet_ends_nothing_is_carried_over(flux, policy):
     """What was computed with its hints says nothing of a pass without them."""
     from comfy.controlnet import ControlBase
@@ -137,6 +144,35 @@ def test_where_a_controlnet_ends_nothing_is_carried_over(flux, policy):
     always, ended = computed(1.0), computed(0.26)
     assert len(ended) == len(always) + 1
     (switch,) = set(ended) - set(always)
+    assert 2 <= switch <= 4
+
+
+@SPARSE
+def test_where_a_hooks_keyframe_begins_nothing_is_carried_over(flux, policy):
+    """A LoRA of one strength says nothing of it at another."""
+    import comfy.hooks
+    from priorcache.nodes.attach import attach
+
+    name = "double_blocks.0.img_attn.qkv"
+    up, down = (torch.randn(*shape, generator=generator(9)) * 0.3 for shape in ((384, 2), (2, 128)))
+    lora = {f"diffusion_model.{name}.lora_up.weight": up, f"diffusion_model.{name}.lora_down.weight": down}
+
+    def computed(last: float, model=None) -> list[int]:
+        hooks, frames, trace = comfy.hooks.create_hook_lora(lora, 1.0, 0.0), comfy.hooks.HookKeyframeGroup(), Trace()
+        for strength, start in ((1.0, 0.0), (last, 0.26)):
+            frames.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=start, guarantee_steps=1))
+        hooks.set_keyframes_on_hooks(frames)
+        told = comfy.hooks.set_hooks_for_conditioning(flux.prompt(1), hooks)
+        attached = attach(flux.model, policy, trace)
+        pictures.append(flux.sample(attached, steps=12, positive=told, cfg=1.0))
+        rows = trace.runs[0].rows
+        return [i for i in range(12) if all(r.action is Action.COMPUTE for r in rows if r.step == i)]
+
+    pictures: list[torch.Tensor] = []
+    same, ended = computed(1.0), computed(0.0)
+    assert close(*pictures) > 1e-3  # the hook does something
+    assert len(ended) == len(same) + 1
+    (switch,) = set(ended) - set(same)
     assert 2 <= switch <= 4
 
 
