@@ -209,8 +209,10 @@ def planning(clock: Callable[[], float], steps: int = 20, times: int = 5) -> dic
     from ..nodes.calibrate import PriorCacheCalibrate
     from ..nodes.dit import conditioning
     from ..nodes.forecast import PriorCachePlan, PriorCacheSearch
+    from ..nodes.prior import register_folder
     from ..nodes.sampling import Sampling
 
+    register_folder()
     model = load(str(DEMO / "shapes-dit.safetensors"))
     config = model.model.diffusion_model.config
     side = config.grid_size * config.patch_size

@@ -91,6 +91,8 @@ class Tried:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("PriorCache: %s cannot be removed (%s).", self.path, error)
+        with suppress(OSError):  # others are not finished
+            self.path.parent.rmdir()
         self._saved = 0
 
 

@@ -40,10 +40,13 @@ def test_nothing_is_written_where_nothing_came(tmp_path):
 
 
 def test_a_finished_search_leaves_no_file(tmp_path):
-    found = filled(tmp_path / "b.json")
+    found, other = filled(tmp_path / "kept" / "b.json"), filled(tmp_path / "kept" / "c.json")
     found.save()
+    other.save()
     found.finished()
     found.finished()
+    assert list(tmp_path.rglob("*.json")) == [other.path]
+    other.finished()
     assert list(tmp_path.iterdir()) == []
 
 
