@@ -175,22 +175,21 @@ class Pairs(NamedTuple):
         """For these numbers of computed steps; none where the search may cost nothing."""
         if not samplings:
             return []
-        from ..nodes.attach import attach
-
-        (search, judge), watched = map(searching, self), Statistics()
-        pictures = len(self.search.batches[0][2])
-        self.search.sample(attach(self.search.model, Full(), observers=(watched,)), pictures=pictures)
-        watched.end_trajectory(pictures)
-        schedule = self.search.schedule()
-        plans = search_plans(search, forecasts(schedule, watched.gram("positive")), counts, samplings, judge)
+        watched = Statistics()
+        search, judge = searching(self.search, watched), searching(self.judge)
+        watched.end_trajectory(len(search.reference))
+        begin = forecasts(search.schedule, watched.gram("positive"))
+        plans = search_plans(search, begin, counts, samplings, judge)
         log(
             f"search: {search.spent:.1f} samplings of {len(search.reference)} pictures, {len(search.settings)} settings tried"
         )
         return plans
 
 
-def searching(bench: Bench) -> Search:
-    full = bench.policy(Full())
+def searching(bench: Bench, *observers: Statistics) -> Search:
+    from ..nodes.attach import attach
+
+    full = bench.sample(attach(bench.model, Full(), observers=observers))
 
     def simulate(policy: CachePolicy, pictures: int) -> Outcome:
         found = bench.policy(policy, pictures)

@@ -43,7 +43,6 @@ def between_thresholds(points: Iterable[Point], node: str, evaluations: float) -
     for a, b in pairwise(own):
         if a.evaluations <= evaluations <= b.evaluations:
             part = (evaluations - a.evaluations) / max(b.evaluations - a.evaluations, 1e-9)
-
             error = a.error ** (1 - part) * b.error**part
             spread, psnr, seconds = (
                 (1 - part) * getattr(a, name) + part * getattr(b, name) for name in ("spread", "psnr", "seconds")

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from ..cache_core.policies import FORA, CachePolicy, Forecast
 from ..cache_core.policies.forecast import SEVERAL, SHORTEST
 from ..cache_core.sites import Action, Schedule, Site, Step
@@ -27,13 +25,7 @@ class Shelved(NamedTuple):
 
     def misfit(self, schedule: Schedule) -> str:
         """How this run is another than it was searched for, in words: sampler, guidance, or the noise of its steps."""
-        if found := self.policy.misfit(schedule):
-            return found
-        if len(self.policy.sigmas) != len(schedule.sigmas):
-            return f"{len(self.policy.sigmas) - 1} steps, and this run has {len(schedule.sigmas) - 1 if schedule.sigmas else 'other ones'}"
-        if not np.allclose(self.policy.sigmas, schedule.sigmas, rtol=1e-3):
-            return "other noise levels than this run has at its steps"
-        return ""
+        return self.policy.misfit(schedule) or self.policy.other_noise(schedule)
 
     def describe(self) -> str:
         plan = self.plan

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..cache_core.extrapolation import front_loaded, resized, spread, widening
 from ..cache_core.policies import CachePolicy, Forecast
-from ..cache_core.policies.forecast import FASTEST
+from ..cache_core.policies.forecast import FASTEST, same_noise
 from ..cache_core.sites import Schedule
 from ..errors import SettingError, shown
 from .fit import cheapest, coherent_cost, step_errors
@@ -173,12 +173,10 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
 
 def step_errors_of(policy: CachePolicy, steps: int, prior: Prior) -> list[float]:
     """Predicted relative error (T,) of the derivative at each step of a Forecast; () where the prior is of other steps."""
-    gram, known = prior.tables.get("gram/positive"), prior.tables["sigmas"].numpy()
+    gram = prior.tables.get("gram/positive")
     if not isinstance(policy, Forecast) or gram is None or len(gram) != steps:
         return []
-    if policy.sigmas and not (
-        len(policy.sigmas) == steps + 1 and np.allclose(policy.sigmas[:-1], known[:steps], rtol=1e-3)
-    ):
+    if policy.sigmas and not same_noise(policy.sigmas[:-1], prior.tables["sigmas"].tolist()):
         return []
     ready = policy.prepared(Schedule(steps, policy.sigmas, "", prior.subject.prediction))
     gains = [ready.gains_at(step) for step in range(steps)]
@@ -199,8 +197,7 @@ def followed(prior: Prior, record: dict | None) -> Plan | None:
         if (
             isinstance(policy, Forecast)
             and all(getattr(policy, name) == getattr(ran, name) for name in TAKEN)
-            and len(policy.sigmas) == len(ran.sigmas)
-            and np.allclose(policy.sigmas, ran.sigmas, rtol=1e-3)
+            and same_noise(policy.sigmas, ran.sigmas)
             and policy.sampler in ("", ran.sampler)
             and math.isclose(policy.cfg or prior.subject.cfg, ran.cfg, rel_tol=1e-3)
         ):

@@ -7,7 +7,7 @@ they differ in the steps they compute, the coordinate along which they extrapola
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from types import MappingProxyType
@@ -188,7 +188,7 @@ class Forecast(CachePolicy):
     def _of_other_steps(self, schedule: Schedule) -> bool:
         """Whether the plan is for other steps over the same noise."""
         known = bool(self.sigmas and schedule.sigmas)
-        return known and not _equal(self.sigmas, schedule.sigmas) and _alike(self.sigmas, schedule.sigmas)
+        return known and not same_noise(self.sigmas, schedule.sigmas) and _alike(self.sigmas, schedule.sigmas)
 
     def corrector_for(self, schedule: Schedule) -> Corrector | None:
         if self.corrector not in DEGREES:
@@ -250,7 +250,7 @@ class Forecast(CachePolicy):
             return f"the sampler {name} adds noise, which no past step foretells; use one without, such as euler or dpmpp_2m"
         if schedule.sampler in SEVERAL:
             return f"the sampler {name} calls the model several times per step; use one that does not, such as euler or dpmpp_2m"
-        if self.sigmas and not (_equal(self.sigmas, schedule.sigmas) or _alike(self.sigmas, schedule.sigmas)):
+        if self.sigmas and not (same_noise(self.sigmas, schedule.sigmas) or _alike(self.sigmas, schedule.sigmas)):
             (a, b), (c, d) = _range(self.sigmas), _range(schedule.sigmas)
             return f"its plan is for noise from {a:.3g} to {b:.3g}, this run has {c:.3g} to {d:.3g}; plan with this run's settings"
         return None
@@ -264,11 +264,17 @@ class Forecast(CachePolicy):
         if self.cfg and schedule.cfg and (self.cfg == 1) != (schedule.cfg == 1):
             return f"cfg {self.cfg:g}, and this run has {schedule.cfg:g}"
         finer = schedule.prediction in FLOW and len(self.sigmas) < len(schedule.sigmas)
-        if self._of_other_steps(schedule) and not finer:
-            if len(self.sigmas) != len(schedule.sigmas):
-                return f"{len(self.sigmas) - 1} steps, and this run has {schedule.total}"
-            return "other noise levels than this run has at its steps"
-        return ""
+        return "" if finer or not self._of_other_steps(schedule) else self.other_noise(schedule)
+
+    def other_noise(self, schedule: Schedule) -> str:
+        """How the noise of a run is another than its plan was made for, in words."""
+        if same_noise(self.sigmas, schedule.sigmas):
+            return ""
+        if len(self.sigmas) != len(schedule.sigmas):
+            return (
+                f"{len(self.sigmas) - 1} steps, and this run has {schedule.total if schedule.sigmas else 'other ones'}"
+            )
+        return "other noise levels than this run has at its steps"
 
     def _unplanned(self, schedule: Schedule) -> Forecast:
         """The same share of computed steps without a plan."""
@@ -331,7 +337,8 @@ def _falling(sigmas: tuple[float, ...]) -> bool:
     return _plannable(sigmas) and all(after < before for before, after in pairwise(sigmas))
 
 
-def _equal(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+def same_noise(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two schedules have as many noise levels, and about the same ones."""
     return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-3) for x, y in zip(a, b, strict=True))
 
 
