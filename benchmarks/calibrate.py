@@ -158,6 +158,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
+    import comfy.cli_args
     import fleet
 
     from ..nodes.dit import parse_labels
@@ -174,8 +175,9 @@ def main(argv: list[str]) -> None:
         subject.told(prompts)  # refuses what it does not know
     chunks = math.ceil(len(prompts) / args.batch)
     cell = Cell(args.out.with_suffix(".parts"))
+    host = comfy.cli_args.args
     cell.claim(
-        model=fleet.digest(args.file), prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
+        **fleet.here(()), cpu=host.cpu, fp32=host.fp32_unet, model=fleet.digest(args.file), prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
         **{name: value for name, value in vars(args).items() if name not in ("model", "file", "ray", "cpus", "out", "prompts", "seeds")},
     )  # fmt: skip
     numbers = range(chunks * args.seeds)

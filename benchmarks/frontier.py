@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -330,21 +330,29 @@ def kept(args: argparse.Namespace) -> list[Setting]:
 
 def way(args: argparse.Namespace, model: str, steps: int) -> dict:
     """How a setting is measured: what figures are not compared across."""
-    from fleet import digest
     from judge import SAMPLERS
 
     found = {name: getattr(args, name) for name in ("pairs", "calibration", "samplings")}
     found |= {"scheduler": args.scheduler or SAMPLERS[model][1]}
     found |= {"counts": [round(steps * fraction) for fraction in args.fractions]}
-    return found | ({"weights": digest(args.file)} if args.file else {})
+    return found | {"weights": weights(args.file or demo(model))}
+
+
+def demo(model: str) -> Path:
+    return ROOT / "demo" / f"shapes-{model}.safetensors"
+
+
+@lru_cache
+def weights(file: Path) -> str:
+    from fleet import digest
+
+    return digest(file)
 
 
 def measured_so(args: argparse.Namespace, about: dict) -> bool:
     if args.file and about["model"] not in args.model:
         return False
-    return way(args, about["model"], about["steps"]).items() <= about.items() and ("weights" in about) == bool(
-        args.file
-    )
+    return way(args, about["model"], about["steps"]).items() <= about.items()
 
 
 def stem(args: argparse.Namespace, model: str, sampler: str, steps: int, cfg: float) -> str:
@@ -371,7 +379,7 @@ def main(argv: list[str]) -> None:
     args, log = parsed(argv), partial(print, flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in () if args.table else args.model:
-        drawer = Drawer(name, args.file or ROOT / "demo" / f"shapes-{name}.safetensors")
+        drawer = Drawer(name, args.file or demo(name))
         held_out = pairs_of(drawer, args.pairs, args.batch, 5000)
         seen = [pairs_of(drawer, args.calibration, args.batch, seed) for seed in (100, 300)]
         cfgs = args.cfg or [MODELS[name], 1.0]

@@ -37,7 +37,7 @@ def between_thresholds(points: Iterable[Point], node: str, evaluations: float) -
     Of several thresholds with as many evaluations, the best counts.
     """
     best: dict[float, Point] = {}
-    for p in sorted((p for p in points if p.method.startswith(node)), key=lambda p: (p.evaluations, p.error)):
+    for p in sorted((p for p in points if _is(p, node)), key=lambda p: (p.evaluations, p.error)):
         best.setdefault(p.evaluations, p)
     own = list(best.values())
     for a, b in pairwise(own):
@@ -213,9 +213,14 @@ def clock(settings: list[Setting]) -> str:
     return "\n".join(lines)
 
 
+def _is(point: Point, method: str) -> bool:
+    """Whether a point is one of this method; those of the host's caches are named after their thresholds."""
+    return point.method.startswith(method) if method in HOST else point.method == method
+
+
 def _slower(method: str, settings: list[Setting]) -> str:
     """Share of the time over share of the evaluations."""
-    points = [(s, p) for s in settings for p in s.points if p.method.startswith(method) and p.evaluations]
+    points = [(s, p) for s in settings for p in s.points if _is(p, method) and p.evaluations]
     found = [s.time(p) / (p.evaluations / s.points[0].evaluations) for s, p in points]
     if len(found) < 2:
         return "".join(f"{ratio:.2f}" for ratio in found)

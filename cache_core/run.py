@@ -39,12 +39,15 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (OutOfMemory, MemoryError)) or any(w in str(error).lower() for w in words)
 
 
+NEW = 0.25
+"""Share of passes of which nothing was there before, beyond which a run says so."""
+
 STATEFUL = ("ar_video",)
 """The host's samplers whose network keeps keys and values from call to call, and winds them back for the next one."""
 
 
 def _stateful(schedule: Schedule) -> str | None:
-    if schedule.sampler not in STATEFUL:
+    if set(STATEFUL).isdisjoint(schedule.samplers):
         return None
     return f"with the sampler {schedule.sampler} the network remembers every call, and one that is skipped would be missing"
 
@@ -108,13 +111,19 @@ class CacheRun:
         self._before: set[Lane] = set()  # of the one before
         self.scale: float | None = None  # of guidance, in this evaluation; for whoever samples to say
         self._scale_before: float | None = None
-        self._strayed = False
+        self._strayed: list[int] = []  # evaluations at which the sampler was not where its schedule says
+        self._lanes_asked = self._lanes_new = 0  # behind the first evaluation
         self.corrector = None
         self._guessed = False  # whether anything of the network's output was reused in this evaluation
         if objection := never or policy.objection(schedule):
             self.decline(objection)
         else:
             self.corrector = policy.corrector_for(schedule)
+
+    @property
+    def evaluations(self) -> int:
+        """How many were begun."""
+        return 0 if self._step is None else self._step.index + 1
 
     @property
     def step(self) -> Step:
@@ -185,22 +194,15 @@ class CacheRun:
     @contextmanager
     def evaluation(self, sigma: float, progress: float) -> Iterator[Step]:
         """One call of the denoiser; ticks the clock."""
-        index = 0 if self._step is None else self._step.index + 1
+        index = self.evaluations
         # A sampler that goes back up in noise breaks every policy's assumption: that evaluation is computed.
         self._upward = self._step is not None and sigma > self._step.sigma * (1 + 1e-5)
         self._step = Step(index, self.total, min(max(progress, 0.0), 1.0), sigma)
         self._visits.clear()
         self._guessed = False
-        if (
-            self.policy.scheduled
-            and self._step.index != self._step.position
-            and not self._strayed
-            and not self.declined
-        ):
-            self._strayed = True
-            self.trace.notes.append(
-                f"{self.policy.describe()} computed everything from evaluation {index} on: the sampler leaves its schedule."
-            )
+        if self.policy.scheduled and self._step.index != self._step.position and not self.declined:
+            self._strayed.append(index)
+        self._count_lanes()
         if self._before - self._lanes:  # a prompt's range that ended, a window that moved on
             self.store.only(self._lanes)
         self._before, self._lanes = self._lanes, set()
@@ -216,13 +218,16 @@ class CacheRun:
         step = self.step
         if step.index != step.position or not math.isclose(step.sigma, self.corrector.sigmas[step.index], rel_tol=1e-3):
             self.corrector = None
-            if not self._strayed:
+            if not self._strayed:  # which is told of at the end
                 self.trace.notes.append(
                     f"{self.policy.describe()} corrected nothing from evaluation {step.index} on: the sampler leaves its schedule."
                 )
             return denoised
         if self._lanes != self._before or self.scale != self._scale_before:  # another prompt, one more, other guidance
             self.corrector.clear()  # what was before says nothing of this one
+        if self.scale != 1 and torch.equal(x, denoised):  # guidance that begins with nothing (zero init)
+            self.corrector.clear()
+            return denoised
         try:
             return self.corrector(step.index, x, denoised, computed=not self._guessed)
         except (RuntimeError, MemoryError) as error:
@@ -244,8 +249,33 @@ class CacheRun:
         self._lanes.update(streams)
         return Forward(self, tuple(streams))
 
+    def _count_lanes(self) -> None:
+        if self._before:
+            self._lanes_asked += len(self._lanes)
+            self._lanes_new += len(self._lanes - self._before)
+
+    def _strays(self) -> str | None:
+        """Where the sampler left its schedule, in words."""
+        if not self._strayed:
+            return None
+        first, name = self._strayed[0], self.policy.describe()
+        if len(self._strayed) == self.evaluations - first:
+            return f"{name} computed everything from evaluation {first} on: the sampler leaves its schedule."
+        return f"{name} computed {len(self._strayed)} evaluations at which the sampler was not where its schedule says."
+
+    def _moves(self) -> str | None:
+        """That much was new at every evaluation, in words."""
+        if self.declined or not self.policy.history or self._lanes_new <= NEW * self._lanes_asked:
+            return None
+        return (
+            f"{self.policy.describe()} found no past for {self._lanes_new} of {self._lanes_asked} passes through the model, and "
+            "computed them: context windows that move from step to step (standard_static has such as stay), or conds that change."
+        )
+
     def close(self, complete: bool) -> None:
         """Drop every tensor; the trace stays."""
+        self._count_lanes()
+        self.trace.notes += filter(None, (self._strays(), self._moves()))
         self._drop()
         self.routes.clear()
         self.trace.finish(complete)

@@ -43,6 +43,10 @@ class Step(NamedTuple):
         return min(round(self.progress * self.total), max(self.total - 1, 0))
 
 
+OF = " of "
+"""What stands between the name of a sampler that works around another, and that other's."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """What is known of a sampling call before it begins; what is empty is unknown."""
@@ -51,7 +55,7 @@ class Schedule:
     sigmas: tuple[
         float, ...
     ] = ()  # (total + 1,): the noise level at the beginning of every step, and the last one's end
-    sampler: str = ""  # as the host names it: "euler"
+    sampler: str = ""  # as the host names it: "euler"; one around another: "detail_daemon_sampler of euler"
     prediction: str = ""  # the host's name of what the model predicts: "EPS", "V_PREDICTION", "FLOW", "FLUX", ...
     sites: tuple[Site, ...] = ()  # every branch of the network, in execution order
     unbroken: bool = False  # compiled as one graph, which leaves no room for a decision inside the network
@@ -60,6 +64,11 @@ class Schedule:
     nbytes: dict[str, int] = field(default_factory=dict, hash=False)  # what keeping one output takes
     flops: dict[str, int] = field(default_factory=dict, hash=False)  # operations that computing one takes
     limit: int | None = None  # bytes that may be kept at most, where a policy around this one says so
+
+    @property
+    def samplers(self) -> list[str]:
+        """The names of its sampler and of those that it works around."""
+        return self.sampler.split(OF)
 
     @property
     def evaluations(self) -> list[Step]:

@@ -17,10 +17,10 @@ from ..cache_core.codecs import CODECS
 from ..cache_core.extrapolation import FLOW
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun, Observer
-from ..cache_core.sites import MODEL, Action, Schedule
+from ..cache_core.sites import MODEL, OF, Action, Schedule
 from ..cache_core.trace import RunTrace, Trace, human_bytes
 from ..priors.record import recorded
-from .memory import bytes_aside, expected_bytes, guidance_of, informed, parts_of
+from .memory import beyond, bytes_aside, expected_bytes, guidance_of, informed, parts_of
 from .rivals import CacheError, refuse_rivals
 
 log = logging.getLogger("PriorCache")
@@ -63,7 +63,7 @@ def attach(
     if adapter_for(network) is None and not reason and policy.level != "model" and policy.history:
         raise CacheError(
             f"{policy.describe()} reuses single branches, and PriorCache has no adapter for {type(network).__name__}. "
-            "Set the policy's scope to 'whole network', which works with every model."
+            "Use Forecast Policy or PriorCache (auto), which serve every model, or FORA Policy with scope 'whole network'."
         )
     model = model.clone()
     if model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
@@ -102,10 +102,13 @@ def attach(
         if reason and policy.level != "model" and policy.history:
             run.decline(reason)
         expected = expected_bytes(guider.model_patcher, run, parts)
+        if large := beyond(guider.model_patcher, run, expected):
+            run.decline(large)
+            run.keeps, expected = False, 0
         run.trace.expected_bytes = expected
         log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
         on_device = expected if run.store.codec.on_device else bytes_aside(guider.model_patcher, run, parts)
-        options[RUN] = _Sampling(run, sigmas.tolist(), on_device)
+        options[RUN] = _Sampling(run, sigmas.tolist(), len(noise), on_device)
         if run.corrector and callback:
             callback = _uncorrected(callback, run, denoise_mask)
         complete = False
@@ -140,13 +143,13 @@ def _uncorrected(callback: Callable, run: CacheRun, mask: torch.Tensor | None) -
 
 
 class _Sampling:
-    """A run, the sigmas of its sampler, the bytes that the device must have free for it, and its networks' adapters.
+    """A run, the sigmas of its sampler, its pictures, the bytes that the device must have free for it, its networks' adapters.
 
     One object, because dicts in transformer_options are copied at every call.
     """
 
-    def __init__(self, run: CacheRun, sigmas: list[float], reserve: int):
-        self.run, self.sigmas, self.reserve, self.guider = run, sigmas, reserve, None
+    def __init__(self, run: CacheRun, sigmas: list[float], rows: int, reserve: int):
+        self.run, self.sigmas, self.rows, self.reserve, self.guider = run, sigmas, rows, reserve, None
         self._adapters: dict[nn.Module, Adapter | None] = {}
 
     def adapter(self, network: nn.Module) -> Adapter | None:
@@ -158,9 +161,14 @@ class _Sampling:
         return self._adapters[network]
 
     def progress(self, sigma: float) -> float:
-        """Position of sigma in the schedule: the last sampler step at or above it, as a fraction."""
-        reached = sum(s >= sigma * (1 - 1e-4) for s in self.sigmas[:-1])
-        return max(reached - 1, 0) / max(len(self.sigmas) - 1, 1)
+        """Position of sigma in the schedule: the last sampler step at or above it, as a fraction.
+
+        Of steps at almost the same noise, the one whose turn it is.
+        """
+        steps, turn = self.sigmas[:-1], self.run.evaluations
+        if turn < len(steps) and math.isclose(steps[turn], sigma, rel_tol=1e-4):
+            return turn / len(steps)
+        return max(sum(s >= sigma * (1 - 1e-4) for s in steps) - 1, 0) / max(len(steps), 1)
 
 
 def _run_of(options: dict | None) -> _Sampling | None:
@@ -265,7 +273,10 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     hooks = getattr(getattr(executor.class_obj, "current_patcher", None), "current_hooks", None)
     strengths = tuple(hook.strength for hook in hooks.hooks) if hooks is not None else ()
     manner = (*_manner(transformer_options), _steered(control), strengths)
-    place = (x.shape[0] // len(conds), *x.shape[1:], *manner, str(x.device))
+    rows = x.shape[0] // len(conds)
+    if rows != sampling.rows:  # tiles in one batch, which may stand in any order: that of other conds says nothing
+        manner = (*manner, tuple(conds))
+    place = (rows, *x.shape[1:], *manner, str(x.device))
     forward = sampling.run.next_forward((cond, (str(uuid), *place)) for uuid, cond in conds)
     run = sampling.run
     try:
@@ -290,14 +301,19 @@ def _refuse_branches(run: CacheRun) -> None:
     if run.wants_branches:
         raise CacheError(
             "This model is compiled with fullgraph, which leaves no room for a decision inside of it: switch fullgraph "
-            "off in the compile node, or set the policy's scope to 'whole network'."
+            "off in the compile node, or use Forecast Policy, or FORA Policy with scope 'whole network'."
         )
 
 
 def named(sampler) -> str:
-    """A SAMPLER as a Schedule names it: by its function, so that "ddim" is "euler"."""
+    """A SAMPLER as a Schedule names it: by its function, so that "ddim" is "euler".
+
+    One that a node wraps in its own, as Detail Daemon does, has both names: "detail_daemon_sampler of euler".
+    """
     function: Callable | None = getattr(sampler, "sampler_function", None)
-    return getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
+    name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
+    options = getattr(sampler, "extra_options", None) or {}
+    return OF.join([name, *(named(inner) for inner in options.values() if hasattr(inner, "sampler_function"))])
 
 
 def schedule_of(model, sampler, sigmas: torch.Tensor, cfg: float, unbroken: bool = False) -> Schedule:

@@ -21,7 +21,7 @@ class PriorCacheMemoryBudget(io.ComfyNode):
             node_id="PriorCacheMemoryBudget",
             display_name="Memory Budget",
             category=CATEGORY,
-            description="Keeps the cache within so much memory: the branches that save most for it stay cached, the others are computed.",
+            description="Keeps the cache within so much memory: the branches that save most computing per byte stay cached, the others are computed.",
             search_aliases=["memory limit", "vram", "cache size", "out of memory"],
             inputs=[
                 Policy.Input(

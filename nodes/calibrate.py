@@ -14,7 +14,7 @@ from ..priors.prior import Prior, Subject
 from ..priors.statistics import Statistics
 from .attach import attach
 from .pictures import as_image
-from .sampling import Sampling, fixed, seeded, settings
+from .sampling import Sampling, fixed, seeded, seeds_from, settings
 from .types import CATEGORY, Policy, PriorTable
 
 
@@ -86,7 +86,7 @@ class PriorCacheCalibrate(io.ComfyNode):
         )
         progress = comfy.utils.ProgressBar(runs * steps)
         prior = calibrated(
-            model, sample, tuple(seed + i for i in range(runs)), statistics,
+            model, sample, seeds_from(seed, runs), statistics,
             lambda done, step: progress.update_absolute(done * steps + step + 1),
         )  # fmt: skip
         image = as_image(plot.draw(prior))

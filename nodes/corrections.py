@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..cache_core.policies import EOC, GOC, CachePolicy, Taylor
 from ..cache_core.policies.goc import PUBLISHED_INFLECTIONS, PUBLISHED_STEPS, QUEUES
-from ..errors import SettingError
+from ..errors import SettingError, finite
 from ..priors.inflections import inflections as found_in
 from ..priors.prior import Prior
 from ..priors.trend import Trend, judged
@@ -36,7 +36,7 @@ class PriorCacheGOC(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="How far to go on: 0 is plain reuse. The authors use 1.2 over FORA and 0.8 over L2C.",
+                    tooltip="How far to go on: 0 is plain reuse. With queue = used, 0.8 suits every second step reused; where more in a row are reused (FORA 75 %), 0.25, or queue = recomputed with 0.5. The authors: 1.2 over FORA, 0.8 over L2C.",
                 ),
                 io.Combo.Input(
                     "queue",
@@ -120,6 +120,7 @@ class PriorCacheEOC(io.ComfyNode):
 
     @classmethod
     def execute(cls, policy: CachePolicy, prior: Prior, theta: float, least_error: float) -> io.NodeOutput:
+        finite("EOC Policy", theta=theta, least_error=least_error)
         steps = judged(prior, least_error) if least_error > 0 else None
         return io.NodeOutput(EOC(policy, Trend(prior), theta, steps))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import comfy.samplers
@@ -28,7 +27,7 @@ from .calibrate import subject
 from .memory import flops_of_sites, parts_of
 from .pictures import as_image
 from .prior import FOLDER
-from .sampling import Sampling, fixed, seeded
+from .sampling import Sampling, fixed, seeded, seeds_from
 from .types import CATEGORY, Policy, PriorTable
 
 ORDERS = {"auto": 0, "linear": 1, "quadratic": 2}
@@ -183,7 +182,7 @@ class PriorCacheSearch(io.ComfyNode):
                     tooltip="The empty latent: its batch is how many pictures are judged at once. 8 to 16 are a good number; of 4 not every gain carries over to other pictures.",
                 ),
                 seeded(
-                    "Seed of the pictures that are searched with; the next one judges what was found. Not ones you generate with.",
+                    "Seed of the pictures that are searched with; the next one (with runs above 1, as many after those) judges what was found. Not ones you generate with.",
                     default=1000,
                 ),
                 io.Float.Input(
@@ -235,10 +234,10 @@ class PriorCacheSearch(io.ComfyNode):
         search = sample.search(str(about), samplings, judge)
         gram = prior.tables.get("gram/positive")
         plans = search_plans(search, forecasts(sample.schedule, gram), counts, samplings, judge)
-        sample.finished()
-        judging.finished()
         prior = prior.planned(superseded(prior.plans, plans))
         image, small, text = pictured(prior)
+        sample.finished()
+        judging.finished()
         text += (
             f" The search cost {search.spent + judge.spent:.0f} samplings of {len(search.reference)} pictures beside the two "
             f"uncached ones, and tried {len(search.settings)} settings."
@@ -250,7 +249,7 @@ class Sampler:
     """Samples one set of pictures under any policy: the batch once for each of so many seeds in a row."""
 
     def __init__(self, sampling: Sampling, model, seed: int, runs: int = 1):
-        self.sampling, self.model, self.seeds = sampling, model, [(seed + run) % 2**64 for run in range(runs)]
+        self.sampling, self.model, self.seeds = sampling, model, seeds_from(seed, runs)
         self.schedule = sampling.schedule(model)
         self.known: Tried | None = None
         self.parts = parts_of(sampling.guider(model), sampling.latent.shape)
@@ -262,7 +261,7 @@ class Sampler:
 
         def simulate(policy: CachePolicy, pictures: int) -> Outcome:
             if progress:
-                spent = search.spent + (judge.spent if judge else 0.0)
+                spent = search.spent + search.underway + (judge.spent if judge else 0.0)
                 progress.update_absolute(min(999, int(1000 * spent / samplings)))
             self.known.save()
             return self(policy, pictures)
@@ -323,7 +322,7 @@ def remembered(reference: torch.Tensor, schedule: Schedule, about) -> Tried:
     Told by the pictures in full, which are sampled anew each time: whatever is changed about model, prompts, seed or
     settings changes them.
     """
-    key = _digest((_code(), reference, schedule, about))
+    key = _digest((CODE, reference, schedule, about))
     if key not in _SEARCHES:
         while len(_SEARCHES) >= 8:
             del _SEARCHES[next(iter(_SEARCHES))]
@@ -331,12 +330,14 @@ def remembered(reference: torch.Tensor, schedule: Schedule, about) -> Tried:
     return _SEARCHES[key]
 
 
-@cache
 def _code() -> str:
-    """Of what policies and searches are made of: what an earlier version tried is not what this one would find."""
-    pack = Path(__file__).resolve().parent.parent
-    files = sorted(file for part in ("cache_core", "priors") for file in (pack / part).rglob("*.py"))
+    """Of all that samples and searches: what an earlier version tried is not what this one would find."""
+    pack, parts = Path(__file__).resolve().parent.parent, ("cache_core", "models", "nodes", "priors")
+    files = sorted(file for part in parts for file in (pack / part).rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+CODE = _code()  # as it is loaded, which the files may no longer be when a search begins
 
 
 def searches() -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..errors import SettingError
 from ..priors.files import replace
 from ..priors.router import TABLE
 from .graph import upstream
@@ -43,13 +44,17 @@ class PriorCacheInspect(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
-                TraceHandle.Input("trace", optional=True, tooltip="From Apply Cache."),
+                TraceHandle.Input("trace", optional=True, tooltip="From Apply Cache or PriorCache (auto)."),
                 io.Latent.Input(
                     "latent",
                     optional=True,
                     tooltip="The sampled latent: makes Inspect wait for the sampler, and shows the runs that led to this latent.",
                 ),
-                PriorTable.Input("prior", optional=True, tooltip="From Calibrate or Load Prior."),
+                PriorTable.Input(
+                    "prior",
+                    optional=True,
+                    tooltip="From Calibrate, Search Plans, Train Router, Load Router, Merge Priors or Load Prior.",
+                ),
                 TraceHandle.Input(
                     "before",
                     optional=True,
@@ -208,7 +213,7 @@ def _written(parts: list[Part], wanted: tuple[str, ...], document: str, prefix: 
     from ..plots.export import png
 
     if not prefix.strip():
-        raise ValueError("Inspect: filename_prefix is empty; give a name such as PriorCache/inspect")
+        raise SettingError("Inspect: filename_prefix is empty; give a name such as PriorCache/inspect")
     folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     files: dict[str, bytes] = {}
     if "PNG" in wanted:

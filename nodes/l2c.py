@@ -18,7 +18,7 @@ from comfy_api.latest import io, ui
 from ..cache_core.adapters import sites_of, unwrapped
 from ..cache_core.policies import FORA, CachePolicy, Full
 from ..cache_core.trace import Trace
-from ..errors import finite, shown
+from ..errors import PriorCacheError, finite, shown
 from ..priors import published
 from ..priors.prior import Prior
 from ..priors.router import TABLE, Recorder, RouterError, RouterTraining, gated, policy
@@ -27,13 +27,13 @@ from .attach import attach
 from .calibrate import subject
 from .files import located
 from .pictures import as_image
-from .prior import FOLDER, ROUTERS
-from .sampling import Sampling, fixed, seeded, settings
+from .prior import FOLDER, ROUTERS, free_path
+from .sampling import Sampling, fixed, seeded, seeds_from, settings
 from .types import CATEGORY, Policy, PriorTable
 
 log = logging.getLogger(__name__)
 
-UNFINISHED = "unfinished router.safetensors"
+UNFINISHED = "unfinished router"
 THRESHOLD = "Branches whose gate is at most this are reused. 0.1 is the authors' for DiT, 0.9 theirs for U-ViT; higher is faster and rougher."
 
 
@@ -188,6 +188,7 @@ class PriorCacheTrainRouter(io.ComfyNode):
         iterations, penalty, learning_rate, threshold, save_memory, prior=None,
     ) -> io.NodeOutput:  # fmt: skip
         from ..plots import router as plot
+        from ..plots.metrics import relative_l2
 
         finite("Train Router", learning_rate=learning_rate, threshold=threshold)
         penalties = parse_penalties(penalty)
@@ -210,39 +211,40 @@ class PriorCacheTrainRouter(io.ComfyNode):
 
         recorder, statistics = Recorder(network, _attention), Statistics(1)
         watched = attach(model, Full(), observers=(recorder, statistics))
-        seeds = tuple(seed + i for i in range(runs))
+        *seeds, other = seeds_from(seed, runs + 1)
         for own in seeds:
             with recorder.trajectory():
                 sample(watched, own)
             statistics.end_trajectory(len(latent))
-        made = prior or statistics.prior(about, tuple(latent.shape[1:]), seeds)
-        reference = sample(model, seed + runs)
+        made = prior or statistics.prior(about, tuple(latent.shape[1:]), tuple(seeds))
+        reference = sample(model, other)
 
         def judged(label: str, rival: CachePolicy) -> plot.Point:
             trace = Trace()
-            error = (sample(attach(model, rival, trace), seed + runs) - reference).norm() / reference.norm()
-            return plot.Point(label, 1 - trace.runs[-1].computed_fraction, error.item())
+            error = relative_l2(sample(attach(model, rival, trace), other), reference).mean().item()
+            return plot.Point(label, 1 - trace.runs[-1].computed_fraction, error)
 
         training = RouterTraining(
             network, made.sites, recorder.trajectories, rate=learning_rate, seed=seed, scores=made.tables.get(TABLE),
             save_memory=save_memory,
         )  # fmt: skip
         points = []
-        for training.penalty in penalties:
-            try:
+        try:
+            for training.penalty in penalties:
                 with _training(watched):
                     training.run(iterations, lambda done: progress.update(1))
-            except comfy.model_management.InterruptProcessingException:
+                made = _with_router(made, training)
+                points.append(judged(f"{training.penalty:g}", policy(made, threshold)))
+            rivals = [judged(rival.describe(), rival) for rival in rivals]
+            image = as_image(plot.draw(made, threshold, training.losses, points, rivals))
+            small = as_image(plot.glance(made, threshold))  # readable in the node
+            return io.NodeOutput(
+                made, image, plot.summary(made, threshold, points, rivals), ui=ui.PreviewImage(small, cls=cls)
+            )
+        except BaseException:  # cancelled, or out of memory: what took hours is worth a file
+            if training.losses:
                 _keep(_with_router(made, training))
-                raise
-            made = _with_router(made, training)
-            points.append(judged(f"{training.penalty:g}", policy(made, threshold)))
-        rivals = [judged(rival.describe(), rival) for rival in rivals]
-        image = as_image(plot.draw(made, threshold, training.losses, points, rivals))
-        small = as_image(plot.glance(made, threshold))  # readable in the node
-        return io.NodeOutput(
-            made, image, plot.summary(made, threshold, points, rivals), ui=ui.PreviewImage(small, cls=cls)
-        )
+            raise
 
 
 def _whole(model):
@@ -265,8 +267,12 @@ def _with_router(prior: Prior, training: RouterTraining) -> Prior:
 
 
 def _keep(prior: Prior) -> None:
-    """What was learned before somebody pressed Cancel is worth a file."""
-    path = prior.save(Path(folder_paths.get_folder_paths(FOLDER)[0]) / UNFINISHED)
+    """Under a name of its own: another training may have been stopped before."""
+    try:
+        path = prior.save(free_path(Path(folder_paths.get_folder_paths(FOLDER)[0]), UNFINISHED, overwrite=False))
+    except (OSError, PriorCacheError) as error:
+        log.warning("PriorCache: training was stopped, and its gates cannot be kept (%s).", error)
+        return
     log.warning(
         "PriorCache: training was stopped. Its gates are kept as %s: connect Load Prior to Train Router to go on.",
         path.name,

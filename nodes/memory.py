@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
+import comfy.model_management
 import torch
 from comfy.samplers import CFGGuider
 
@@ -55,6 +56,19 @@ def bytes_aside(model, run: CacheRun, parts: Iterable[Part]) -> int:
         guided = next(iter(parts))  # every cond has the rows and the latent of the whole
         aside += run.corrector.held * torch.float32.itemsize * math.prod((guided.rows, *guided.latents[0]))
     return aside
+
+
+def beyond(model, run: CacheRun, expected: int) -> str | None:
+    """Why a run cannot hold so many bytes at all, in words."""
+    device = model.load_device if run.store.codec.on_device else torch.device("cpu")
+    there = comfy.model_management.get_total_memory(device)
+    if run.observers or expected <= there:
+        return None
+    return (
+        f"its cache would take {human_bytes(expected)}, and {'the device' if run.store.codec.on_device else 'the computer'} has "
+        f"{human_bytes(there)} of memory; put Memory Budget behind the policy, use Forecast Policy, which holds a few latents, or "
+        "FORA Policy with scope 'whole network'"
+    )
 
 
 def _dtype(model) -> torch.dtype:
@@ -189,6 +203,6 @@ def memory(model, policy: CachePolicy, measure: str, store: str) -> str:
     where = "the device's memory" if codec.on_device else "the computer's main memory"
     further = ", and up to five latents for its corrector" if policy.corrects else ""
     return (
-        f"{policy.describe()} takes about {' and '.join(each)} of {where}, with a positive and a negative prompt, "
-        f"store = {store}{further}."
+        f"{policy.describe()} takes about {' and '.join(each)} of {where} per picture, with a positive and a negative "
+        f"prompt, store = {store}{further}."
     )

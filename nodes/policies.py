@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..cache_core.policies import FORA
 from ..cache_core.policies.fora import PHASES, PRESETS
-from ..errors import SettingError
+from ..errors import SettingError, finite
 from .types import CATEGORY, Policy
 
 SCOPES = {"branches": "branch", "whole network": "model"}
@@ -62,7 +62,7 @@ class PriorCacheFORA(io.ComfyNode):
                     options=list(PRESETS),
                     default="custom",
                     optional=True,  # workflows saved before it existed do not carry it
-                    tooltip="Settings by name, which take the place of the widgets above. published: the authors' command, N = 3. 25 %, 50 %, 65 %, 75 %: the shares of reused steps that later papers (EOC, GOC) report. first half: your interval and phase, reusing only in the first half. custom: the widgets.",
+                    tooltip="Settings by name, in place of interval, phase, start and end, which then do nothing; scope always counts. published: the authors' command, N = 3. 25 %, 50 %, 65 %, 75 %: the shares of reused steps that later papers (EOC, GOC) report. first half: your interval and phase, reusing only in the first half. custom: the widgets.",
                 ),
             ],
             outputs=[Policy.Output(display_name="policy", tooltip="For Apply Cache.")],
@@ -72,6 +72,7 @@ class PriorCacheFORA(io.ComfyNode):
     def execute(
         cls, interval: int, phase: str, start: float, end: float, scope: str, preset: str = "custom"
     ) -> io.NodeOutput:
+        finite("FORA Policy", start=start, end=end)
         settings = {"interval": interval, "phase": phase, "start": start, "end": end} | PRESETS[preset]
         if settings["start"] > settings["end"]:
             raise SettingError(f"FORA Policy: start ({start:g}) is after end ({end:g}); swap them.")

@@ -65,7 +65,8 @@ class PriorCacheSavePrior(io.ComfyNode):
     @classmethod
     def execute(cls, prior: Prior, name: str, overwrite: bool) -> io.NodeOutput:
         path = free_path(Path(folder_paths.get_folder_paths(FOLDER)[0]), name, overwrite)
-        return io.NodeOutput(prior.save(path).name)
+        name = prior.save(path).name
+        return io.NodeOutput(name, ui={"text": (f"Saved as {name} in {path.parent}.",)})
 
 
 def free_path(folder: Path, name: str, overwrite: bool) -> Path:
@@ -132,7 +133,7 @@ class PriorCacheMergePriors(io.ComfyNode):
                 PriorTable.Input("prior", tooltip="From Calibrate or Load Prior."),
                 PriorTable.Input(
                     "other",
-                    tooltip="Another one of the same model, sampler, scheduler, steps and cfg, made with other prompts or seeds.",
+                    tooltip="Another one of the same model, calibrated at the same size with the same sampler settings, longest_gap and mean_features, with other prompts or seeds.",
                 ),
             ],
             outputs=[

@@ -68,7 +68,7 @@ class PriorCacheStamp(io.ComfyNode):
                 TraceHandle.Input(
                     "trace",
                     optional=True,  # a bypassed Apply Cache has none, and the images are saved all the same
-                    tooltip="From Apply Cache: of the model that these images were sampled with. Without one the images pass unstamped.",
+                    tooltip="From Apply Cache or PriorCache (auto): of the model that these images were sampled with. Without one the images pass unstamped.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The same images, for Save Image.")],
@@ -186,9 +186,8 @@ def read(image: str) -> tuple[list[dict], str]:
         own = [runs for images, runs in stamps if name in images]
         runs = said["runs"]
         if own:
-            runs = []
-            for told in own:  # one stamp behind another; what an earlier one told is not told again
-                runs = [*runs, *(run for run in told if run not in runs)]
+            # one stamp behind another; what an earlier one told is not told again
+            runs = list({json.dumps(run, sort_keys=True): run for told in own for run in told}.values())
         for run in runs:
             record = run["record"]
             words = [run["about"], run["policy"], *([] if record is None else [record["policy"]])]

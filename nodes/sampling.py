@@ -63,11 +63,17 @@ def seeded(tooltip: str, default: int = 0) -> io.Input:
     )
 
 
+def seeds_from(seed: int, count: int) -> tuple[int, ...]:
+    """So many in a row; behind the largest comes 0."""
+    return tuple((seed + i) % 2**64 for i in range(count))
+
+
 def fixed(model, latent_image: dict) -> torch.Tensor:
     """The latent with as many channels as the model works on. Raises SettingError on one of several parts."""
     if getattr(latent_image["samples"], "is_nested", False):
         raise SettingError(
-            "latent_image has several parts, such as video and sound; calibrating and searching take latents of one part"
+            "latent_image has several parts, such as video and sound; connect a latent of one part. Models that need several can be "
+            "sampled with Apply Cache, but not calibrated, searched or swept"
         )
     fix = comfy.sample.fix_empty_latent_channels
     ratios = {name for name in signature(fix).parameters if name.startswith("downscale_ratio")}

@@ -17,7 +17,7 @@ from ..cache_core.trace import RunTrace, Trace
 from ..errors import SettingError, shown
 from .attach import attach
 from .pictures import as_image
-from .sampling import Sampling, fixed, seeded, settings
+from .sampling import Sampling, fixed, seeded, seeds_from, settings
 from .types import CATEGORY, Policy
 
 MOST = 20
@@ -96,7 +96,7 @@ class PriorCacheSweep(io.ComfyNode):
         )
         given = [policy for policy in (policies or {}).values() if policy is not None]
         entries = [Entry("uncached", Full(), sampling), *contenders(given, goals, sampling)]
-        found = swept(model, entries, [seed + i for i in range(runs)])
+        found = swept(model, entries, seeds_from(seed, runs))
         points = [point(entry, own, found[0]) for entry, own in zip(entries, found, strict=True)]
         chart = as_image(plot.draw(points, about(model, sampling, runs)))
         rows = [(p, pictures(vae, own[0].latents)) for p, own in zip(points, found, strict=True)] if vae else []

@@ -63,7 +63,7 @@ def plans_csv(prior: Prior) -> str:
     """A row per plan."""
     names = ("policy", "steps", "evaluations", "speedup", "error", "unplanned", "pictures", "computed")
     rows = [
-        [p.policy, p.steps, p.evaluations, p.speedup, p.error, p.unplanned, p.pictures, " ".join(map(str, p.settings.get("computed", ())))]
+        [p.policy, p.steps, p.evaluations, p.speedup, p.error, p.unplanned, p.pictures, " ".join(map(str, p.computed))]
         for p in prior.plans
     ]  # fmt: skip
     return _csv(names, rows)

@@ -90,7 +90,7 @@ def title(plans: Sequence[Plan], chosen: Plan | None) -> str:
 def summary(plans: Sequence[Plan], chosen: Plan | None = None) -> str:
     """What there is, in sentences."""
     if chosen is not None:
-        computed = ", ".join(map(str, chosen.settings.get("computed", ())))
+        computed = ", ".join(map(str, chosen.computed))
         return f"{title(plans, chosen)}.".replace("\n", "; ") + (f" Computed: {computed}." if computed else "")
     parts = [
         f"{p.evaluations} of {p.steps} steps ({p.speedup:.2f}x): {p.error:.3f}, evenly spread {p.unplanned:.3f}"
@@ -134,7 +134,7 @@ def _curve(axes: Axes, plans: Sequence[Plan], chosen: Plan | None, theme: Theme,
 def _strips(axes: Axes, plans: Sequence[Plan], chosen: Plan | None, theme: Theme, size: float) -> None:
     tiles: dict[str, list[Rectangle]] = {"computed": [], "forecast": []}
     for row, plan in enumerate(plans):
-        computed = set(plan.settings.get("computed", ()))
+        computed = set(plan.computed)
         for step in range(plan.steps):
             tile = Rectangle((step - 0.45, row - 0.4), 0.9, 0.8)
             tiles["computed" if step in computed else "forecast"].append(tile)

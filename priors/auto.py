@@ -65,7 +65,7 @@ class Auto(CachePolicy):
         if schedule.total < SHORTEST or self.speedup == 1.0:
             return forecast, ""  # it computes everything, and says itself why
         if objection is not None:
-            whole = schedule.sampler in SEVERAL or not schedule.sites or schedule.unbroken
+            whole = not set(SEVERAL).isdisjoint(schedule.samplers) or not schedule.sites or schedule.unbroken
             return paced(self.speedup, "model" if whole else "branch"), objection
         for shelved in self.shelf:
             if not shelved.misfit(schedule):

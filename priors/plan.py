@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,12 @@ class Plan:
     def speedup(self) -> float:
         """In evaluations: what wall time can come to at best."""
         return self.steps / self.evaluations
+
+    @property
+    def computed(self) -> tuple[int, ...]:
+        """Which steps it computes, where its settings list them."""
+        steps = self.settings.get("computed")
+        return tuple(steps) if isinstance(steps, (list, tuple)) and all(fits(t, int) for t in steps) else ()
 
     @property
     def goal(self) -> tuple[str, int, int]:
@@ -193,15 +200,16 @@ def followed(prior: Prior, record: dict | None) -> Plan | None:
         return None
     ran = restored(record["policy"], record["settings"])
     for plan in prior.plans:
-        policy = plan.restored()
-        if (
-            isinstance(policy, Forecast)
-            and all(getattr(policy, name) == getattr(ran, name) for name in TAKEN)
-            and same_noise(policy.sigmas, ran.sigmas)
-            and policy.sampler in ("", ran.sampler)
-            and math.isclose(policy.cfg or prior.subject.cfg, ran.cfg, rel_tol=1e-3)
-        ):
-            return plan
+        with suppress(SettingError):  # one of a later version
+            policy = plan.restored()
+            if (
+                isinstance(policy, Forecast)
+                and all(getattr(policy, name) == getattr(ran, name) for name in TAKEN)
+                and same_noise(policy.sigmas, ran.sigmas)
+                and policy.sampler in ("", ran.sampler)
+                and math.isclose(policy.cfg or prior.subject.cfg, ran.cfg, rel_tol=1e-3)
+            ):
+                return plan
     return None
 
 
@@ -214,13 +222,19 @@ def chosen(plans: Sequence[Plan], speedup: float = 0.0, evaluations: int = 0, er
     if error:
         within = [p for p in plans if p.error <= error]
         if not within:
-            raise SettingError(f"no plan has an error of {error:g} or less. There are: {have}")
+            raise SettingError(
+                f"no plan has an error of {error:g} or less. There are: {have or 'none'}. Allow a larger error, or search with "
+                "smaller speed-ups in Search Plans"
+            )
         return min(within, key=lambda p: (p.evaluations, p.error))
     most = evaluations or max((math.floor(p.steps / speedup + 1e-6) for p in plans), default=0)
     fast = [p for p in plans if p.evaluations <= most]
     if not fast:
         goal = f"{evaluations} computed steps" if evaluations else f"{speedup:g}x"
+        steps = max((p.steps for p in plans), default=0)
+        needed = steps / evaluations if evaluations else speedup
         raise SettingError(
-            f"no plan reaches {goal}. There are: {have or 'none'}. Search with this goal among its speed-ups"
+            f"no plan reaches {goal}. There are: {have or 'none'}. Ask for less, or search with {needed:.3g} among the speed-ups "
+            "of Search Plans"
         )
     return min(fast, key=lambda p: (p.error, p.evaluations))

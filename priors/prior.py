@@ -63,7 +63,7 @@ class Prior:
 
     tables: "sigmas" (T,); "power" (T, S) mean square of each branch output; "difference" (G, T, S) mean square of its
     change since g + 1 evaluations before (nan where there is no such past or no such branch); "gram/positive", "gram/negative" (T, T)
-    mean product of the k-diffusion derivatives; "mean/<site>" (T, N, C) mean positive output, half precision, optional;
+    mean product of the k-diffusion derivatives; "mean/<site>" (T, N, C) mean positive output, half precision where that reaches, optional;
     "trend/<site>" (K, N, C) its change since the evaluation before, at the K evaluations "trend_steps/<site>", optional;
     "router" (T, S) gates of L2C in [0, 1], nan where all is computed, optional. T counts evaluations, S sites.
     plans: what a search found for these sampler settings, fastest last.
@@ -99,7 +99,7 @@ class Prior:
         difference = self._table("difference")
         if not 1 <= gap <= len(difference):
             raise PriorError(
-                f"gap {gap} was not measured: this prior has gaps 1 to {len(difference)}; calibrate with more"
+                f"gap {gap} was not measured: this prior has gaps 1 to {len(difference)}; calibrate with longest_gap {gap} or more"
             )
         return (difference[gap - 1].double() / self._table("power").double().clamp_min(1e-30)).sqrt()
 
@@ -176,7 +176,7 @@ class Prior:
 
         Raises PriorError when they do not belong together.
         """
-        first, total, seeds, plans, sums = None, 0, [], [], {}
+        first, total, seeds, plans, sums, kinds = None, 0, [], [], {}, {}
         for prior in priors:
             first = first or prior
             first._belongs(prior)
@@ -186,10 +186,11 @@ class Prior:
             for name, table in prior.tables.items():
                 if table.dtype in NUMBERS:
                     sums[name] = sums.get(name, 0) + table.double() * prior.samples
+                    kinds[name] = torch.promote_types(kinds.get(name, table.dtype), table.dtype)
         if first is None:
             raise PriorError("nothing to merge: give at least one prior")
         tables = {
-            name: (sums[name] / total).to(table.dtype) if name in sums else table
+            name: (sums[name] / total).to(kinds[name]) if name in sums else table
             for name, table in first.tables.items()
         }
         return Prior(first.subject, first.sites, total, tables, first.shape, tuple(seeds), merged(plans))
@@ -271,7 +272,7 @@ def _whole(value, name: str, least: int) -> int:
 
 def _check_tables(prior: Prior) -> None:
     """Shapes agree with one another, numbers are finite. Tables of later versions pass unchecked and unused."""
-    tables = prior.tables
+    tables, known_sites = prior.tables, frozenset(prior.sites)
     for name in ("sigmas", "power", "difference"):
         if name not in tables:
             raise PriorError(f"table {shown(name)} is missing")
@@ -285,10 +286,10 @@ def _check_tables(prior: Prior) -> None:
         if tuple(tables[name].shape) != shape:
             raise PriorError(f"table {shown(name)} has shape {tuple(tables[name].shape)}; {shape} was expected")
     for name, table in tables.items():
-        if name.startswith("mean/") and (table.ndim < 2 or len(table) != steps or name[5:] not in prior.sites):
+        if name.startswith("mean/") and (table.ndim < 2 or len(table) != steps or name[5:] not in known_sites):
             raise PriorError(f"table {shown(name)} does not belong to a site of {steps} evaluations")
         if name.startswith(("trend/", "trend_steps/")):
-            _check_trend(prior, name.partition("/")[2])
+            _check_trend(prior, name.partition("/")[2], known_sites)
         known = name in expected or name == "sigmas" or name.startswith(("mean/", "trend/"))
         if known and table.dtype not in NUMBERS:
             raise PriorError(f"table {shown(name)} holds {table.dtype}; float16, float32 and float64 are allowed")
@@ -305,9 +306,9 @@ def _check_tables(prior: Prior) -> None:
         raise PriorError("its cfg or denoise is not a finite number")
 
 
-def _check_trend(prior: Prior, site: str) -> None:
+def _check_trend(prior: Prior, site: str, sites: frozenset[str]) -> None:
     trend, steps = (prior.tables.get(f"{kind}/{site}") for kind in ("trend", "trend_steps"))
-    if site not in prior.sites or trend is None or steps is None:
+    if site not in sites or trend is None or steps is None:
         raise PriorError(
             f"tables {shown(f'trend/{site}')} and {shown(f'trend_steps/{site}')} belong together, and to one of its sites"
         )

@@ -45,7 +45,7 @@ class Statistics:
     """An observer of CacheRun that turns fully computed sampling runs into a Prior.
 
     gaps: the longest reuse distance to measure, in evaluations. features: also keep the mean output of every site at
-    every evaluation (float32 while running, half precision in the file), which EOC needs. policy: keep instead how that
+    every evaluation (float32 while running, half precision in the file where that reaches so far), which EOC needs. policy: keep instead how that
     mean changes, and only where this policy does not compute.
     """
 
@@ -54,8 +54,8 @@ class Statistics:
             raise ValueError(f"Statistics: gaps is {gaps}; the shortest reuse distance is 1")
         if policy is not None and policy.level != "branch":
             raise PriorError(
-                f"{policy.describe()} does not reuse branches, and mean features are those of branches; set its scope "
-                "to branches, or calibrate without it"
+                f"{policy.describe()} does not reuse branches, and mean features are those of branches; connect one "
+                "that does, such as FORA Policy with its scope set to branches, or none"
             )
         self.history, self.features, self.policy = gaps, features, policy
         self._prepared_for = 0
@@ -179,4 +179,7 @@ class Statistics:
 
 
 def _means(sums: dict, weights: dict, site: str, steps: Iterable[int]) -> Tensor:
-    return torch.stack([(sums[t, site] / weights[t, site]).half().cpu() for t in steps])
+    """(rows, N, C), in half precision where that reaches as far."""
+    means = [sums[t, site] / weights[t, site] for t in steps]
+    reaches = all(bool(mean.abs().max() <= torch.finfo(torch.float16).max) for mean in means)
+    return torch.stack([(mean.half() if reaches else mean).cpu() for mean in means])

@@ -173,9 +173,9 @@ def _fora(key: str = "policy", at: tuple[int, int] = (380, 390), **changes) -> N
     return Node(key, "PriorCacheFORA", at, (320, 185), settings, colour="#233")
 
 
-def _corrected(name: str, preset: str, correction: Node, note: str, *others: Node) -> Workflow:
-    """FORA by name and what corrects it, 20 steps, beside the uncached pictures."""
-    base = _fora("base", (0, 880), preset=preset)
+def _corrected(name: str, correction: Node, note: str, *others: Node) -> Workflow:
+    """FORA as later papers mean it, and what corrects it, 20 steps, beside the uncached pictures."""
+    base = _fora("base", (0, 880), phase="aligned")
     workflow = _side_by_side(name, _source(12), [base, *others, correction], note, steps=20)
     workflow.groups.append(("What is corrected", (-20, 800, 360, 330)))
     return workflow
@@ -246,7 +246,8 @@ Press **Run**. The same twelve pictures are drawn twice by a small PixArt: in fu
 Attention, cross-attention and MLP of every block are cached apart, before their gates.
 
 Then try: *interval* 3 in **FORA Policy**; **Forecast Policy** in its place; other words in **Demo Prompt**. For a published
-PixArt put ComfyUI's own loader, text encoder and VAE in place of the demo's.
+PixArt put ComfyUI's own loader, text encoder and VAE in place of the demo's, set *cfg* and the size and *batch_size* of **Empty
+Latent Image** as it wants them, and bypass the two **Upscale Image By**.
 
 The demo model `shapes-pixart.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
@@ -256,8 +257,9 @@ FLUX_NOTE = """## PriorCache on Flux
 Press **Run**. The same twelve pictures are drawn twice by a small Flux: in full, and with every second step reused.
 Attention of both streams, both MLPs and the fused branch of single-stream blocks are cached apart, before their gates.
 
-Then try: *interval* 3 in **FORA Policy**; **Forecast Policy** in its place; other words in **Demo Prompt**. This wiring is
-that of any Flux model: put your own loader, text encoder and VAE in place of the demo's.
+Then try: *interval* 3 in **FORA Policy**; **Forecast Policy** in its place; other words in **Demo Prompt**. For your own
+model: its loader, text encoder and VAE in place of the demo's, *cfg* as it wants (1 for Flux.1 dev), size and *batch_size* of
+**Empty Latent Image**; and bypass the two **Upscale Image By**.
 
 The demo model `shapes-flux.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
@@ -291,7 +293,7 @@ EOC_NOTE = """## EOC: corrected by the mean
 Press **Run**. **Calibrate** samples once in full and keeps how the mean of every branch moves at the steps that **FORA
 Policy** reuses; **EOC Policy** adds a hundredth of that, multiplied by the feature, wherever it is reused.
 
-Then try: *theta* 0.1; *theta* 0 for FORA alone; another *preset* in **FORA Policy** (Calibrate follows). Keep the prior
+Then try: *theta* 0.1; *theta* 0 for FORA alone; another *interval* in **FORA Policy** (Calibrate follows). Keep the prior
 with **Save Prior** to calibrate only once.
 
 The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
@@ -299,10 +301,10 @@ The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy i
 
 GOC_NOTE = """## GOC: corrected by the last movement
 
-Press **Run**. Every second step is reused (**FORA Policy**, 50 %), and **GOC Policy** moves each reused feature on in the
+Press **Run**. Every second step is reused (**FORA Policy**), and **GOC Policy** moves each reused feature on in the
 direction in which it last moved.
 
-Then try: *eta* 0 for FORA alone, 0.5 and 1.2; *queue* = recomputed; *measure* = truth in **Apply Cache** for the true
+Then try: *eta* 0 for FORA alone, 0.5 and 1; *queue* = recomputed with *eta* 0.5; *measure* = truth in **Apply Cache** for the true
 error of reused steps.
 
 The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
@@ -310,9 +312,9 @@ The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy i
 
 DUCA_NOTE = """## DuCa: skip all blocks, then mend some tokens
 
-Press **Run**. About every third step is computed in full; between two of them, steps that skip all blocks take turns with
-steps that compute the MLP of a few random tokens anew. In **Inspect**, the map *All blocks* shows where all were
-skipped.
+Press **Run**. 20 of 50 steps are computed in full. Between two of them, steps that compute the MLP of a few random tokens anew
+take turns with steps that skip all blocks (8 of them, none in the last third). In **Inspect**, the map *All blocks* shows
+where all were skipped.
 
 Then try: **ToCa Policy** in its place, which never skips all blocks; *ratio* 0.2; *selection* = small values or attention;
 *interval* 4.
@@ -322,10 +324,10 @@ The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy i
 
 TAYLOR_NOTE = """## Taylor: continued along a line
 
-Press **Run**. Every second step is skipped (**FORA Policy**, 50 %), and **Taylor Policy** continues each feature along the
+Press **Run**. Every second step is skipped (**FORA Policy**), and **Taylor Policy** continues each feature along the
 line through its last two computed values: the baseline for every other correction.
 
-Then try: *order* 2, with and without *exact*; *preset* 75 % or *scope* = whole network in **FORA Policy**.
+Then try: *order* 2, with and without *exact*; *interval* 4 or *scope* = whole network in **FORA Policy**.
 
 The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
@@ -351,8 +353,9 @@ four speed-ups at once, and **Plan Policy** takes the plan for the goal: twice a
 **Replay Policy** takes it out of them.
 
 Then try: another *value* in **Plan Policy**, which takes no time; *goal* = error with *value* 0.05; more *samplings* in
-**Search Plans**, which goes on where it was. Keep the prior with **Save Prior**. For a plan that you keep, judge 8 to 16
-pictures: *batch_size* of the small **Empty Latent Image**.
+**Search Plans**, which goes on where it was. **Save Prior** keeps the plans: PriorCache (auto) finds them there. For plans that you
+keep, judge 8 to 16 pictures: *batch_size* of the small **Empty Latent Image**. With the *prior* of **Search Plans**, **Inspect** also
+says what was promised.
 
 The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
@@ -373,8 +376,8 @@ AUTO_NOTE = """## One node
 Press **Run**. The same twelve pictures are drawn twice: in full, and through **PriorCache (auto)**, whose one number says how
 much faster. *What is chosen* tells what it does for which sampler, and **Inspect** what it did.
 
-Then try: *speedup* 3; *sampler_name* = euler_ancestral in both samplers. After workflow `10_plan` with **Save Prior** behind
-its **Search Plans**, the plan is found and used by itself.
+Then try: *speedup* 3; *sampler_name* = euler_ancestral in both samplers. After workflow `10_plan`
+its plan is found and used by itself.
 
 The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
@@ -450,7 +453,6 @@ def workflows() -> list[Workflow]:
     learned.groups.append(("Learn what to reuse", (-20, 800, 720, 1080)))
     eoc = _corrected(
         "05_eoc",
-        "50 %",
         Node("policy", "PriorCacheEOC", (380, 390), (320, 130), {"policy": ("base", 0), "prior": ("calibrate", 0), "theta": 0.01, "least_error": 0.0}, colour="#233"),
         EOC_NOTE,
         Node("calibrate", "PriorCacheCalibrate", (380, 880), (620, 900), {**links, **settings, "policy": ("base", 0), "runs": 1, "steps": 20, "mean_features": True}, colour="#233"),
@@ -459,7 +461,6 @@ def workflows() -> list[Workflow]:
     eoc.groups.append(("How the mean moves", (360, 800, 1140, 1000)))
     goc = _corrected(
         "06_goc",
-        "50 %",
         Node("policy", "PriorCacheGOC", (380, 390), (320, 180), {"policy": ("base", 0), "eta": 0.8, "queue": "used", "inflections": "none", "whole_blocks": True}, colour="#233"),
         GOC_NOTE,
     )  # fmt: skip
@@ -471,7 +472,6 @@ def workflows() -> list[Workflow]:
     )  # fmt: skip
     taylor = _corrected(
         "08_taylor",
-        "50 %",
         Node("policy", "PriorCacheTaylor", (380, 390), (320, 110), {"policy": ("base", 0), "order": 1, "exact": False}, colour="#233"),
         TAYLOR_NOTE,
     )  # fmt: skip
@@ -494,6 +494,7 @@ def workflows() -> list[Workflow]:
             Node("search", "PriorCacheSearch", (860, 880), (420, 800), {"prior": ("calibrate", 0), **judged, "seed": 1000, "samplings": 40.0, "speedups": "2, 2.5, 3.3, 4", "runs": 1}, colour="#233"),
             Node("policy", "PriorCachePlan", (1340, 880), (420, 800), {"prior": ("search", 0), "model": ("model", 0), "goal": "speed-up", "value": 2.0}, colour="#233"),
             Node("said", "PreviewAny", (1800, 1040), (760, 170), {"source": ("policy", 2)}, "What is planned"),
+            Node("keep", "PriorCacheSavePrior", (1800, 1340), (320, 110), {"prior": ("search", 0), "name": "shapes-dit plans", "overwrite": True}, colour="#233"),
         ],
         PLAN_NOTE,
         saved="PriorCache/plan",
@@ -501,11 +502,12 @@ def workflows() -> list[Workflow]:
     )  # fmt: skip
     plan.groups.append(("Calibrate, search, choose", (-20, 800, 1800, 910)))
     plan.groups.append(("What is planned", (1780, 985, 800, 245)))
+    plan.groups.append(("Keep it for later, and for PriorCache (auto)", (1780, 1285, 800, 185)))
     sweep = Workflow(
         "11_sweep",
         [
             *_source(12),
-            _fora("fora", (380, 0), preset="50 %"),
+            _fora("fora", (380, 0), phase="aligned"),
             Node("taylor", "PriorCacheTaylor", (380, 270), (320, 110), {"policy": ("fora", 0), "order": 1, "exact": False}, colour="#233"),
             Node("sweep", "PriorCacheSweep", (760, 0), (420, 860), {**links, "vae": ("vae", 0), "policies.policy0": ("fora", 0), "policies.policy1": ("taylor", 0), **DDIM, "goals": "1.5x, 2x, 3x, 10 steps", "seed": 7, "runs": 3, "steps": 20, "denoise": 1.0}, colour="#233"),
             Node("grid", "PreviewImage", (1240, 0), (700, 560), {"images": ("sweep", 1)}, "The pictures"),

@@ -1,6 +1,6 @@
 """Flux (https://github.com/black-forest-labs/flux) and the other networks that the host builds from its blocks.
 
-Those are Flux.2, Chroma, Chroma Radiance, HunyuanVideo, HunyuanImage and Hunyuan3D 2.
+Those are Flux.2, Chroma, Chroma Radiance, HunyuanVideo (1.5 has no single-stream blocks), HunyuanImage and Hunyuan3D 2.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class FluxAdapter(Adapter):
     architecture = "flux"
 
     def matches(self, network: nn.Module) -> bool:
-        found = kinds(network, "double_blocks", "single_blocks")
-        return found == [{"DoubleStreamBlock"}, {"SingleStreamBlock"}]
+        double, single = kinds(network, "double_blocks", "single_blocks")
+        return double == {"DoubleStreamBlock"} and single in ({"SingleStreamBlock"}, set())
 
     def blocks(self, network: nn.Module) -> list[Block]:
         double = {

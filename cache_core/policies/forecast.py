@@ -19,7 +19,7 @@ from ...errors import SettingError, shown
 from ..corrector import DEGREES, SAMPLERS, Corrector
 from ..extrapolation import COORDINATES, FLOW, axis, coefficients, front_loaded, resampled, spread, widening
 from ..knobs import Choice, Knob, Numbers, Steps, choice
-from ..sites import Action, Feature, Schedule, Site, Step
+from ..sites import OF, Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
 
 FASTEST = 20.0
@@ -245,10 +245,10 @@ class Forecast(CachePolicy):
     def objection(self, schedule: Schedule) -> str | None:
         if schedule.total < SHORTEST:
             return f"a schedule of {schedule.total} step{'s'[: schedule.total > 1]} has none to spare; {SHORTEST} are the least"
-        name = schedule.sampler.removesuffix("_function")
+        name = OF.join(sampler.removesuffix("_function") for sampler in schedule.samplers)
         if any(part in name for part in NOISY):
             return f"the sampler {name} adds noise, which no past step foretells; use one without, such as euler or dpmpp_2m"
-        if schedule.sampler in SEVERAL:
+        if not set(SEVERAL).isdisjoint(schedule.samplers):
             return f"the sampler {name} calls the model several times per step; use one that does not, such as euler or dpmpp_2m"
         if self.sigmas and not (same_noise(self.sigmas, schedule.sigmas) or _alike(self.sigmas, schedule.sigmas)):
             (a, b), (c, d) = _range(self.sigmas), _range(schedule.sigmas)

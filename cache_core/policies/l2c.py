@@ -49,7 +49,7 @@ class L2C(CachePolicy):
                 f"its router belongs to {self.steps} sampler steps and this run has {schedule.total}; "
                 f"sample {self.steps} steps, or train a router for {schedule.total} with Train Router"
             )
-        if schedule.sampler in (*SEVERAL, *SEVERAL_NOISY) and len(self.reused) == schedule.total:
+        if not {*SEVERAL, *SEVERAL_NOISY}.isdisjoint(schedule.samplers) and len(self.reused) == schedule.total:
             return (
                 f"its router was trained with one call of the model per step, and the sampler {schedule.sampler.removesuffix('_function')} makes several; sample "
                 "with one such as euler, or train a router for this sampler with Train Router"

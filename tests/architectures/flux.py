@@ -170,7 +170,7 @@ CASES = {
     "hunyuan video padded text": lambda: hunyuan_video(masked=True),
     "hunyuan video first frame": lambda: hunyuan_video(frame=True),
     "hunyuan video first frame, padded text": lambda: hunyuan_video(frame=True, masked=True, vec_in_dim=None),
-    "hunyuan video 1.5": lambda: hunyuan_video(vision=12, vec_in_dim=None, guidance_embed=False),
+    "hunyuan video 1.5": lambda: hunyuan_video(vision=12, vec_in_dim=None, depth_single_blocks=0),
     "hunyuan image": lambda: hunyuan_video(patch_size=[2, 2], axes_dim=[8, 8], words=3),
     "hunyuan 3d": hunyuan_3d,
     "hunyuan 3d guidance": lambda: hunyuan_3d(guidance_embed=True),

@@ -121,4 +121,6 @@ def test_time_is_compared_with_evaluations():
     assert plan == f"| {PLAN} | 1.12 (1.08 to 1.16) |"
     assert lazy == "| LazyCache | 1.00 (1.00 to 1.00) |"
     assert spectrum == "| Spectrum | 1.02 (1.02 to 1.02) |"
+    more = Setting(slow.about, [*slow.points, Point("reuse, elsewhere", 10, 0.05, 0, 20, 50.0)])
+    assert "| reuse | 1.00 (1.00 to 1.00) |" in clock([setting(), more])
     assert f"| {PLAN} | 1.04 | 1.20 |" in clock([setting(), Setting(slow.about | {"model": "flux"}, slow.points)])

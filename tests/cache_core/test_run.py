@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from priorcache.cache_core.codecs import AsIs
-from priorcache.cache_core.policies import FORA, Decline, Full, ToCa
+from priorcache.cache_core.policies import FORA, Decline, Forecast, Full, ToCa
 from priorcache.cache_core.run import CacheRun, out_of_memory, relative_error
 from priorcache.cache_core.sites import MODEL, Action, Schedule, Site
 
@@ -87,7 +87,7 @@ def test_a_corrector_forgets_when_other_conds_take_part():
     for i, conds in enumerate(("a", "a", "b", "b")):
         with run.evaluation(4.0 - i, i / 4):
             run.next_forward([(0, conds)]).branch(MODEL, lambda x: x, x)
-            run.guided(x, x)
+            run.guided(x, 0 * x)
     assert run.corrector.said == ("forgets", 0, 1, "forgets", 2, 3)
 
 
@@ -98,8 +98,41 @@ def test_a_corrector_forgets_when_guidance_changes():
         with run.evaluation(4.0 - i, i / 4):
             run.scale = scale
             run.next_forward([(0, "a")]).branch(MODEL, lambda x: x, x)
-            run.guided(x, x)
+            run.guided(x, 0 * x)
     assert run.corrector.said == ("forgets", 0, 1, "forgets", 2, 3)
+
+
+def test_a_corrector_does_not_take_guidance_that_begins_with_nothing_for_the_path():
+    run = CacheRun(FORA(2, level="model"), 4)
+    run.corrector, x = Told(), torch.ones(1, 1)
+    for i in range(3):
+        with run.evaluation(4.0 - i, i / 4):
+            run.scale = 7.0
+            run.next_forward([(0, "a")]).branch(MODEL, lambda x: x, x)
+            run.guided(x, x if i < 2 else 0 * x)
+    assert run.corrector.said == ("forgets", "forgets", "forgets", 2)
+
+
+def test_a_sampler_that_leaves_its_schedule_for_a_while_is_told_of_by_number():
+    run = CacheRun(Forecast(2.0, corrector="off"), Schedule(12))
+    for i in range(12):
+        with run.evaluation(12.0 - i, (i + (i in (4, 5))) / 12):
+            run.next_forward([(0, "a")]).branch(MODEL, lambda x: x, torch.ones(1, 1))
+    run.close(complete=True)
+    (note,) = run.trace.notes
+    assert note.endswith(" computed 2 evaluations at which the sampler was not where its schedule says.")
+
+
+@pytest.mark.parametrize(("places", "told"), [(1, False), (10, False), (40, True)])
+def test_passes_that_are_new_at_every_step_are_told_of(places, told):
+    """A window that moves on at every step, among two that stay."""
+    run = CacheRun(FORA(2), 10)
+    for i in range(10):
+        with run.evaluation(10.0 - i, i / 10):
+            for window in ("first", "last", i * places // 40):
+                run.next_forward([(0, window)]).branch(SITE, lambda x: x, torch.ones(1, 1))
+    run.close(complete=True)
+    assert [note.split(" found no past for ")[1][:7] for note in run.trace.notes] == ["9 of 27"] * told
 
 
 def test_asking_changes_nothing():

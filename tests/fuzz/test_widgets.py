@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 from contextlib import suppress
 
 import pytest
@@ -139,6 +140,7 @@ class TestPolicies:
         def use():
             made = run(node, inputs)[0]
             assert isinstance(made, CachePolicy)
+            assert not any(isinstance(v, float) and math.isnan(v) for v in inputs.values())
             asked(made, SCHEDULE)
             return made
 

@@ -122,6 +122,30 @@ class TestOtherPacks:
         assert trace.runs[0].computed_fraction == 0.5
         assert close(cached, host.sample(theirs)) < close(host.sample(model), host.sample(theirs))
 
+    def test_that_batch_tiles_give_no_cond_the_rows_of_another(self, host, model, monkeypatch):
+        """Tiles of both conds in one batch, tile by tile; in one step each cond comes alone, in as many rows."""
+        seen: set[float] = set()
+
+        def tiled(apply_model, args):
+            x, t, c = args["input"], args["timestep"], args["c"]
+            seen.add(t[0].item())
+            own = {k: torch.cat([v] * 2) if isinstance(v, torch.Tensor) else v for k, v in c.items()}
+            return torch.cat(apply_model(torch.cat(x.split(8, dim=-1)), t.repeat(2), **own).chunk(2), dim=-1)
+
+        theirs, trace = model.clone(), Trace()
+        theirs.set_model_unet_function_wrapper(tiled)
+        stock, steady = host.sample(theirs), host.sample(host.attach(theirs, ALIGNED))
+        fits = model.model.memory_required
+        seen.clear()
+
+        def both_but_in_the_fourth_step(shape, *args, **kwargs):
+            return 1e30 if shape[0] > 2 and len(seen) == 3 else fits(shape, *args, **kwargs)
+
+        monkeypatch.setattr(model.model, "memory_required", both_but_in_the_fourth_step)
+        found = host.sample(host.attach(theirs, ALIGNED, trace))
+        assert 0.6 < trace.runs[0].computed_fraction < 0.8
+        assert 0 < close(found, stock) < 1.1 * close(steady, stock)
+
     def test_that_take_single_rows_out_of_a_batch_make_the_cache_decline(self, host, model):
         def by_row(apply_model, args):
             c = dict(args["c"])

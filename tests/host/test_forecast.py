@@ -8,7 +8,7 @@ import pytest
 import torch
 from priorcache.cache_core.corrector import Corrector
 from priorcache.cache_core.policies import FORA, Forecast
-from priorcache.cache_core.sites import Action
+from priorcache.cache_core.sites import Action, Schedule
 from priorcache.cache_core.trace import Trace
 from priorcache.errors import SettingError
 from priorcache.priors.auto import Auto
@@ -25,9 +25,10 @@ def sampled(host, model, policy, measure="off", **changes):
     return host.sample(host.attach(model, policy, trace, measure), **SETTINGS | changes), trace.runs[0]
 
 
-def by_sampler(host, model, policy, sampler, trace=None, steps=10, **changes):
+def by_sampler(host, model, policy, sampler, trace=None, steps=10, sigmas=None, **changes):
     """Latents sampled by a SAMPLER, as SamplerCustom has it."""
-    sigmas = host.comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", steps)
+    if sigmas is None:
+        sigmas = host.comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "karras", steps)
     latent, labels = torch.zeros(1, 3, 16, 16), [host.dit.conditioning(torch.tensor([n])) for n in (1, -1)]
     with torch.inference_mode():
         noise = host.comfy.sample.prepare_noise(latent, 0)
@@ -152,6 +153,45 @@ class TestCorrector:
             *_, note = trace.runs[0].notes
             assert note.endswith(" computed everything from evaluation 1 on: the sampler leaves its schedule.")
             assert computed(trace.runs[0]) == list(range(10))
+
+
+class TestASamplerAroundAnother:
+    """As Detail Daemon and others wrap one: the noise that the inner one adds is added all the same."""
+
+    @staticmethod
+    def around(host, name: str, lowered: float = 1.0):
+        def outer_sampler(model, x, sigmas, wrapped_sampler=None, **kwargs):
+            def asked(x, sigma, **extra):
+                return model(x, sigma * (lowered if sigma[0] < 0.6 * sigmas[0] else 1.0), **extra)
+
+            asked.inner_model = model.inner_model
+            return wrapped_sampler.sampler_function(asked, x, sigmas, **kwargs, **wrapped_sampler.extra_options)
+
+        inner = host.comfy.samplers.ksampler(name)
+        return host.comfy.samplers.KSAMPLER(outer_sampler, extra_options={"wrapped_sampler": inner})
+
+    @pytest.mark.parametrize(
+        ("name", "said"), [("euler_ancestral", "adds noise"), ("heun", "calls the model several times per step")]
+    )
+    def test_is_known_by_what_it_works_around(self, host, model, name, said):
+        trace = Trace()
+        by_sampler(host, model, Forecast(2.0), self.around(host, name), trace)
+        assert f"the sampler outer_sampler of {name} {said}" in trace.runs[0].notes[0]
+
+    def test_serves_where_it_adds_none(self, host, model):
+        trace = Trace()
+        by_sampler(host, model, Forecast(2.0), self.around(host, "euler"), trace)
+        assert len(computed(trace.runs[0])) == 5
+        assert trace.runs[0].about.startswith("outer_sampler of euler, ")
+
+
+def test_of_two_steps_at_almost_the_same_noise_it_is_the_ones_whose_turn_it_is(host, model):
+    trace = Trace()
+    sigmas = torch.tensor([9.0, 9.0 * (1 - 5e-5), *torch.linspace(7.0, 0.0, 11)])
+    by_sampler(host, model, Forecast(2.0, corrector="off"), host.comfy.samplers.ksampler("euler"), trace, sigmas=sigmas)
+    (run,) = trace.runs
+    assert run.notes == []
+    assert computed(run) == list(Forecast(2.0).prepared(Schedule(12, tuple(sigmas.tolist()), "euler", "EPS")).computed)
 
 
 def test_a_range_is_compared_as_the_host_does(host):
@@ -343,6 +383,8 @@ class TestNodes:
             f"Its plan promised 2.00x in evaluations with a relative error of {plan.error:.3f} in the final latent"
         )
         assert promise in words.summary(run, planned)
+        later = dataclasses.replace(plan, settings=plan.settings | {"corrector": "of a later version"})
+        assert promise in words.summary(run, planned.planned((later, plan)))
         assert "promised" not in words.summary(run)
         table = Grid.of(run)
         expected = table.expected(planned, run.record)

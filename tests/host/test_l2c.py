@@ -210,6 +210,41 @@ class TestGoingOn:
         kept = Prior.load(tmp_path / "unfinished router.safetensors")
         assert kept.tables["router"][1::2].isfinite().all()
 
+    @pytest.mark.parametrize(("stopped_at", "kept"), [(2 * STEPS, False), (2 * STEPS + 7, True), (3 * STEPS + 7, True)])
+    def test_gates_are_kept_wherever_it_stops_once_there_are_any(
+        self, nodes, models, host, monkeypatch, tmp_path, stopped_at, kept
+    ):
+        """While pictures are sampled to train on; while a router is judged; while the next penalty is trained."""
+        train(nodes, models["dit"])[0].save(tmp_path / "unfinished router.safetensors")
+        before = (tmp_path / "unfinished router.safetensors").read_bytes()
+        update = host.comfy.utils.ProgressBar.update_absolute
+
+        def told(self, value, *args, **kwargs):
+            if value > stopped_at:
+                raise RuntimeError("out of memory")
+            update(self, value, *args, **kwargs)
+
+        monkeypatch.setattr(host.comfy.utils.ProgressBar, "update_absolute", told)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(nodes, models["dit"], penalty="0, 1", iterations=6)
+        assert (tmp_path / "unfinished router.safetensors").read_bytes() == before
+        assert (tmp_path / "unfinished router-2.safetensors").exists() == kept
+
+    def test_gates_that_cannot_be_kept_do_not_hide_why_it_stopped(self, nodes, models, monkeypatch, caplog):
+        from priorcache.nodes import l2c
+
+        def refused(*args, **kwargs):
+            raise PermissionError("read-only")
+
+        monkeypatch.setattr(Prior, "save", refused)
+        monkeypatch.setattr(l2c, "policy", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(nodes, models["dit"])
+        assert "its gates cannot be kept (read-only)" in caplog.text
+
+    def test_the_largest_seed_is_followed_by_the_smallest(self, nodes, models):
+        assert train(nodes, models["dit"], seed=2**64 - 1, runs=2)[0].seeds == (2**64 - 1, 0)
+
     def test_progress_runs_to_the_end(self, nodes, models, host, monkeypatch):
         told = []
         monkeypatch.setattr(

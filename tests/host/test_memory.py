@@ -128,6 +128,19 @@ class TestDeclared:
         assert 0 <= cached[1] - stock[1] - told < picture * 1.001
         assert 0 <= cached[0] - stock[0] - 2 * told < 2 * picture * 1.001
 
+    @POLICIES
+    @pytest.mark.parametrize("store", ["device", "cpu"])
+    def test_not_where_it_could_never_be_held(self, host, model, required, monkeypatch, policy, store):
+        """A reserve larger than the device would push the model's own weights off it."""
+        trace = Trace()
+        attached, stock = host.attach(model, policy, trace, "errors", store=store), required(model)
+        monkeypatch.setattr(host.comfy.model_management, "get_total_memory", lambda *args, **kwargs: 100)
+        assert required(attached) == stock
+        (run,) = trace.runs
+        assert run.notes[0].endswith("FORA Policy with scope 'whole network'.")
+        assert " computed everything: its cache would take " in run.notes[0]
+        assert (run.expected_bytes, run.peak_bytes) == (0, 0)
+
     def test_only_what_lies_on_the_device(self, host, model, required):
         assert required(host.attach(model, ALIGNED, store="cpu")) == required(model)
         assert required(host.attach(model, Full())) == required(model)

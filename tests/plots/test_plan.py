@@ -34,10 +34,18 @@ def test_at_a_glance_it_fits_a_node(theme, chosen):
 
 @pytest.mark.parametrize("draw", [plot.draw, plot.glance], ids=["full", "glance"])
 @pytest.mark.parametrize(
-    "plans", [[], [Plan("Forecast", {}, 12, 12, 0.0, 0.0, 1)], [Plan("Forecast", {}, 250, 99, 0.1, 0.1, 1)]]
+    "plans",
+    [
+        [],
+        [Plan("Forecast", {}, 12, 12, 0.0, 0.0, 1)],
+        [Plan("Forecast", {}, 250, 99, 0.1, 0.1, 1)],
+        [Plan("Forecast", {"computed": 7}, 12, 6, 0.1, 0.1, 1)],
+        [Plan("Forecast", {"computed": [[0], 2]}, 12, 6, 0.1, 0.1, 1)],
+    ],
 )
 def test_few_and_strange_plans_are_drawn(draw, plans):
     assert pixels(draw(plans, plans[0] if plans else None)).std() > 0.02
+    assert plot.summary(plans, plans[0] if plans else None)
 
 
 def test_sentences():

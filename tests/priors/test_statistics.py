@@ -139,6 +139,15 @@ def test_prompts_of_different_lengths_have_no_mean_features():
         sample(statistics, lambda t, site, rows: torch.ones(rows, 7, 2))
 
 
+@pytest.mark.parametrize(("largest", "dtype"), [(65504.0, torch.float16), (70000.0, torch.float32)])
+def test_mean_features_beyond_half_precision_keep_their_range(tmp_path, largest, dtype):
+    statistics = Statistics(features=True)
+    sample(statistics, lambda t, site, rows: torch.full((rows, 1, 2), largest if t else 1.0))
+    mean = Prior.load(prior_of(statistics).save(tmp_path / "a.safetensors")).tables["mean/blocks.0.mlp"]
+    assert mean.dtype is dtype
+    assert mean.flatten().tolist() == [1.0] * 2 + [largest] * 6
+
+
 def test_mean_features_are_left_out_unless_asked_for():
     statistics = Statistics()
     sample(statistics, lambda t, site, rows: torch.ones(rows, 1, 1))

@@ -148,7 +148,7 @@ class TestTrend:
             Trend(calibrated(noisy))
 
     def test_a_policy_of_whole_networks_has_no_branches_to_keep(self):
-        with pytest.raises(PriorError, match="scope to branches"):
+        with pytest.raises(PriorError, match="scope set to branches"):
             Statistics(features=True, policy=FORA(2, level="model"))
 
     def test_feeds_eoc(self):
