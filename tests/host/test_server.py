@@ -197,7 +197,7 @@ class TestLatestHost:
         prompt[ids["EmptyLatentImage"]]["inputs"]["batch_size"] = 2
         result = server.run(prompt)
         assert result.outputs[ids["PriorCacheCalibrate"]]["images"]
-        assert [p.name for p in (server.base / "models" / "priorcache").iterdir()] == ["shapes-dit ddim 50.safetensors"]
+        assert (server.base / "models" / "priorcache" / "shapes-dit ddim 50.safetensors").exists()
         inspect = {
             "1": {"class_type": "PriorCacheLoadPrior", "inputs": {"prior_name": "shapes-dit ddim 50.safetensors"}},
             "2": {"class_type": "PriorCacheInspect", "inputs": {"prior": ["1", 0]}},
