@@ -186,8 +186,11 @@ def read(image: str) -> tuple[list[dict], str]:
         own = [runs for images, runs in stamps if name in images]
         runs = said["runs"]
         if own:
-            # one stamp behind another; what an earlier one told is not told again
-            runs = list({json.dumps(run, sort_keys=True): run for told in own for run in told}.values())
+            runs, known = [], set()
+            for told in own:  # one stamp behind another; what an earlier one told is not told again
+                keys = [json.dumps(run, sort_keys=True) for run in told]
+                runs += [run for run, key in zip(told, keys, strict=True) if key not in known]
+                known.update(keys)
         for run in runs:
             record = run["record"]
             words = [run["about"], run["policy"], *([] if record is None else [record["policy"]])]
