@@ -39,8 +39,8 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (OutOfMemory, MemoryError)) or any(w in str(error).lower() for w in words)
 
 
-NEW = 0.25
-"""Share of passes of which nothing was there before, beyond which a run says so."""
+FEW, NEW = 3, 0.25
+"""Evaluations with passes of which nothing was there before, and their share of all passes, beyond which a run says so."""
 
 STATEFUL = ("ar_video",)
 """The host's samplers whose network keeps keys and values from call to call, and winds them back for the next one."""
@@ -113,6 +113,7 @@ class CacheRun:
         self._scale_before: float | None = None
         self._strayed: list[int] = []  # evaluations at which the sampler was not where its schedule says
         self._lanes_asked = self._lanes_new = 0  # behind the first evaluation
+        self._changes = 0  # evaluations with new ones
         self.corrector = None
         self._guessed = False  # whether anything of the network's output was reused in this evaluation
         if objection := never or policy.objection(schedule):
@@ -251,8 +252,10 @@ class CacheRun:
 
     def _count_lanes(self) -> None:
         if self._before:
+            new = len(self._lanes - self._before)
             self._lanes_asked += len(self._lanes)
-            self._lanes_new += len(self._lanes - self._before)
+            self._lanes_new += new
+            self._changes += new > 0
 
     def _strays(self) -> str | None:
         """Where the sampler left its schedule, in words."""
@@ -265,7 +268,8 @@ class CacheRun:
 
     def _moves(self) -> str | None:
         """That much was new at every evaluation, in words."""
-        if self.declined or not self.policy.history or self._lanes_new <= NEW * self._lanes_asked:
+        often = self._changes > FEW and self._lanes_new > NEW * self._lanes_asked
+        if self.declined or not self.policy.history or not often:
             return None
         return (
             f"{self.policy.describe()} found no past for {self._lanes_new} of {self._lanes_asked} passes through the model, and "

@@ -210,7 +210,9 @@ class TestGoingOn:
         kept = Prior.load(tmp_path / "unfinished router.safetensors")
         assert kept.tables["router"][1::2].isfinite().all()
 
-    @pytest.mark.parametrize(("stopped_at", "kept"), [(2 * STEPS, False), (2 * STEPS + 7, True), (3 * STEPS + 7, True)])
+    @pytest.mark.parametrize(
+        ("stopped_at", "kept"), [(2 * STEPS - 1, False), (2 * STEPS + 7, True), (3 * STEPS + 7, True)]
+    )
     def test_gates_are_kept_wherever_it_stops_once_there_are_any(
         self, nodes, models, host, monkeypatch, tmp_path, stopped_at, kept
     ):
