@@ -103,7 +103,7 @@ def unit(settings: str, shared: dict, number: int, prompts: list[str], seed: int
 
 def parsed(argv: list[str]) -> argparse.Namespace:
     import fleet
-    from judge import SAMPLERS
+    from judge import SAMPLERS, weights
 
     from ..nodes.dit import DTYPES
 
@@ -149,7 +149,7 @@ def parsed(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--{given[0]} is of a DiT, and --model is {args.model}")
     if args.fora and not args.mean_features:
         parser.error("--fora says which mean features to keep: give --mean-features, too")
-    args.file = args.file or ROOT / "demo" / f"shapes-{args.model}.safetensors"
+    args.file = args.file or weights(args.model)
     args.sampler, args.scheduler = args.sampler or SAMPLERS[args.model][0], args.scheduler or SAMPLERS[args.model][1]
     args.out = args.out or OUT / f"{args.file.stem}-{args.sampler}-{args.steps}.safetensors"
     if args.out.suffix != ".safetensors":

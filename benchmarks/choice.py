@@ -8,7 +8,6 @@ Error: relative L2 distance of the final latent to that of all evaluations, mean
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -16,8 +15,6 @@ from ..cache_core.policies import CachePolicy, Taylor
 from ..cache_core.trace import Trace
 from ..priors.auto import paced
 from .frontier import Bench, measured, pairs_of
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def candidates(goal: float) -> dict[str, CachePolicy]:
@@ -43,7 +40,7 @@ def judged(bench: Bench, goals: list[float]) -> list[tuple[str, float, float, fl
 
 @torch.inference_mode()
 def main(argv: list[str]) -> None:
-    from judge import SAMPLERS, Drawer
+    from judge import SAMPLERS, Drawer, weights
 
     parser = argparse.ArgumentParser(
         prog="bench choice", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -55,7 +52,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--cfg", type=float, default=1.5)
     parser.add_argument("--pairs", type=int, default=12)
     args = parser.parse_args(argv)
-    drawer = Drawer(args.model, ROOT / "demo" / f"shapes-{args.model}.safetensors")
+    drawer = Drawer(args.model, weights(args.model))
     pairs = pairs_of(drawer, args.pairs, args.pairs, 5000)
     for sampler in args.samplers:
         bench = Bench(drawer.model, args.steps, args.cfg, sampler, SAMPLERS[args.model][1], pairs)

@@ -330,20 +330,16 @@ def kept(args: argparse.Namespace) -> list[Setting]:
 
 def way(args: argparse.Namespace, model: str, steps: int) -> dict:
     """How a setting is measured: what figures are not compared across."""
-    from judge import SAMPLERS
+    from judge import SAMPLERS, weights
 
     found = {name: getattr(args, name) for name in ("pairs", "calibration", "samplings")}
     found |= {"scheduler": args.scheduler or SAMPLERS[model][1]}
     found |= {"counts": [round(steps * fraction) for fraction in args.fractions]}
-    return found | {"weights": weights(args.file or demo(model))}
-
-
-def demo(model: str) -> Path:
-    return ROOT / "demo" / f"shapes-{model}.safetensors"
+    return found | {"weights": known_by(args.file or weights(model))}
 
 
 @lru_cache
-def weights(file: Path) -> str:
+def known_by(file: Path) -> str:
     from fleet import digest
 
     return digest(file)
@@ -374,12 +370,12 @@ def write(file: Path, setting: Setting) -> None:
 
 @torch.inference_mode()
 def main(argv: list[str]) -> None:
-    from judge import Drawer
+    from judge import Drawer, weights
 
     args, log = parsed(argv), partial(print, flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in () if args.table else args.model:
-        drawer = Drawer(name, args.file or demo(name))
+        drawer = Drawer(name, args.file or weights(name))
         held_out = pairs_of(drawer, args.pairs, args.batch, 5000)
         seen = [pairs_of(drawer, args.calibration, args.batch, seed) for seed in (100, 300)]
         cfgs = args.cfg or [MODELS[name], 1.0]

@@ -170,7 +170,7 @@ def table(report: dict) -> str:
 def main(argv: list[str]) -> None:
     import comfy.model_management
     import comfyui_version
-    from judge import SAMPLERS, Drawer
+    from judge import SAMPLERS, Drawer, weights
 
     parser = argparse.ArgumentParser(prog="dev.py bench memory", description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=CFG, default=list(CFG))
@@ -186,7 +186,7 @@ def main(argv: list[str]) -> None:
     report = json.loads(file.read_text()) if file.exists() else {"networks": {}}
     report.setdefault("about", about)
     for name in args.networks:
-        drawer = Drawer(name, ROOT / "demo" / f"shapes-{name}.safetensors")
+        drawer = Drawer(name, weights(name))
         common = (drawer.model, STEPS, CFG[name], *SAMPLERS[name])
         known = calibrated(Bench(*common, pairs_of(drawer, BATCH, BATCH, 100)))
         rows = measured(Bench(*common, pairs_of(drawer, args.pairs, BATCH, 5000)), known, args.rounds)

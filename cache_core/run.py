@@ -112,8 +112,7 @@ class CacheRun:
         self.scale: float | None = None  # of guidance, in this evaluation; for whoever samples to say
         self._scale_before: float | None = None
         self._strayed: list[int] = []  # evaluations at which the sampler was not where its schedule says
-        self._lanes_asked = self._lanes_new = 0  # behind the first evaluation
-        self._changes = 0  # evaluations with new ones
+        self._asked: list[tuple[int, int]] = []  # behind the first evaluation: its lanes, and how many of them were new
         self.corrector = None
         self._guessed = False  # whether anything of the network's output was reused in this evaluation
         if objection := never or policy.objection(schedule):
@@ -176,6 +175,13 @@ class CacheRun:
             if other:
                 other.clear()
 
+    def forgo(self, reason: str) -> None:
+        """Go on without the cache: decline, and keep nothing any more, not even for measuring."""
+        with self.lock:
+            self.decline(reason)
+            self.keeps = False
+            self._drop()
+
     def survives(self, error: BaseException) -> bool:
         """Whether sampling goes on after this error in the cache's own work: if memory ran out, without the cache.
 
@@ -183,13 +189,10 @@ class CacheRun:
         """
         if self.observers or not out_of_memory(error):
             return False
-        with self.lock:
-            self.decline(
-                f"memory ran out while keeping features (store {self.store.codec.name!r} of Apply Cache; "
-                "'8 bit' takes less, 'cpu' none of the device's)"
-            )
-            self.keeps = False
-            self._drop()
+        self.forgo(
+            f"memory ran out while keeping features (store {self.store.codec.name!r} of Apply Cache; "
+            "'8 bit' takes less, 'cpu' none of the device's)"
+        )
         return True
 
     @contextmanager
@@ -252,10 +255,7 @@ class CacheRun:
 
     def _count_lanes(self) -> None:
         if self._before:
-            new = len(self._lanes - self._before)
-            self._lanes_asked += len(self._lanes)
-            self._lanes_new += new
-            self._changes += new > 0
+            self._asked.append((len(self._lanes), len(self._lanes - self._before)))
 
     def _strays(self) -> str | None:
         """Where the sampler left its schedule, in words."""
@@ -268,11 +268,12 @@ class CacheRun:
 
     def _moves(self) -> str | None:
         """That much was new at every evaluation, in words."""
-        often = self._changes > FEW and self._lanes_new > NEW * self._lanes_asked
+        asked, new = (sum(counts) for counts in zip(*self._asked, strict=True)) if self._asked else (0, 0)
+        often = sum(new > 0 for _, new in self._asked) > FEW and new > NEW * asked
         if self.declined or not self.policy.history or not often:
             return None
         return (
-            f"{self.policy.describe()} found no past for {self._lanes_new} of {self._lanes_asked} passes through the model, and "
+            f"{self.policy.describe()} found no past for {new} of {asked} passes through the model, and "
             "computed them: context windows that move from step to step (standard_static has such as stay), or conds that change."
         )
 

@@ -103,8 +103,8 @@ def attach(
             run.decline(reason)
         expected = expected_bytes(guider.model_patcher, run, parts)
         if large := beyond(guider.model_patcher, run, expected):
-            run.decline(large)
-            run.keeps, expected = False, 0
+            run.forgo(large)
+            expected = 0
         run.trace.expected_bytes = expected
         log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
         on_device = expected if run.store.codec.on_device else bytes_aside(guider.model_patcher, run, parts)

@@ -261,7 +261,7 @@ class Sampler:
 
         def simulate(policy: CachePolicy, pictures: int) -> Outcome:
             if progress:
-                spent = search.spent + search.underway + (judge.spent if judge else 0.0)
+                spent = search.spent + (judge.spent if judge else 0.0)
                 progress.update_absolute(min(999, int(1000 * spent / samplings)))
             self.known.save()
             return self(policy, pictures)

@@ -218,23 +218,24 @@ def chosen(plans: Sequence[Plan], speedup: float = 0.0, evaluations: int = 0, er
 
     Exactly one goal is given. Raises SettingError, naming what there is, when no plan reaches it.
     """
+    if not plans:
+        raise SettingError("there are no plans: put Search Plans behind Calibrate or Load Prior")
     have = "; ".join(f"{p.speedup:.2f}x ({p.evaluations} of {p.steps} steps) at {p.error:.3f}" for p in plans)
     if error:
         within = [p for p in plans if p.error <= error]
         if not within:
             raise SettingError(
-                f"no plan has an error of {error:g} or less. There are: {have or 'none'}. Allow a larger error, or search with "
+                f"no plan has an error of {error:g} or less. There are: {have}. Allow a larger error, or search with "
                 "smaller speed-ups in Search Plans"
             )
         return min(within, key=lambda p: (p.evaluations, p.error))
-    most = evaluations or max((math.floor(p.steps / speedup + 1e-6) for p in plans), default=0)
+    most = evaluations or max(math.floor(p.steps / speedup + 1e-6) for p in plans)
     fast = [p for p in plans if p.evaluations <= most]
     if not fast:
         goal = f"{evaluations} computed steps" if evaluations else f"{speedup:g}x"
-        steps = max((p.steps for p in plans), default=0)
-        needed = steps / evaluations if evaluations else speedup
+        needed = max(p.steps for p in plans) / evaluations if evaluations else speedup
         raise SettingError(
-            f"no plan reaches {goal}. There are: {have or 'none'}. Ask for less, or search with {needed:.3g} among the speed-ups "
+            f"no plan reaches {goal}. There are: {have}. Ask for less, or search with {needed:.3g} among the speed-ups "
             "of Search Plans"
         )
     return min(fast, key=lambda p: (p.error, p.evaluations))

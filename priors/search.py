@@ -67,7 +67,6 @@ class Search:
     tried: dict[tuple[str, int], tuple[Tensor, float]] = field(default_factory=dict)  # policy, n -> errors (n,), cost
     fitted: dict[str, tuple[list[list[float]], float]] = field(default_factory=dict)  # policy -> solutions, cost
     spent: float = 0.0
-    underway: float = 0.0  # spent on a fit that has not ended
     limit: float = 0.0
     ceiling: float = 0.0
     settings: set[str] = field(default_factory=set)  # what was asked for, tried before or not
@@ -224,20 +223,21 @@ class Search:
         key = f"{policy!r} {knob.name} {len(entries)}"
         if key not in self.fitted:
             base, cost = self.simulate(policy, len(self.reference))
-            slopes = []
+            begun, slopes = self.spent, []
             for step, place in entries:
                 moved = turned(policy, knob.name, _moved_by(rows, [(step, place)], [NUDGE]))
                 outcome = self.simulate(moved, len(self.reference))
                 slopes.append(((outcome.latents - base).double() / NUDGE).flatten(1))
                 cost += outcome.cost
-                self.underway = cost
+                self.spent = begun + cost  # as it goes: whoever samples tells of it
             scale = self.reference.double().flatten(1).norm(dim=1).clamp_min(1e-12)[:, None]
             columns = torch.stack([(slope / scale)[::2].flatten() for slope in slopes], 1)
             residual = self._missing(base)[::2].flatten()
             ridges = RIDGES if columns.isfinite().all() else ()
             self.fitted[key] = ([gauss_newton(columns, residual, ridge).tolist() for ridge in ridges], cost)
-        solutions, cost = self.fitted[key]
-        self.spent, self.underway = self.spent + cost, 0.0
+        else:
+            self.spent += self.fitted[key][1]
+        solutions, _ = self.fitted[key]
         return [turned(policy, knob.name, _moved_by(rows, entries, by)) for by in solutions]
 
 

@@ -19,6 +19,11 @@ import shapes
 SAMPLERS = {"dit": ("ddim", "ddim_uniform"), "pixart": ("ddim", "ddim_uniform"), "flux": ("euler", "simple")}
 
 
+def weights(kind: str) -> Path:
+    """Of a demo model, as shipped."""
+    return ROOT / "demo" / f"shapes-{kind}.safetensors"
+
+
 class Drawer:
     """A demo model in the host, and how it is told what to draw."""
 
@@ -99,7 +104,7 @@ def main() -> None:
     print(f"classifier on fresh drawings: {classifier.accuracy(judge, fresh, labels):.1%}")
     load_host(cpu=not args.gpu)
     load_pack()
-    drawer = Drawer(args.kind, args.model or ROOT / "demo" / f"shapes-{args.kind}.safetensors")
+    drawer = Drawer(args.kind, args.model or weights(args.kind))
     out = ROOT / "demo" / "out"
     out.mkdir(exist_ok=True)
     for cfg in args.cfg:
