@@ -75,8 +75,8 @@ class Pictures(NamedTuple):
 
 def pictures(bench: Bench, labels: Tensor, seed: int) -> Pictures:
     from ..nodes.dit import conditioning
-    from ..nodes.forecast import Sampler
     from ..nodes.sampling import Sampling
+    from ..nodes.searching import Sampler
 
     conds = conditioning(labels), conditioning(torch.full_like(labels, -1))
     asked, _ = bench.schedule(bench.steps)

@@ -8,9 +8,9 @@ from ..cache_core.codecs import CODECS
 from ..cache_core.policies import CachePolicy
 from ..errors import SettingError, finite
 from ..priors.tune import told, tuned
-from .forecast import Sampler
 from .memory import informed
 from .sampling import Sampling, fixed, seeded, settings
+from .searching import Sampler
 from .types import CATEGORY, Policy
 
 

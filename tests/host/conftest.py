@@ -86,6 +86,6 @@ def server(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def searches(comfy, monkeypatch, tmp_path):
     """Unfinished searches are kept with the test, not with the host's models."""
-    from priorcache.nodes import forecast
+    from priorcache.nodes import searching
 
-    monkeypatch.setattr(forecast, "searches", lambda: tmp_path / "searches")
+    monkeypatch.setattr(searching, "searches", lambda: tmp_path / "searches")

@@ -439,10 +439,10 @@ class TestNodes:
 
     @pytest.mark.usefixtures("undrawn")
     def test_a_search_goes_on_where_it_was_stopped(self, host, nodes, model, conds, prior, monkeypatch):
-        from priorcache.nodes import forecast
+        from priorcache.nodes import searching
 
         calls = []
-        original = forecast.Sampler.__call__
+        original = searching.Sampler.__call__
 
         def counting(self, policy, *pictures):
             calls.append(policy)
@@ -450,13 +450,13 @@ class TestNodes:
                 raise KeyboardInterrupt
             return original(self, policy, *pictures)
 
-        monkeypatch.setattr(forecast.Sampler, "__call__", counting)
+        monkeypatch.setattr(searching.Sampler, "__call__", counting)
         with pytest.raises(KeyboardInterrupt):
             search(nodes, prior, model, conds, seed=41)
         stopped_at = len(calls)
         first, *_ = search(nodes, prior, model, conds, seed=41)
         sampled_later = len(calls) - stopped_at
-        forecast._SEARCHES.clear()
+        searching._SEARCHES.clear()
         calls[:] = [None] * 100
         second, *_ = search(nodes, prior, model, conds, seed=41)
         assert first.plans == second.plans
@@ -464,9 +464,9 @@ class TestNodes:
 
     @pytest.mark.usefixtures("undrawn")
     def test_a_search_goes_on_where_comfyui_was_stopped(self, nodes, model, conds, prior, monkeypatch):
-        from priorcache.nodes import forecast
+        from priorcache.nodes import searching
 
-        calls, original = [], forecast.Sampler.__call__
+        calls, original = [], searching.Sampler.__call__
 
         def counting(self, policy, *pictures):
             if len(calls) == 9:
@@ -474,16 +474,16 @@ class TestNodes:
             calls.append(policy)
             return original(self, policy, *pictures)
 
-        monkeypatch.setattr(forecast.Sampler, "__call__", counting)
+        monkeypatch.setattr(searching.Sampler, "__call__", counting)
         with pytest.raises(KeyboardInterrupt):
             search(nodes, prior, model, conds, seed=43)
-        assert len(list(forecast.searches().glob("*.json"))) == 1  # the judge was not asked yet
-        forecast._SEARCHES.clear()  # what a new session knows
+        assert len(list(searching.searches().glob("*.json"))) == 1  # the judge was not asked yet
+        searching._SEARCHES.clear()  # what a new session knows
         calls[:] = [None] * 100
         first, *_ = search(nodes, prior, model, conds, seed=43)
         went_on = len(calls) - 100
-        assert list(forecast.searches().glob("*.json")) == []
-        forecast._SEARCHES.clear()
+        assert list(searching.searches().glob("*.json")) == []
+        searching._SEARCHES.clear()
         calls[:] = [None] * 200
         second, *_ = search(nodes, prior, model, conds, seed=43)
         assert first.plans == second.plans
@@ -501,8 +501,8 @@ class TestNodes:
 
     def test_the_first_pictures_of_a_search_are_those_of_all(self, host, model):
         """Each has a label, a mask and noise of its own."""
-        from priorcache.nodes.forecast import Sampler
         from priorcache.nodes.sampling import Sampling
+        from priorcache.nodes.searching import Sampler
 
         told, untold = host.dit.conditioning(torch.arange(8)), host.dit.conditioning(torch.full((8,), -1))
         masks = torch.linspace(0, 1, 8)[:, None, None, None].expand(8, 1, 16, 16)
@@ -515,8 +515,8 @@ class TestNodes:
 
     def test_a_batch_is_sampled_once_per_run_each_with_the_next_seed(self, host, model):
         """For models that fit one picture at a time."""
-        from priorcache.nodes.forecast import Sampler
         from priorcache.nodes.sampling import Sampling
+        from priorcache.nodes.searching import Sampler
 
         labels = host.dit.conditioning(torch.tensor([3])), host.dit.conditioning(torch.tensor([-1]))
         sampling = Sampling(*labels, torch.zeros(1, 3, 16, 16), 6, 1.5, "euler", "karras")

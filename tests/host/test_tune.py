@@ -92,10 +92,10 @@ def test_a_tuned_policy_is_kept_in_an_image_and_made_again(host, model, tune):
 
 
 def test_goes_on_where_it_was_stopped(tune, monkeypatch):
-    from priorcache.nodes import forecast
+    from priorcache.nodes import searching
 
     calls = []
-    original = forecast.Sampler.__call__
+    original = searching.Sampler.__call__
 
     def counting(self, policy, *pictures):
         calls.append(policy)
@@ -103,12 +103,12 @@ def test_goes_on_where_it_was_stopped(tune, monkeypatch):
             raise KeyboardInterrupt
         return original(self, policy, *pictures)
 
-    monkeypatch.setattr(forecast.Sampler, "__call__", counting)
+    monkeypatch.setattr(searching.Sampler, "__call__", counting)
     with pytest.raises(KeyboardInterrupt):
         tune(Taylor(BASE), samplings=3.0, seed=41)
     first = tune(Taylor(BASE), samplings=3.0, seed=41)
     later = len(calls) - 5
-    forecast._SEARCHES.clear()
+    searching._SEARCHES.clear()
     calls[:] = [None] * 100
     assert tune(Taylor(BASE), samplings=3.0, seed=41) == first
     assert later == len(calls) - 100 - 3  # what was sampled before it stopped; the runs in full are sampled again
@@ -116,7 +116,7 @@ def test_goes_on_where_it_was_stopped(tune, monkeypatch):
 
 def test_searches_of_policies_that_read_alike_are_kept_apart(host, model, prior):
     """EOC does not tell its tables, and the pictures are those of its tables."""
-    from priorcache.nodes.forecast import remembered
+    from priorcache.nodes.searching import remembered
 
     pictures, schedule = torch.zeros(2, 3, 16, 16), Schedule(STEPS)
     other = dataclasses.replace(prior, tables={name: table * 2 for name, table in prior.tables.items()})
@@ -149,8 +149,8 @@ def test_what_cannot_be_tuned_is_said_in_one_sentence(tune, policy, changes, sai
 
 
 def test_tells_the_work_of_a_branch_from_its_size(host, model):
-    from priorcache.nodes.forecast import Sampler
     from priorcache.nodes.sampling import Sampling
+    from priorcache.nodes.searching import Sampler
 
     labels = host.dit.conditioning(torch.tensor([1]))
     flops = Sampler(Sampling(labels, labels, torch.zeros(1, 3, 16, 16), 4, 1.5, "euler", "normal"), model, 0).flops
