@@ -86,12 +86,13 @@ class CacheRun:
     ):
         schedule = Schedule(schedule) if isinstance(schedule, int) else schedule
         never = _stateful(schedule) or _rising(schedule)
+        self.automatic = policy.automatic
         self.remark = None if never else policy.remark(schedule)
         self.policy = policy = policy.prepared(schedule)
         self.total, self.measure, self.compiled = schedule.total, measure, compiled
         self.observers = tuple(observers)
         self.trace = trace or RunTrace(policy.describe(), schedule.total)
-        self.trace.measure, self.trace.store = measure, codec.name
+        self.trace.measure, self.trace.store, self.trace.automatic = measure, codec.name, self.automatic
         if self.remark:
             self.trace.policy = policy.describe()
             self.trace.notes.append(self.remark)
@@ -189,10 +190,10 @@ class CacheRun:
         """
         if self.observers or not out_of_memory(error):
             return False
-        self.forgo(
-            f"memory ran out while keeping features (store {self.store.codec.name!r} of Apply Cache; "
-            "'8 bit' takes less, 'cpu' none of the device's)"
-        )
+        less = f"(store {self.store.codec.name!r} of Apply Cache; '8 bit' takes less, 'cpu' none of the device's)"
+        if self.automatic:
+            less = "(FORA Policy with scope 'whole network' keeps a few latents only)"
+        self.forgo(f"memory ran out while keeping features {less}")
         return True
 
     @contextmanager

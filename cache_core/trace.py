@@ -94,6 +94,7 @@ class RunTrace:
     about: str = ""  # sampler and shape, for titles
     measure: str = "off"
     store: str = "device"  # how features were kept
+    automatic: bool = False  # whether PriorCache (auto) chose the policy: all there is to turn is its goal
     record: dict | None = None  # the policy as JSON types, with what was settled when the run began
     expected_bytes: int | None = None  # told before sampling
     rows: list[Row] = field(default_factory=list)

@@ -23,6 +23,9 @@ KNOBS = {
     "Forecast": ("a higher speedup", "a lower speedup"),
 }
 """How a policy is told to skip more, and less."""
+PLAN = ("a plan of fewer computed steps", "a plan of more computed steps")
+CORRECTED = ("FORA", "L2C")
+"""What GOC, EOC and Taylor can be put on."""
 MILDEST = {"FORA": "more sampler steps"}
 """What is left to try where every second step is computed: the next smaller interval reuses nothing."""
 PLACES = {MODEL.name: "the whole network", STACK.name: "all blocks"}
@@ -140,10 +143,7 @@ def _smallest(run: RunTrace) -> str:
 
 def advice(run: RunTrace) -> str:
     """The one thing to try next."""
-    named = run.policy.rpartition(" on ")[2].split(" ")[0].rstrip(",")
-    more, less = KNOBS.get(named, ("a policy that skips more", "a policy that skips less"))
-    if f"{named} N=2 " in f"{run.policy} ":
-        less = MILDEST.get(named, less)
+    named, more, less = _turned(run)
     if not run.complete:
         return "Try to let it run to the end."
     if not _skipped(run):
@@ -151,31 +151,52 @@ def advice(run: RunTrace) -> str:
     table = Grid.of(run)
     errors = table.true if np.isfinite(table.true).any() else table.estimated
     if not np.isfinite(errors).any():
+        if run.automatic:
+            return "Try Compare for what it did cost."
         return "Try measure = errors in Apply Cache to see where reuse is cheap, or truth for what it did cost."
     mean, possible = np.nanmean(errors), 1 / max(run.computed_fraction, 1e-9)
     if run.speedup is not None and run.speedup - 1 < 0.3 * (possible - 1):
+        larger = (
+            "larger pictures or a larger batch" if run.automatic else "larger pictures, a larger batch or measure = off"
+        )
         return (
-            f"Try larger pictures, a larger batch or measure = off: up to {possible:.1f}x was possible and "
+            f"Try {larger}: up to {possible:.1f}x was possible and "
             f"{run.speedup:.2f}x came of it, because what is not cached, and caching itself, take their time."
         )
     rough = _roughest(errors)
     if rough is not None and mean > CALM:
         begin, end, there, elsewhere = rough
         where = f"the error is {there:.2f} against {elsewhere:.2f} elsewhere"
-        if named == "FORA":
+        if named == "FORA" and not run.automatic:
             return f"Try start and end so that steps {begin} to {end} are computed, where {where}, or {less}."
         return f"Try {less}: at steps {begin} to {end} {where}."
     if mean > ROUGH:
-        return f"Try {less}, or GOC, EOC or Taylor Policy to correct what is reused." if " on " not in run.policy else f"Try {less}."  # fmt: skip
+        plain = run.policy.startswith(CORRECTED) and not run.automatic
+        return f"Try {less}{', or GOC, EOC or Taylor Policy to correct what is reused' if plain else ''}."
     if mean < CALM and any(site.name != MODEL.name for site in table.sites):
         return f"Try {more}: there is room for it."
     if mean < CALM:  # of the whole network, whose errors go into the picture as they are
         return f"Try {more} if the picture holds, and compare with fewer steps: Sweep draws both."
     if run.measure != "truth":
-        return (
-            f"Try measure = truth in Apply Cache for the error that was really made, and {more} if the picture holds."
+        measure = (
+            "Compare for what it did cost"
+            if run.automatic
+            else "measure = truth in Apply Cache for the error that was really made"
         )
+        return f"Try {measure}, and {more} if the picture holds."
     return f"Try {more} if the picture holds, {less} if it does not."
+
+
+def _turned(run: RunTrace) -> tuple[str, str, str]:
+    """The policy that decides, by name, and how its node is told to skip more, and less."""
+    deciding = run.policy.rpartition(" on ")[2]
+    named = deciding.split(" ")[0].rstrip(",")
+    if run.automatic:  # its node has a speedup, whatever it chose
+        return named, *KNOBS["Forecast"]
+    if deciding.startswith("Forecast, "):  # with its steps listed
+        return named, *PLAN
+    more, less = KNOBS.get(named, ("a policy that skips more", "a policy that skips less"))
+    return named, more, MILDEST.get(named, less) if f"{named} N=2 " in f"{run.policy} " else less
 
 
 def _to_skip_at_all(run: RunTrace, named: str) -> str:
@@ -184,7 +205,7 @@ def _to_skip_at_all(run: RunTrace, named: str) -> str:
     if any(DECLINED in note for note in run.notes):
         other = "FORA Policy, which serves every sampler" if named == "Forecast" else "Forecast Policy, which needs no prior and no adapter"  # fmt: skip
         return f"Try to mend that, or {other}."
-    return "Try FORA Policy with interval 2, or Forecast Policy with speedup 2."
+    return "Try speedup 2." if run.automatic else "Try FORA Policy with interval 2, or Forecast Policy with speedup 2."
 
 
 def _roughest(errors: np.ndarray) -> tuple[int, int, float, float] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ..cache_core.policies import FORA, CachePolicy, Forecast
 from ..cache_core.policies.forecast import SEVERAL, SHORTEST
@@ -52,6 +52,7 @@ class Auto(CachePolicy):
 
     speedup: float = 2.0
     shelf: tuple[Shelved, ...] = field(default=(), repr=False)
+    automatic: ClassVar[bool] = True
     level: str = field(default="model", kw_only=True)
 
     def __post_init__(self):

@@ -32,15 +32,16 @@ def trace(
     changed: str = "",
     measure: str = "errors",
     policy: str = "FORA N=2 (published)",
+    skipped: float = 0.2,
 ) -> RunTrace:
-    """A finished run: 0.2 s for an evaluation with work skipped, 0.4 s for a full one, 3 MiB of cache."""
+    """A finished run: `skipped` seconds for an evaluation with work skipped, 0.4 for a full one, 3 MiB of cache."""
     run = RunTrace(policy, evaluations, about="euler, 1 x 4 x 8 x 8, cpu", complete=complete, measure=measure)
     for t in range(evaluations):
         for s in sites:
             action = decide(t, s)
             run.rows.append(Row(t, s, action, error(t, s), changed if action is Action.REUSE else ""))
         full = all(decide(t, s) is Action.COMPUTE for s in sites)
-        run.moments.append(Moment(Step(t, evaluations, t / evaluations, 1.0), 0.4 if full else 0.2, 3 * 2**20))
+        run.moments.append(Moment(Step(t, evaluations, t / evaluations, 1.0), 0.4 if full else skipped, 3 * 2**20))
     return run
 
 

@@ -48,7 +48,8 @@ class CachePolicy(ABC):
     `changes` is what the trace calls an output that `reuse` did not leave as it was. `limit` is how many bytes may be
     kept at most, whatever was told beforehand; None for any. `aside` is what it holds itself, if it does. `corrects` says
     whether `corrector_for` may give anything, `scheduled` whether it computes where a sampler is not at the step that the
-    schedule has there. `before` has the values of fields that records of earlier versions lack.
+    schedule has there. `before` has the values of fields that records of earlier versions lack. `automatic` says whether a
+    node that chooses by itself stands behind it.
     """
 
     history: ClassVar[int] = 1
@@ -61,6 +62,7 @@ class CachePolicy(ABC):
     corrects: ClassVar[bool] = False
     scheduled: ClassVar[bool] = False
     before: ClassVar[Mapping[str, object]] = MappingProxyType({})
+    automatic: ClassVar[bool] = False
     level: str = field(default="branch", kw_only=True)
 
     def __post_init__(self):

@@ -268,6 +268,15 @@ def test_memory_that_runs_out_drops_the_cache_and_says_so_once(measure, codec):
     assert [r.step for r in run.trace.rows] == list(range(8))
 
 
+@pytest.mark.parametrize("automatic", [False, True])
+def test_memory_that_ran_out_names_what_there_is_to_change(automatic, monkeypatch):
+    monkeypatch.setattr(FORA, "automatic", automatic)
+    run = CacheRun(ALIGNED, 8, codec=Scarce(keep=1))
+    walk(run, [1, 2, 3, 4, 5, 6, 7, 8])
+    assert run.trace.automatic is automatic
+    assert ("store" in run.trace.notes[0]) is not automatic
+
+
 def test_memory_that_runs_out_in_the_model_is_the_models_affair():
     run = CacheRun(ALIGNED, 4)
 

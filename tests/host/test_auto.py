@@ -61,6 +61,8 @@ class TestWithoutPriors:
         assert "Every run: Forecast 2x" in told
         assert "models/priorcache has no plan for this model and goal" in told
         assert "auto 2x chose" in summary(run)
+        assert run.automatic
+        assert "measure" not in summary(run)
 
     @pytest.mark.parametrize(
         ("sampler", "policy"),

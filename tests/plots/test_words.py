@@ -144,6 +144,29 @@ class TestAdvice:
         said = words.advice(trace(error=lambda *_: 0.5, policy=policy))
         assert said.startswith("Try more sampler steps")
 
+    def test_what_cannot_be_corrected_is_not_to_be(self):
+        said = words.advice(trace(error=lambda *_: 0.5, policy="Forecast 2x", sites=[MODEL]))
+        assert said == "Try a lower speedup."
+
+    @pytest.mark.parametrize(("error", "what"), [(0.5, "of more"), (0.01, "of fewer")])
+    def test_another_plan_is_what_a_plan_has(self, error, what):
+        run = trace(error=lambda *_: error, policy="Forecast, 3 computed, linear, line corrector", sites=[MODEL])
+        assert words.advice(run).startswith(f"Try a plan {what} computed steps")
+
+    @pytest.mark.parametrize("error", [0.01, 0.2, 0.5, None])
+    @pytest.mark.parametrize("skipped", [0.1, 0.4])
+    @pytest.mark.parametrize("policy", ["FORA N=2 (aligned)", "Forecast 2x", "Forecast, 3 computed, linear"])
+    def test_what_was_chosen_is_turned_where_it_was_chosen(self, policy, error, skipped):
+        run = trace(error=lambda *_: error, policy=policy, skipped=skipped)
+        run.automatic = True
+        said = words.advice(run)
+        assert not any(word in said for word in ("Apply Cache", "measure", "interval", "start and end", "plan", "GOC"))
+
+    def test_a_node_that_chooses_is_told_to_skip_at_all(self):
+        run = trace(20, compute)
+        run.automatic = True
+        assert words.advice(run) == "Try speedup 2."
+
     def test_a_calm_whole_network_promises_no_room(self):
         said = words.advice(trace(policy="Forecast 2x", error=lambda *_: 0.01, sites=[MODEL]))
         assert said == "Try a higher speedup if the picture holds, and compare with fewer steps: Sweep draws both."
