@@ -144,9 +144,8 @@ class PriorCacheMergePriors(io.ComfyNode):
 
     @classmethod
     def execute(cls, prior: Prior, other: Prior) -> io.NodeOutput:
-        whole = Prior.merge([prior, other])
-        text = (
-            f"{prior.samples} and {other.samples} pictures: {whole.samples}; {len(prior.plans)} and {len(other.plans)} plans: "
-            f"{len(whole.plans)}."
-        )
+        whole, counted = Prior.merge([prior, other]), f"{prior.samples} and {other.samples} pictures"
+        if prior.repeats(other):
+            whole, counted = prior.planned(whole.plans), "twice the same pictures, which count once"
+        text = f"{counted}: {whole.samples}; {len(prior.plans)} and {len(other.plans)} plans: {len(whole.plans)}."
         return io.NodeOutput(whole, text, ui={"text": (text,)})

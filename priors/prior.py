@@ -195,6 +195,11 @@ class Prior:
         }
         return Prior(first.subject, first.sites, total, tables, first.shape, tuple(seeds), merged(plans))
 
+    def repeats(self, other: Prior) -> bool:
+        """Whether the two are means over the very same pictures."""
+        powers = (p.tables["power"].nan_to_num() for p in (self, other))
+        return bool(self.seeds) and self.seeds == other.seeds and self.sites == other.sites and torch.equal(*powers)
+
     def _belongs(self, other: Prior) -> None:
         """Raise PriorError, naming every difference, unless the two can be merged."""
         differences = self.subject.differences(other.subject)

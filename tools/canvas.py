@@ -11,6 +11,8 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -35,6 +37,15 @@ DROP = """([name, data]) => {
   for (const kind of ["dragenter", "dragover", "drop"])
     canvas.dispatchEvent(new DragEvent(kind, {
       bubbles: true, cancelable: true, dataTransfer: dropped, clientX: x + 300, clientY: y + 300 }));
+}"""
+
+
+BOXES = """() => {
+  const { scale } = window.app.canvas.ds, nodes = window.app.graph._nodes;
+  const drawn = [...document.querySelectorAll("[data-node-id]")].map(box => [
+    nodes.find(node => String(node.id) === box.dataset.nodeId), box.getBoundingClientRect()]);
+  return drawn.length === nodes.length && drawn.map(([node, { width, height }]) =>
+    [node.title, node.pos[0], node.pos[1], width / scale, height / scale]);
 }"""
 
 
@@ -119,6 +130,23 @@ class Canvas:
         node = f"window.app.graph._nodes.find(node => node.type === '{kind}')"
         self.page.wait_for_function(f"{node}?.imgs?.length > 0")
         return self.page.evaluate(f"{node}.imgs.length")
+
+    @contextmanager
+    def drawn_as_elements(self) -> Iterator[None]:
+        """Nodes are what the frontend calls Nodes 2.0, which are taller than those that it paints."""
+        setting = "window.app.ui.settings.setSettingValue('Comfy.VueNodes.Enabled', {})"
+        self.page.evaluate(setting.format("true"))
+        try:
+            yield
+        finally:
+            self.page.evaluate(setting.format("false"))
+
+    def boxes(self) -> list[tuple[str, float, float, float, float]]:
+        """(title, x, y, width, height) of every node that is drawn as an element."""
+        self.page.keyboard.press(".")
+        self.page.wait_for_function(BOXES)
+        self.page.wait_for_timeout(500)  # they grow as they fill
+        return list(map(tuple, self.page.evaluate(BOXES)))
 
     def screenshot(self, path: Path) -> None:
         """The whole graph, fitted to the window."""

@@ -155,9 +155,9 @@ def _decoded(key: str, sampler: str, at: tuple[int, int], title: str) -> list[No
 def _source(batch: int) -> list[Node]:
     return [
         Node("model", "PriorCacheLoadDiT", (0, 0), (320, 150), {"model_name": DEMO_MODEL, "heads": 0, "timestep_embedding": "auto", "weight_dtype": "default", "prediction": "auto"}),
-        Node("label", "PriorCacheDiTLabel", (0, 210), (320, 80), {"labels": "0-11"}),
-        Node("latent", "EmptyLatentImage", (0, 350), (320, 110), {"width": 32, "height": 32, "batch_size": batch}),
-        Node("vae", "VAELoader", (0, 520), (320, 60), {"vae_name": "pixel_space"}),
+        Node("label", "PriorCacheDiTLabel", (0, 250), (320, 80), {"labels": "0-11"}),
+        Node("latent", "EmptyLatentImage", (0, 410), (320, 110), {"width": 32, "height": 32, "batch_size": batch}),
+        Node("vae", "VAELoader", (0, 570), (320, 60), {"vae_name": "pixel_space"}),
     ]  # fmt: skip
 
 
@@ -175,9 +175,9 @@ def _fora(key: str = "policy", at: tuple[int, int] = (380, 390), **changes) -> N
 
 def _corrected(name: str, correction: Node, note: str, *others: Node) -> Workflow:
     """FORA as later papers mean it, and what corrects it, 20 steps, beside the uncached pictures."""
-    base = _fora("base", (0, 880), phase="aligned")
+    base = _fora("base", (0, 920), phase="aligned")
     workflow = _side_by_side(name, _source(12), [base, *others, correction], note, steps=20)
-    workflow.groups.append(("What is corrected", (-20, 800, 360, 330)))
+    workflow.groups.append(("What is corrected", (-20, 840, 360, 330)))
     return workflow
 
 
@@ -210,7 +210,7 @@ def _side_by_side(
             _sampler("full", ("model", 0), (760, -60), "KSampler: every step in full", **settings),
             *_decoded("full", "full", (1080, -60), "In full"),
             *policy,
-            Node("apply", "PriorCacheApply", (380, 630), (320, 120), {"model": ("model", 0), "policy": ("policy", 0), "measure": "errors", "store": "device"}, colour="#233"),
+            Node("apply", "PriorCacheApply", (380, 660), (320, 120), {"model": ("model", 0), "policy": ("policy", 0), "measure": "errors", "store": "device"}, colour="#233"),
             _sampler("cached", ("apply", 0), (760, 390), "KSampler: cached", **settings),
             *_decoded("cached", "cached", (1080, 390), "Cached"),
             *([] if saved is None else _kept(saved)),
@@ -218,9 +218,9 @@ def _side_by_side(
             Node("text", "PreviewAny", (1800, 790), (760, 170), {"source": ("inspect", 1)}, "What happened"),
         ],
         [
-            ("Model and what to draw", (-20, -80, 360, 830)),
+            ("Model and what to draw", (-20, -80, 360, 870)),
             ("Uncached", (740, -140, 1030, 450)),
-            ("Cached", (360, 310, 1410, 450)),
+            ("Cached", (360, 310, 1410, 510)),
             ("What it cost", (1780, -140, 800, 1120)),
             *groups,
         ],
@@ -396,14 +396,14 @@ The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy i
 
 def workflows() -> list[Workflow]:
     first = _side_by_side("01_first_run", _source(12), [_fora()], FIRST_NOTE)
-    prompts = Node("label", "PriorCacheDemoPrompt", (0, 160), (320, 300), {"prompt": PROMPTS})
+    prompts = Node("label", "PriorCacheDemoPrompt", (0, 210), (320, 300), {"prompt": PROMPTS})
     pixart = _side_by_side(
         "02_pixart",
         [
             Node("model", "PriorCacheLoadPixArt", (0, 0), (320, 130), {"model_name": DEMO_PIXART, "heads": 0, "weight_dtype": "default", "prediction": "auto"}),
             prompts,
-            Node("latent", "EmptyLatentImage", (0, 510), (320, 110), {"width": 40, "height": 40, "batch_size": 12}),
-            Node("vae", "VAELoader", (0, 670), (320, 60), {"vae_name": "pixel_space"}),
+            Node("latent", "EmptyLatentImage", (0, 550), (320, 110), {"width": 40, "height": 40, "batch_size": 12}),
+            Node("vae", "VAELoader", (0, 706), (320, 60), {"vae_name": "pixel_space"}),
         ],
         [_fora()],
         PIXART_NOTE,
@@ -415,8 +415,8 @@ def workflows() -> list[Workflow]:
         [
             Node("model", "UNETLoader", (0, 0), (320, 110), {"unet_name": DEMO_FLUX, "weight_dtype": "default"}),
             prompts,
-            Node("latent", "EmptyLatentImage", (0, 510), (320, 110), {"width": 128, "height": 128, "batch_size": 12}),
-            Node("vae", "PriorCacheDemoVAE", (0, 670), (320, 60)),
+            Node("latent", "EmptyLatentImage", (0, 550), (320, 110), {"width": 128, "height": 128, "batch_size": 12}),
+            Node("vae", "PriorCacheDemoVAE", (0, 706), (320, 60)),
         ],
         [_fora()],
         FLUX_NOTE,
@@ -436,29 +436,29 @@ def workflows() -> list[Workflow]:
             Node("save", "PriorCacheSavePrior", (1080, 0), (320, 110), {"prior": ("calibrate", 0), "name": "shapes-dit ddim 50", "overwrite": True}, colour="#233"),
             Node("text", "PreviewAny", (1080, 180), (420, 200), {"source": ("calibrate", 2)}, "What the prior says"),
         ],
-        [("Model and labels", (-20, -80, 360, 560)), ("Measure and keep", (380, -80, 1140, 1000))],
+        [("Model and labels", (-20, -80, 360, 630)), ("Measure and keep", (380, -80, 1140, 1000))],
         CALIBRATE_NOTE,
-        (0, 520, 320, 280),
+        (0, 610, 320, 280),
     )  # fmt: skip
     learned = _side_by_side(
         "04_l2c",
         _source(12),
         [
-            Node("train", "PriorCacheTrainRouter", (0, 880), (680, 960), {**links, **DDIM, "seed": 100, "runs": 1, "steps": 20, "denoise": 1.0, "iterations": 200, "penalty": "1e-4", "learning_rate": 0.1, "threshold": 0.1, "save_memory": False}, colour="#233"),
+            Node("train", "PriorCacheTrainRouter", (0, 920), (680, 960), {**links, **DDIM, "seed": 100, "runs": 1, "steps": 20, "denoise": 1.0, "iterations": 200, "penalty": "1e-4", "learning_rate": 0.1, "threshold": 0.1, "save_memory": False}, colour="#233"),
             Node("policy", "PriorCacheL2C", (380, 390), (320, 90), {"prior": ("train", 0), "threshold": 0.1}, colour="#233"),
         ],
         L2C_NOTE,
         steps=20,
     )  # fmt: skip
-    learned.groups.append(("Learn what to reuse", (-20, 800, 720, 1080)))
+    learned.groups.append(("Learn what to reuse", (-20, 840, 720, 1080)))
     eoc = _corrected(
         "05_eoc",
         Node("policy", "PriorCacheEOC", (380, 390), (320, 130), {"policy": ("base", 0), "prior": ("calibrate", 0), "theta": 0.01, "least_error": 0.0}, colour="#233"),
         EOC_NOTE,
-        Node("calibrate", "PriorCacheCalibrate", (380, 880), (620, 900), {**links, **settings, "policy": ("base", 0), "runs": 1, "steps": 20, "mean_features": True}, colour="#233"),
-        Node("said", "PreviewAny", (1060, 880), (420, 200), {"source": ("calibrate", 2)}, "What the prior says"),
+        Node("calibrate", "PriorCacheCalibrate", (380, 920), (620, 900), {**links, **settings, "policy": ("base", 0), "runs": 1, "steps": 20, "mean_features": True}, colour="#233"),
+        Node("said", "PreviewAny", (1060, 920), (420, 200), {"source": ("calibrate", 2)}, "What the prior says"),
     )  # fmt: skip
-    eoc.groups.append(("How the mean moves", (360, 800, 1140, 1000)))
+    eoc.groups.append(("How the mean moves", (360, 840, 1140, 1000)))
     goc = _corrected(
         "06_goc",
         Node("policy", "PriorCacheGOC", (380, 390), (320, 180), {"policy": ("base", 0), "eta": 0.8, "queue": "used", "inflections": "none", "whole_blocks": True}, colour="#233"),
@@ -483,16 +483,16 @@ def workflows() -> list[Workflow]:
         saved="PriorCache/forecast",
         steps=20,
     )  # fmt: skip
-    few = [Node("few", "PriorCacheDiTLabel", (0, 880), (320, 80), {"labels": "0, 3, 5, 7, 9, 11"}), Node("small", "EmptyLatentImage", (0, 1020), (320, 110), {"width": 32, "height": 32, "batch_size": 6})]  # fmt: skip
+    few = [Node("few", "PriorCacheDiTLabel", (0, 920), (320, 80), {"labels": "0, 3, 5, 7, 9, 11"}), Node("small", "EmptyLatentImage", (0, 1080), (320, 110), {"width": 32, "height": 32, "batch_size": 6})]  # fmt: skip
     judged = {"model": ("model", 0), "positive": ("few", 0), "negative": ("few", 1), "latent_image": ("small", 0)}
     plan = _side_by_side(
         "10_plan",
         _source(12),
         [
             *few,
-            Node("calibrate", "PriorCacheCalibrate", (380, 880), (420, 800), {**judged, **settings, "seed": 100, "runs": 1, "steps": 20}, colour="#233"),
-            Node("search", "PriorCacheSearch", (860, 880), (420, 800), {"prior": ("calibrate", 0), **judged, "seed": 1000, "samplings": 40.0, "speedups": "2, 2.5, 3.3, 4", "runs": 1}, colour="#233"),
-            Node("policy", "PriorCachePlan", (1340, 880), (420, 800), {"prior": ("search", 0), "model": ("model", 0), "goal": "speed-up", "value": 2.0}, colour="#233"),
+            Node("calibrate", "PriorCacheCalibrate", (380, 920), (420, 800), {**judged, **settings, "seed": 100, "runs": 1, "steps": 20}, colour="#233"),
+            Node("search", "PriorCacheSearch", (860, 920), (420, 800), {"prior": ("calibrate", 0), **judged, "seed": 1000, "samplings": 40.0, "speedups": "2, 2.5, 3.3, 4", "runs": 1}, colour="#233"),
+            Node("policy", "PriorCachePlan", (1340, 920), (420, 800), {"prior": ("search", 0), "model": ("model", 0), "goal": "speed-up", "value": 2.0}, colour="#233"),
             Node("said", "PreviewAny", (1800, 1040), (760, 170), {"source": ("policy", 2)}, "What is planned"),
             Node("keep", "PriorCacheSavePrior", (1800, 1340), (320, 110), {"prior": ("search", 0), "name": "shapes-dit plans", "overwrite": True}, colour="#233"),
         ],
@@ -500,7 +500,7 @@ def workflows() -> list[Workflow]:
         saved="PriorCache/plan",
         steps=20,
     )  # fmt: skip
-    plan.groups.append(("Calibrate, search, choose", (-20, 800, 1800, 910)))
+    plan.groups.append(("Calibrate, search, choose", (-20, 840, 1800, 910)))
     plan.groups.append(("What is planned", (1780, 985, 800, 245)))
     plan.groups.append(("Keep it for later, and for PriorCache (auto)", (1780, 1285, 800, 185)))
     sweep = Workflow(

@@ -24,14 +24,16 @@ def folder(host, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def planned(host):
+def planned(host, tmp_path_factory):
     """A prior of the tiny DiT with plans for 5 and 4 of 10 steps of euler, karras."""
+    from priorcache.nodes import searching
     from priorcache.nodes.calibrate import PriorCacheCalibrate
     from priorcache.nodes.forecast import PriorCacheSearch
 
     model, latent = host.model(), {"samples": torch.zeros(2, 3, 16, 16)}
     conds = host.dit.conditioning(torch.tensor([1, 2])), host.dit.conditioning(torch.tensor([-1, -1]))
-    with torch.inference_mode():
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "searches", lambda: tmp_path_factory.getbasetemp() / "searches")
         prior = PriorCacheCalibrate.execute(
             model, *conds, latent, seed=1, runs=1, steps=10, cfg=1.5, sampler_name="euler", scheduler="karras", denoise=1.0,
             longest_gap=1, mean_features=True,

@@ -1,6 +1,7 @@
 """The shipped workflows in ComfyUI's own frontend, where a Chromium is installed."""
 
 import json
+from itertools import combinations
 
 import canvas as frontend
 import pytest
@@ -32,6 +33,22 @@ def test_a_dropped_workflow_is_complete(canvas, file):
     assert canvas.missing() == []
     api = json.loads((file.parent / "api" / file.name).read_text())
     assert same(canvas.prompt(), api), "values stand in the wrong widgets: run python tools/dev.py workflows"
+
+
+@pytest.fixture
+def elements(canvas):
+    with canvas.drawn_as_elements():
+        yield canvas
+
+
+def test_no_node_covers_another_where_they_are_tallest(elements):
+    for file in FILES:
+        elements.drop(file.name, file.read_bytes())
+        boxes = elements.boxes()
+        assert len(boxes) == len(json.loads(file.read_text())["nodes"])
+        for (one, x, y, w, h), (other, u, v, s, t) in combinations(boxes, 2):
+            apart = x + w <= u or u + s <= x or y + h <= v or v + t <= y
+            assert apart, f"{file.stem}: {one} and {other}"
 
 
 def test_run_is_pressed_and_the_inspectors_picture_appears(canvas):

@@ -551,6 +551,9 @@ class TestPriorFiles:
         assert merged.tables.keys() == both.tables.keys()
         for name, table in both.tables.items():
             torch.testing.assert_close(merged.tables[name], table, rtol=1e-4, atol=1e-6, equal_nan=True)
+        twice, text = nodes["PriorCacheMergePriors"].execute(first, first).args
+        assert text == f"twice the same pictures, which count once: {first.samples}; 0 and 0 plans: 0."
+        assert (twice.samples, twice.seeds) == (first.samples, first.seeds)
         with pytest.raises(PriorError, match=r"differ in steps.*calibrate both alike"):
             nodes["PriorCacheMergePriors"].execute(
                 first, calibrate(host, nodes, model, steps=4, seed=5, runs=1).args[0]
