@@ -13,12 +13,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..errors import SettingError, shown
 from .codecs import CODECS, Codec
 from .compiler import eager, untraced
 from .policies.base import CachePolicy, Decline
+from .samplers import STATEFUL, among
 from .sites import MODEL, STACK, Action, Feature, Lane, Schedule, Site, Step, Streams
 from .store import FeatureStore
-from .trace import Clock, Row, RunTrace
+from .trace import KINDS, Clock, Row, RunTrace
 
 OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
@@ -42,12 +44,9 @@ def out_of_memory(error: BaseException) -> bool:
 FEW, NEW = 3, 0.25
 """Evaluations with passes of which nothing was there before, and their share of all passes, beyond which a run says so."""
 
-STATEFUL = ("ar_video",)
-"""The host's samplers whose network keeps keys and values from call to call, and winds them back for the next one."""
-
 
 def _stateful(schedule: Schedule) -> str | None:
-    if set(STATEFUL).isdisjoint(schedule.samplers):
+    if not among(schedule, *STATEFUL):
         return None
     return f"with the sampler {schedule.sampler} the network remembers every call, and one that is skipped would be missing"
 
@@ -86,6 +85,10 @@ class CacheRun:
     ):
         schedule = Schedule(schedule) if isinstance(schedule, int) else schedule
         never = _stateful(schedule) or _rising(schedule)
+        if policy.changes not in KINDS:
+            raise SettingError(
+                f"{policy.describe()}: changes is {shown(policy.changes)}; a trace knows {', '.join(KINDS)}"
+            )
         self.automatic = policy.automatic
         self.remark = None if never else policy.remark(schedule)
         self.policy = policy = policy.prepared(schedule)
@@ -352,7 +355,7 @@ class Forward:
         """
         run = self.run
         try:
-            past = run.store.get(site, self.streams)
+            past = run.store.get(site, self.streams)[: run.policy.history]  # observers may keep more
             if not past:
                 return None, None
             out = run.policy.reuse(self.step, site, past)
@@ -400,7 +403,7 @@ class Forward:
         run = self.run
         if run.policy.history and not run.declined:
             try:
-                return run.policy.reuse(self.step, site, past)
+                return run.policy.reuse(self.step, site, past[: run.policy.history])
             except Decline as reason:
                 run.decline(str(reason))
         return past[0].value

@@ -122,7 +122,7 @@ class FeatureStore:
         return self._own(site, streams, deque(history, maxlen=self.history))
 
     def _split(self, site: str, streams: Streams) -> None:
-        """Turn one group into single lanes; the slices are views."""
+        """Turn one group into single lanes."""
         if len(streams) == 1:
             return
         group = self._take(site, streams)
@@ -170,12 +170,17 @@ def _of_tokens(past: Past) -> list[Tensor]:
 
 
 def _split(past: Past, count: int) -> list[Past]:
-    each = zip(*(part.chunk(count) for part in past.kept.parts), strict=True)
-    ages, marks = ([None] * count if t is None else t.chunk(count) for t in (past.age, past.marks))
+    each = zip(*(_rows(part, count) for part in past.kept.parts), strict=True)
+    ages, marks = ([None] * count if t is None else _rows(t, count) for t in (past.age, past.marks))
     return [
         past._replace(kept=past.kept._replace(parts=parts), age=age, marks=mark)
         for parts, age, mark in zip(each, ages, marks, strict=True)
     ]
+
+
+def _rows(part: Tensor, count: int) -> list[Tensor]:
+    """Copies: of two views, one that is dropped would be held by the other."""
+    return [rows.clone() for rows in part.chunk(count)]
 
 
 def _joined(moment: tuple[Past, ...]) -> Past:

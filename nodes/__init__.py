@@ -11,11 +11,11 @@ from .corrections import PriorCacheEOC, PriorCacheGOC, PriorCacheTaylor
 from .demo import PriorCacheDemoPrompt, PriorCacheDemoVAE
 from .dit import PriorCacheDiTLabel, PriorCacheLoadDiT
 from .duca import PriorCacheDuCa, PriorCacheToCa
+from .fora import PriorCacheFORA
 from .forecast import PriorCacheForecast, PriorCachePlan, PriorCacheSearch
 from .inspect import PriorCacheInspect
 from .l2c import PriorCacheL2C, PriorCacheLoadRouter, PriorCacheTrainRouter
 from .pixart import PriorCacheLoadPixArt
-from .policies import PriorCacheFORA
 from .prior import PriorCacheLoadPrior, PriorCacheMergePriors, PriorCacheSavePrior, register_folder
 from .replay import PriorCacheReplay, PriorCacheStamp
 from .sweep import PriorCacheSweep

@@ -40,10 +40,11 @@ def coherent_cost(gram: Tensor, sigmas: Sequence[float], places: Sequence[float]
 
 def cheapest(cost: np.ndarray, count: int) -> tuple[int, ...]:
     """The `count` computed steps of least total cost, exactly: dynamic programming over the last two of them."""
+    if count == 1:
+        return (0,)
     steps = len(cost)
     best = np.full((steps, steps), np.inf)
-    best[0] = cost[0, 0, :steps]
-    best[0, 0] = 0.0 if count == 1 else np.inf
+    best[0, 1:] = cost[0, 0, 1:steps]
     tables = []
     for _ in range(count - 2):
         table, following = np.zeros((steps, steps), dtype=np.int64), np.full((steps, steps), np.inf)

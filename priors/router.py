@@ -2,7 +2,8 @@
 
 Every second evaluation is a full step; the one after it is a cache step, whose gates b mix each branch's output f with
 the one that the full step had, b * f + (1 - b) * f_full. What is learned is the smallest sum of gates that leaves the
-network's output as it was.
+network's output as it was. The authors learn on noised pictures of a data set; here it is the model's own trajectories, sampled
+with guidance, so that no data are needed.
 """
 
 from __future__ import annotations

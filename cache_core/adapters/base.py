@@ -42,7 +42,8 @@ class Block(NamedTuple):
 
     `equation(module, branch, *args, **kwargs)` is the block's forward with each residual branch handed to `branch`;
     `returns` says what it hands to the next block.
-    Where several submodules make one branch's pre-gate output, theirs are joined along the tokens, in this order.
+    Where several submodules make one branch's pre-gate output, theirs are joined along the tokens, in this order; one whose
+    output is several branches side by side (an MLP over text and picture that are gated apart) has no branch of its own yet.
     `marks` is what can be noted of the tokens of a branch: (what, branch) -> how.
     """
 

@@ -40,12 +40,16 @@ class Aside(Protocol):
 class CachePolicy(ABC):
     """Decides what to do at a site. Frozen and pure: the same question gets the same answer, and changes nothing.
 
+    `decide` sees no tensor, so that nothing waits for the device and a run can be told, counted and searched beforehand:
+    a criterion on features is worked out in `prepared`, from a prior. What `reuse` and `select` make of tensors may depend on
+    them, but not what is computed.
+
     `history` is how many past outputs `reuse` needs, `keeps_reused` whether its own results count among them; both may
     be properties of an instance. `level` says what the policy is asked about: "branch" for the residual branches of
     every block, "stack" for all blocks at once (STACK), "model" for the output of the whole network. `stack` asks it
     about STACK before the branches, too: where that is reused, no branch is asked about. `marks` names what is to be
     noted of the tokens while they are computed, for `select` to find in past[0].marks; None where it is not known.
-    `changes` is what the trace calls an output that `reuse` did not leave as it was. `limit` is how many bytes may be
+    `changes` is what the trace calls an output that `reuse` did not leave as it was, one of `trace.KINDS`. `limit` is how many bytes may be
     kept at most, whatever was told beforehand; None for any. `aside` is what it holds itself, if it does. `corrects` says
     whether `corrector_for` may give anything, `scheduled` whether it computes where a sampler is not at the step that the
     schedule has there. `before` has the values of fields that records of earlier versions lack. `automatic` says whether a

@@ -130,7 +130,7 @@ class Budget(Wrapper):
         )
 
     def objection(self, schedule: Schedule) -> str | None:
-        if schedule.sites and not schedule.nbytes and not self.sites:
+        if not schedule.nbytes and not self.sites:
             return "the sizes of this model's branches are not known before sampling"
         if objection := super().objection(schedule):
             return objection

@@ -19,7 +19,8 @@ from ...errors import SettingError, shown
 from ..corrector import DEGREES, SAMPLERS, Corrector
 from ..extrapolation import COORDINATES, FLOW, axis, coefficients, front_loaded, resampled, spread, widening
 from ..knobs import Choice, Knob, Numbers, Steps, choice
-from ..sites import OF, Action, Feature, Schedule, Site, Step
+from ..samplers import MULTISTEP, NOISY, SEVERAL, among, told
+from ..sites import Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
 
 FASTEST = 20.0
@@ -27,21 +28,6 @@ FASTEST = 20.0
 
 SHORTEST = 9
 """Steps of the shortest schedule that is forecast: models distilled to 8 steps or fewer have none to spare."""
-
-SEVERAL = ("heun", "heunpp2", "dpm_2", "exp_heun_2_x0", "dpm_fast_function", "dpm_adaptive_function")
-"""The host's samplers that call the model several times per step and add no noise."""
-
-SEVERAL_NOISY = (
-    "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2s_ancestral_cfg_pp", "dpmpp_sde", "dpmpp_sde_gpu", "exp_heun_2_x0_sde",
-    "seeds_2", "seeds_3", "sa_solver_pece",
-)  # fmt: skip
-"""Those that do both."""
-
-NOISY = ("ancestral", "sde", "seeds", "lcm", "ddpm", "sa_solver")
-"""Parts of the names of samplers that add noise on the way."""
-
-MULTISTEP = ("2m", "3m", "lms", "ipndm", "deis", "multistep", "unipc", "uni_pc", "gradient_estimation")
-"""Parts of the names of samplers that extrapolate past outputs themselves, and with them the error of a forecast."""
 
 FEWEST, FEWEST_MULTISTEP = 6, 10
 """Computed steps from which a parabola through three of them is closer than a line."""
@@ -245,10 +231,10 @@ class Forecast(CachePolicy):
     def objection(self, schedule: Schedule) -> str | None:
         if schedule.total < SHORTEST:
             return f"a schedule of {schedule.total} step{'s'[: schedule.total > 1]} has none to spare; {SHORTEST} are the least"
-        name = OF.join(sampler.removesuffix("_function") for sampler in schedule.samplers)
+        name = told(schedule)
         if any(part in name for part in NOISY):
             return f"the sampler {name} adds noise, which no past step foretells; use one without, such as euler or dpmpp_2m"
-        if not set(SEVERAL).isdisjoint(schedule.samplers):
+        if among(schedule, *SEVERAL):
             return f"the sampler {name} calls the model several times per step; use one that does not, such as euler or dpmpp_2m"
         if self.sigmas and not (same_noise(self.sigmas, schedule.sigmas) or _alike(self.sigmas, schedule.sigmas)):
             (a, b), (c, d) = _range(self.sigmas), _range(schedule.sigmas)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from ...errors import SettingError, shown
 from ..knobs import Choice, Knob, Mask, choice
+from ..samplers import SEVERAL, SEVERAL_NOISY, among, told
 from ..sites import Action, Feature, Schedule, Site, Step
 from .correction import Correction
 
@@ -29,7 +31,8 @@ class GOC(Correction):
     while "used" at eta > 1 alternates with growing amplitude on them.
     inflections: evaluations at which nothing is corrected, because the features turn there; steps: of the sampler that
     they belong to, 0 for any. joint: correct a branch only where its whole block is reused, as the authors' L2C code
-    does (it also asks that each of these branches has two outputs in its queue; here each answers for itself).
+    does (it also asks that each of these branches has two outputs in its queue; here each answers for itself). Where a run
+    does not tell which branches there are, each is a block of its own.
     """
 
     eta: float = 0.8
@@ -37,8 +40,7 @@ class GOC(Correction):
     inflections: tuple[int, ...] = ()
     steps: int = 0
     joint: bool = True
-    blocks: dict[int, list[Site]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    whole: dict[tuple[Step, int], bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+    blocks: dict[int, tuple[Site, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,25 +59,22 @@ class GOC(Correction):
 
     def prepared(self, schedule: Schedule) -> GOC:
         ready = replace(self, base=self.base.prepared(schedule))
-        for site in schedule.sites:
-            ready.blocks.setdefault(site.block, []).append(site)
+        blocks = {block: tuple(sites) for block, sites in groupby(schedule.sites, lambda site: site.block)}
+        object.__setattr__(ready, "blocks", blocks)
         return ready
 
-    def corrects(self, step: Step, site: Site) -> bool:
+    def applies(self, step: Step, site: Site) -> bool:
         """Whether the gradient is applied here, given two outputs to take it from."""
         if step.index in self.inflections:
             return False
         branches = self.blocks.get(site.block, ())
         if not self.joint or site not in branches:
             return True
-        asked = (step, site.block)
-        if asked not in self.whole:  # once, not again for each of its branches
-            self.whole[asked] = len({self.base.decide(step, other) is Action.COMPUTE for other in branches}) == 1
-        return self.whole[asked]
+        return len({self.base.decide(step, other) is Action.COMPUTE for other in branches}) == 1
 
     def reuse(self, step: Step, site: Site, past: list[Feature]) -> Tensor:
         newest = past[0].value
-        if len(past) < 2 or not self.corrects(step, site):
+        if len(past) < 2 or not self.applies(step, site):
             return newest
         return torch.lerp(past[1].value, newest, 1 + self.eta)  # past the newest, in one pass
 
@@ -92,6 +91,11 @@ class GOC(Correction):
             return (
                 f"its inflection steps belong to a run of {self.steps} steps and this one has {schedule.total}; "
                 f"sample {self.steps} steps, calibrate with {schedule.total}, or correct at all steps"
+            )
+        if self.inflections and among(schedule, *SEVERAL, *SEVERAL_NOISY):
+            return (
+                f"its inflection steps are counted in calls of the model, of which the sampler {told(schedule)} makes several per "
+                "step; sample with one such as euler, or correct at all steps"
             )
         return super().objection(schedule)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from ...errors import SettingError
 from ..knobs import Knob, choice
+from ..samplers import SEVERAL, SEVERAL_NOISY, among, told
 from ..sites import Action, Schedule, Site, Step
 from .base import CachePolicy
-from .forecast import SEVERAL, SEVERAL_NOISY
 
 THRESHOLDS = 16
 """About so many of its gates a search tries as thresholds."""
@@ -36,8 +36,10 @@ class L2C(CachePolicy):
             raise SettingError(f"L2C: threshold is {self.threshold}; gates lie between 0 and 1, and so must it")
         if any(len(row) != len(self.sites) for row in self.scores):
             raise SettingError(f"L2C: every row of scores needs one gate for each of the {len(self.sites)} sites")
-        reused = (frozenset(s for s, g in zip(self.sites, r, strict=True) if g <= self.threshold) for r in self.scores)
-        object.__setattr__(self, "reused", tuple(reused))
+        later = (
+            frozenset(s for s, g in zip(self.sites, r, strict=True) if g <= self.threshold) for r in self.scores[1:]
+        )
+        object.__setattr__(self, "reused", (frozenset(), *later))  # the first evaluation has nothing to reuse
 
     def decide(self, step: Step, site: Site) -> Action:
         known = 0 < step.index < len(self.reused) and (len(self.reused) != step.total or step.index == step.position)
@@ -49,9 +51,9 @@ class L2C(CachePolicy):
                 f"its router belongs to {self.steps} sampler steps and this run has {schedule.total}; "
                 f"sample {self.steps} steps, or train a router for {schedule.total} with Train Router"
             )
-        if not {*SEVERAL, *SEVERAL_NOISY}.isdisjoint(schedule.samplers) and len(self.reused) == schedule.total:
+        if among(schedule, *SEVERAL, *SEVERAL_NOISY) and len(self.reused) == schedule.total:
             return (
-                f"its router was trained with one call of the model per step, and the sampler {schedule.sampler.removesuffix('_function')} makes several; sample "
+                f"its router was trained with one call of the model per step, and the sampler {told(schedule)} makes several; sample "
                 "with one such as euler, or train a router for this sampler with Train Router"
             )
         here = {site.name for site in schedule.sites}

@@ -26,7 +26,8 @@ class Taylor(Correction):
     derivative at t0, so that it misses a quadratic; the second one, Newton's, does not. Distances are counted in
     evaluations. Until enough outputs were computed the order is lower, and 0 is plain reuse: so it stays where a base computes
     some tokens only (ToCa, DuCa), whose outputs count as not computed and take the place of those that are. The level is the base's:
-    branches as in the paper, or the whole network.
+    branches as in the paper, or the whole network. Which steps are computed is the base's affair: the published code begins
+    with a few in a row, which FORA does where its steps are listed.
     """
 
     order: int = 1

@@ -131,7 +131,7 @@ class ToCa(CachePolicy):
     interval and ratio replace the preset's. selection says which tokens: "random" draws the same for all rows of a
     branch at a step; "small values" and "large values" go by the norm of the value vectors, "attention" by the
     attention received (both ToCa's s1 and these as they were at the last full step), "entropy" by that of the attention
-    to the text (s2). Each row then chooses for itself. Tokens passed by become likelier (s3), the best of each cell of
+    to the text (s2), as it was then, too, where the authors enter the rows of what was computed since. Each row then chooses for itself. Tokens passed by become likelier (s3), the best of each cell of
     a square picture too (s4). What an architecture does not tell is replaced by random. Attention is never computed
     for some tokens alone.
 

@@ -21,6 +21,12 @@ class Wrapper(CachePolicy):
     def __post_init__(self):
         object.__setattr__(self, "level", self.base.level)
 
+    def serves(self, site: Site) -> bool:
+        return self.base.serves(site)
+
+    def keeps(self, site: Site) -> bool:
+        return self.base.keeps(site)
+
     @property
     def history(self) -> int:
         return self.base.history
@@ -49,6 +55,9 @@ class Wrapper(CachePolicy):
 
     def prepared(self, schedule: Schedule) -> Wrapper:
         return replace(self, base=self.base.prepared(schedule))
+
+    def remark(self, schedule: Schedule) -> str | None:
+        return self.base.remark(schedule)
 
     def objection(self, schedule: Schedule) -> str | None:
         return self.base.objection(schedule)

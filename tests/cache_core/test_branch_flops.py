@@ -13,7 +13,7 @@ NAMES = [
     "lumina", "z-image", "pixart sigma", "qwen image one word, two references", "sd3 second attention",
     "sd3 register tokens, rms norm", "wan image to video",
 ]  # fmt: skip
-"""One of every kind of block; others are told roughly, such as keys that are thinned or come from sounds."""
+"""One of every kind of block, and of every architecture; others are told roughly, such as keys that are thinned or come from sounds."""
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -54,3 +54,7 @@ def test_operations_are_told_beforehand(request, name):
     told = adapter.flops(network, [tuple(x.shape[1:]) for x in (given["x"], *references)], text)
     assert told.pop(STACK) == sum(told.values())
     assert {site: told[site] for site in found} == {site: pytest.approx(n, rel=0.1) for site, n in found.items()}
+
+
+def test_every_architecture_is_counted():
+    assert {CASES[name][0] for name in NAMES} == {architecture for architecture, _ in CASES.values()}

@@ -4,6 +4,7 @@ Such tensors have no numbers, so that whatever would bring one to the CPU (`item
 copies between devices are looked at besides.
 """
 
+import contract
 import pytest
 import torch
 from priorcache.cache_core.adapters import adapter_for, installed, sites_of
@@ -64,6 +65,10 @@ POLICIES = [
     Taylor(FORA(2, "aligned", level="model"), 2),
     Budget(HALF, 100.0, (), ("blocks.0.mlp",)),
 ]
+
+
+def test_every_policy_is_here():
+    assert contract.missing(POLICIES) == set()
 
 
 class Watched(TorchDispatchMode):

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import contract
 import pytest
 import torch
 from priorcache.cache_core.knobs import Choice, Mask, Steps, turned, value, within
@@ -58,6 +59,10 @@ POLICIES = [
 def actions(policy: CachePolicy) -> list[Action]:
     ready = policy.prepared(SCHEDULE)
     return [ready.decide(step, site) for step in STEPS for site in (*SITES, STACK) if ready.serves(site)]
+
+
+def test_every_policy_is_here():
+    assert contract.missing(POLICIES, "Full") == set()  # which has nothing to turn
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p.describe())

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import contract
 import pytest
 from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, Budget, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
 from priorcache.cache_core.sites import Action, Schedule, Site, Step
@@ -29,6 +30,7 @@ POLICIES = [
     DuCa("flux", 4, 0.2, "small values"),
     GOC(DuCa("hunyuan video")),
     Budget(Taylor(FORA(2)), 100.0, (("blocks.2.mlp", 0.1),)),
+    EOC(FORA(2, "aligned"), trends=None),
 ]
 SITE = Site("blocks.2.mlp", 2, 4)
 
@@ -39,6 +41,10 @@ def steps(total: int) -> list[Step]:
 
 def reused(policy: CachePolicy, total: int) -> list[int]:
     return [s.index for s in steps(total) if policy.decide(s, SITE) is Action.REUSE]
+
+
+def test_every_policy_is_here():
+    assert contract.missing(POLICIES) == set()
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=CachePolicy.describe)

@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 from priorcache.cache_core.codecs import AsIs
-from priorcache.cache_core.policies import FORA, Decline, Forecast, Full, ToCa
+from priorcache.cache_core.policies import FORA, Decline, Forecast, Full, Taylor, ToCa
 from priorcache.cache_core.run import CacheRun, out_of_memory, relative_error
 from priorcache.cache_core.sites import MODEL, Action, Schedule, Site
+from priorcache.errors import SettingError
 
 SITE = Site("blocks.0.attn", 0, 1)
 ALIGNED = FORA(2, "aligned")
@@ -330,3 +331,38 @@ def test_a_policy_may_decline_in_mid_run_and_everything_is_computed(measure):
     assert len(run.trace.notes) == 1
     assert run.trace.notes[0].endswith("from evaluation 1 on: the prior is of another size; calibrate anew.")
     assert run.trace.computed_fraction == 1
+
+
+class Watching:
+    history = 4
+
+    def branch(self, step, site, streams, out, past):
+        self.past = len(past)
+
+    def model(self, step, streams, derivative):
+        pass
+
+
+@pytest.mark.parametrize("measure", ["off", "errors"])
+def test_what_an_observer_keeps_changes_nothing(measure):
+    """A policy is given as many past outputs as it asks for, whoever wants more."""
+    policy = Taylor(ToCa(ratio=0.5, steps=("F", "F", "F", "c", "F", "c", "F", "c")))
+
+    def outs(*observers):
+        run, found = CacheRun(policy, 8, measure=measure, observers=observers), []
+        for i in range(8):
+            with run.evaluation(8.0 - i, i / 8):
+                forward = run.next_forward([(0, "u")])
+                x = torch.ones(1, 4, 1)
+                found.append(forward.branch(Site("blocks.0.mlp", 0, 1), lambda x, v=i: x * v**2, x, tokenwise=True))
+        return torch.stack(found)
+
+    watching = Watching()
+    assert torch.equal(outs(watching), outs())
+    assert watching.past == 4
+
+
+def test_what_a_trace_cannot_count_is_refused(monkeypatch):
+    monkeypatch.setattr(FORA, "changes", "damped")
+    with pytest.raises(SettingError, match=r"changes is 'damped'; a trace knows computed, .*forecast"):
+        CacheRun(ALIGNED, 4)

@@ -93,7 +93,19 @@ def test_drops_what_other_lanes_hold_also_where_they_hold_it_together():
     assert store.get(SITE, (A,))[0].value.item() == 1
     assert store.get(SITE, (B,)) == store.get(other, (B,)) == []
     store.only({A})
-    assert store.nbytes == 2 * 4  # the half that is left is a view of both
+    assert store.nbytes == 4  # nothing of the half that is gone
+
+
+def test_what_a_split_replaces_is_held_no_longer():
+    """A limit counts what is there, not what half of it is a part of."""
+    store, rows = FeatureStore(1, limit=64), torch.zeros(2, 8)
+    for name in ("blocks.0.attn", "blocks.0.mlp"):
+        store.put(Site(name, 0, 1), (A, B), rows[:, :4].clone(), step(0), True)
+    assert store.nbytes == 64
+    for lane in (A, B):
+        for name in ("blocks.0.attn", "blocks.0.mlp"):
+            store.put(Site(name, 0, 1), (lane,), torch.ones(1, 4), step(1), True)
+            assert store.nbytes == 64
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)

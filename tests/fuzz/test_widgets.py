@@ -11,6 +11,7 @@ import copy
 import math
 from contextlib import suppress
 
+import contract
 import pytest
 import torch
 from fuzzing import anything, asked, cases, put, tree, tried
@@ -123,6 +124,11 @@ def run(node, inputs: dict):
 
 
 class TestPolicies:
+    def test_every_policy_is_here(self):
+        assert (
+            contract.missing(POLICIES, "Full", "Budget") == set()
+        )  # which have no node, and one that asks for a model
+
     @pytest.fixture(scope="class", autouse=True)
     def warm(self, nodes, folder):
         for name in POLICIES:

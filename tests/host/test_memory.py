@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from priorcache.cache_core.codecs import CODECS
-from priorcache.cache_core.policies import FORA, Forecast, Full
+from priorcache.cache_core.policies import FORA, GOC, Forecast, Full
 from priorcache.cache_core.trace import Trace
 
 ALIGNED = FORA(2, "aligned")
@@ -94,6 +94,8 @@ class TestTold:
         assert ratio[0] / ratio[1] == pytest.approx(4 / (1 + 2 / 32), rel=1e-3)
         assert "keeps nothing" in memory(model, Full(), "off", "device")
         assert "main memory" in memory(model, ALIGNED, "off", "cpu")
+        assert "corrector" not in memory(model, GOC(ALIGNED), "off", "device")
+        assert "up to five latents for its corrector" in memory(model, Forecast(), "off", "device")
 
     def test_by_apply_for_plans_of_many_steps(self, host, model):
         """For any number of steps, since how many there will be is not known yet."""

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 from priorcache.cache_core.policies import FORA, Forecast
-from priorcache.cache_core.policies.forecast import NOISY, SEVERAL
 from priorcache.cache_core.run import CacheRun
+from priorcache.cache_core.samplers import NOISY, SEVERAL
 from priorcache.cache_core.sites import Action, Schedule, Site, Step
 from priorcache.priors.auto import Auto, Shelved, paced, preferred, reaching
 from priorcache.priors.plan import Plan

@@ -245,6 +245,7 @@ class TestFits:
         every = [(0, *rest) for rest in combinations(range(1, 9), 3)]
         assert total(cheapest(cost, 4)) == pytest.approx(min(map(total, every)))
         assert cheapest(cost, 9) == tuple(range(9))
+        assert cheapest(cost, 1) == (0,)
 
     def test_step_errors_are_those_of_the_forecast(self):
         features = torch.randn(5, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@
 
 import json
 
+import contract
 import pytest
 from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, Budget, DuCa, Forecast, Full, Taylor, ToCa
 from priorcache.cache_core.sites import Schedule
@@ -14,6 +15,10 @@ POLICIES = [
     GOC(FORA(2), eta=0.5), Taylor(FORA(2, level="model"), order=2), ToCa(), DuCa(),
     Budget(GOC(FORA(2)), 512.0, (("blocks.0.attn", 0.25),), ("blocks.0.attn", "blocks.1.mlp")),
 ]  # fmt: skip
+
+
+def test_every_policy_is_here():
+    assert contract.missing(POLICIES, "L2C", "EOC") == set()  # which are made of tables
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p.describe())

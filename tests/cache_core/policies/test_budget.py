@@ -91,6 +91,7 @@ class TestChoice:
         for policy, schedule, why in (
             (Budget(BASE, 0.5), RUN, "not one branch fits into 512 KiB, the smallest takes 1.0 MiB"),
             (Budget(BASE, 2), Schedule(10, sites=SITES), "sizes of this model's branches are not known"),
+            (Budget(BASE, 2), Schedule(10), "sizes of this model's branches are not known"),
             (Budget(BASE, 2), replace(RUN, total=2), "leaves nothing to reuse"),
             (Budget(FORA(1), 2), RUN, "FORA N=1 (published) reuses nothing in this run"),
             (Budget(L2C(((0.9,) * 4,) * 10, tuple(s.name for s in SITES), 10), 2), RUN, "no gate of its router"),

@@ -212,6 +212,11 @@ class TestGOC:
         at = {row.step: row.error for row in run.trace.rows if row.error is not None}
         assert at[4].item() == pytest.approx(1 / 5)  # 3 + .5 * 2 for 5: plain reuse would lack 2
 
+    def test_inflections_are_declined_where_a_step_is_several_calls(self):
+        run = dataclasses.replace(schedule(20), sampler="heun")
+        assert "calls of the model, of which the sampler heun" in GOC(HALF, inflections=(17,)).objection(run)
+        assert GOC(HALF).objection(run) is None
+
     def test_inflections_of_another_number_of_steps_are_declined(self):
         policy = GOC(HALF, inflections=PUBLISHED_INFLECTIONS, steps=20)
         assert "20 steps" in policy.objection(schedule(50))
@@ -442,3 +447,21 @@ class TestComposition:
     def test_settings_without_meaning_are_refused(self, bad, said):
         with pytest.raises(ValueError, match=said):
             bad()
+
+
+@dataclasses.dataclass(frozen=True)
+class Narrow(FORA):
+    """Is asked about one branch only, and keeps that one."""
+
+    def serves(self, site):
+        return super().serves(site) and site.branch == "mlp"
+
+    def keeps(self, site):
+        return site.block < 14
+
+
+@pytest.mark.parametrize("correction", [GOC, Taylor])
+def test_what_the_policy_before_leaves_alone_stays_alone(correction):
+    base = Narrow(2, "aligned")
+    assert [correction(base).serves(site) for site in DIT_XL] == [base.serves(site) for site in DIT_XL]
+    assert [correction(base).keeps(site) for site in DIT_XL] == [base.keeps(site) for site in DIT_XL]

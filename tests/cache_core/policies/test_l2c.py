@@ -53,6 +53,13 @@ def test_declines_when_no_gate_is_low_enough():
     assert "no gate of its router is at or below threshold 0.1, the smallest is 0.5;" in high.objection(Schedule(2))
 
 
+def test_the_first_evaluation_has_nothing_to_reuse():
+    """Gates of it alone are none at all."""
+    low = L2C(((0.0,) * 4, (0.5,) * 4), POLICY.sites, 2)
+    assert "no gate" in low.objection(Schedule(2))
+    assert low.describe() == "L2C 0 of 8 reused (threshold 0.1)"
+
+
 @pytest.mark.parametrize("bad", [{"threshold": 1.5}, {"threshold": -0.1}, {"sites": ("a",)}])
 def test_refuses_settings_without_meaning(bad):
     with pytest.raises(ValueError, match=r"^L2C: "):

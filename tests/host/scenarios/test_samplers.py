@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contract
 import pytest
 import torch
 from matrix import ARCHITECTURES, EVERY_POLICY, POLICIES, STEPS, Ground, Trends, everything, sampled
@@ -40,6 +41,10 @@ def told(run: RunTrace, sampler: str) -> str:
     if sampler == "dpm_adaptive":
         return "less computed"  # rounding may tip how many steps it takes
     return f"{run.computed_fraction:.0%} computed"
+
+
+def test_every_policy_is_here():
+    assert contract.missing(POLICIES, "Full", "Budget") == set()  # which reuse nothing, and by another one
 
 
 POLICY = pytest.mark.parametrize("name", POLICIES)

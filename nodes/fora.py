@@ -1,4 +1,4 @@
-"""One node per policy."""
+"""FORA, from its node."""
 
 from __future__ import annotations
 
