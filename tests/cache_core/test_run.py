@@ -353,8 +353,8 @@ def test_what_an_observer_keeps_changes_nothing(measure):
         for i in range(8):
             with run.evaluation(8.0 - i, i / 8):
                 forward = run.next_forward([(0, "u")])
-                x = torch.ones(1, 4, 1)
-                found.append(forward.branch(Site("blocks.0.mlp", 0, 1), lambda x, v=i: x * v**2, x, tokenwise=True))
+                x = torch.ones(1, 16, 1)
+                found.append(forward.branch(Site("blocks.3.mlp", 3, 4), lambda x, v=i: x * v**2, x, tokenwise=True))
         return torch.stack(found)
 
     watching = Watching()
