@@ -346,7 +346,7 @@ class Watching:
 @pytest.mark.parametrize("measure", ["off", "errors"])
 def test_what_an_observer_keeps_changes_nothing(measure):
     """A policy is given as many past outputs as it asks for, whoever wants more."""
-    policy = Taylor(ToCa(ratio=0.5, steps=("F", "F", "F", "c", "c", "c", "F", "c")))
+    policy = Taylor(ToCa(ratio=0.1, steps=("F", "F", "F", "c", "c", "c", "F", "c")))
 
     def outs(*observers):
         run, found = CacheRun(policy, 8, measure=measure, observers=observers), []
