@@ -89,7 +89,7 @@ class CacheRun:
             raise SettingError(
                 f"{policy.describe()}: changes is {shown(policy.changes)}; a trace knows {', '.join(KINDS)}"
             )
-        self.automatic = policy.automatic
+        self.automatic, asked = policy.automatic, policy.describe()
         self.remark = None if never else policy.remark(schedule)
         self.policy = policy = policy.prepared(schedule)
         self.total, self.measure, self.compiled = schedule.total, measure, compiled
@@ -120,6 +120,7 @@ class CacheRun:
         self.corrector = None
         self._guessed = False  # whether anything of the network's output was reused in this evaluation
         if objection := never or policy.objection(schedule):
+            self.trace.policy = asked  # nothing came of what it chose
             self.decline(objection)
         else:
             self.corrector = policy.corrector_for(schedule)

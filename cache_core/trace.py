@@ -268,10 +268,10 @@ class Trace:
         self.runs = [r for r in self.runs if not (node and r.origin[1] == node and r.origin[0] != prompt)]
         self.runs = [*self.runs, run][-self.limit :]
 
-    def of_nodes(self, nodes: set[str]) -> list[RunTrace]:
-        """The runs sampled by these nodes (or by nodes expanded out of them); all runs when no nodes are known."""
+    def of_nodes(self, nodes: set[str] | None) -> list[RunTrace]:
+        """The runs sampled by these nodes, or by nodes expanded out of them; all runs where that is not known."""
 
         def among(node: str) -> bool:
             return not node or any(node == n or node.startswith((f"{n}.", f"{n}:")) for n in nodes)
 
-        return [r for r in self.runs if not nodes or among(r.origin[1])]
+        return [r for r in self.runs if nodes is None or among(r.origin[1])]

@@ -2,15 +2,52 @@
 
 from __future__ import annotations
 
+from functools import cache
 
-def upstream(prompt: dict | None, node: str | None, entry: str) -> set[str]:
-    """Ids of all nodes that an input depends on, from the queued prompt."""
+CACHES = ("PriorCacheApply", "PriorCacheAuto")
+"""Nodes that attach a cache; of two in a row, the later one takes the place of the other."""
+
+
+def upstream(prompt: dict | None, node: str | None, entry: str) -> set[str] | None:
+    """Ids of all nodes that an input depends on, from the queued prompt; None where that is not known."""
+    first = _link((prompt or {}).get(str(node)) or {}, entry)
+    if first is None:
+        return None
     seen: set[str] = set()
-    link = ((prompt or {}).get(str(node)) or {}).get("inputs", {}).get(entry)
-    waiting = [link[0]] if isinstance(link, list) and link else []
+    waiting = [first]
     while waiting:
-        name = str(waiting.pop())
+        name = waiting.pop()
         if name not in seen and name in prompt:
             seen.add(name)
-            waiting += [v[0] for v in prompt[name].get("inputs", {}).values() if isinstance(v, list) and len(v) == 2]
+            waiting += _links(prompt[name])
     return seen
+
+
+def sampling(prompt: dict | None, node: str | None, entry: str, trace: str = "trace") -> set[str] | None:
+    """Of the nodes that an input depends on, those that could sample with the cache whose trace another input has."""
+    found, source = upstream(prompt, node, entry), _link((prompt or {}).get(str(node)) or {}, trace)
+    if found is None or source is None or _kind(prompt.get(source)) not in CACHES:
+        return found
+
+    @cache
+    def leads(name: str) -> bool:
+        """Up to the cache, past no other one."""
+        if name == source:
+            return True
+        return name in prompt and _kind(prompt[name]) not in CACHES and any(map(leads, _links(prompt[name])))
+
+    return set(filter(leads, found))
+
+
+def _kind(node: dict | None) -> str | None:
+    return (node or {}).get("class_type")
+
+
+def _links(node: dict) -> list[str]:
+    return [name for entry in node.get("inputs", {}) if (name := _link(node, entry)) is not None]
+
+
+def _link(node: dict, entry: str) -> str | None:
+    """The node that an input comes from; values that are lists are no links."""
+    value = node.get("inputs", {}).get(entry)
+    return str(value[0]) if isinstance(value, list) and len(value) == 2 else None

@@ -15,7 +15,7 @@ from comfy_api.latest import io, ui
 from ..errors import SettingError
 from ..priors.files import replace
 from ..priors.router import TABLE
-from .graph import upstream
+from .graph import sampling
 from .types import CATEGORY, PriorTable, TraceHandle
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ class PriorCacheInspect(io.ComfyNode):
         from ..plots.export import as_json
         from ..plots.style import THEMES, pixels
 
-        look, runs, earlier = THEMES[theme], cls._runs(trace, "latent"), cls._runs(before, "before_latent")
+        look = THEMES[theme]
+        runs, earlier = cls._runs(trace, "latent", "trace"), cls._runs(before, "before_latent", "before")
         parts = [] if trace is None else _of_trace(trace, runs, before, earlier, prior, look)
         parts += [] if prior is None else _of_prior(prior, look)
         parts = parts or [_of_nothing(look)]
@@ -125,8 +126,9 @@ class PriorCacheInspect(io.ComfyNode):
         return io.NodeOutput(full, text, small, ui={**shown, "text": (text,), "priorcache": tables})
 
     @classmethod
-    def _runs(cls, trace: Trace | None, entry: str) -> list[RunTrace]:
-        return [] if trace is None else trace.of_nodes(upstream(cls.hidden.prompt, cls.hidden.unique_id, entry))
+    def _runs(cls, trace: Trace | None, latent: str, entry: str) -> list[RunTrace]:
+        here = (cls.hidden.prompt, cls.hidden.unique_id)
+        return [] if trace is None else trace.of_nodes(sampling(*here, latent, entry))
 
 
 @dataclass

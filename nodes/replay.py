@@ -16,7 +16,7 @@ from PIL import Image
 from ..cache_core.trace import RunTrace, Trace
 from ..errors import PriorCacheError, excerpt, shown
 from ..priors.record import restored
-from .graph import upstream
+from .graph import sampling
 from .types import CATEGORY, Policy, TraceHandle
 
 KEY = "priorcache"
@@ -81,7 +81,7 @@ class PriorCacheStamp(io.ComfyNode):
         if (
             trace is not None and said is not None
         ):  # None: somebody queued the prompt without anything to save in images
-            runs = trace.of_nodes(upstream(cls.hidden.prompt, cls.hidden.unique_id, "images"))
+            runs = trace.of_nodes(sampling(cls.hidden.prompt, cls.hidden.unique_id, "images"))
             said[KEY] = stamp(runs, images, said.get(KEY))
         return io.NodeOutput(images)
 

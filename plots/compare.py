@@ -67,7 +67,9 @@ def draw(a: Tensor, b: Tensor, found: list[Distance]) -> Figure:
     figure = new_figure(max(1.7 * shown + 1.4, 6), 6.2)
     more = f" (the first {shown} of {len(a)} pictures)" if shown < len(a) else ""
     figure.suptitle(f"Pictures, reference, and how far they are apart{more}", fontsize=RC["title"], x=0.02, ha="left")
-    axes = figure.subplots(3, shown, squeeze=False)
+    # a narrow column for the scale: beside one row alone it would push that row out of place
+    figure.set_layout_engine("compressed")
+    axes, scales = np.split(figure.subplots(3, shown + 1, width_ratios=[1] * shown + [0.06]), [shown], axis=1)
     peak = max(float(off[:shown].max()), 1e-6)
     for i in range(shown):
         for row, batch in enumerate((a, b)):
@@ -81,7 +83,9 @@ def draw(a: Tensor, b: Tensor, found: list[Distance]) -> Figure:
     for one in axes.flat:
         one.set_xticks([])
         one.set_yticks([])
-    figure.colorbar(heat, ax=axes[2, :], shrink=0.9, label="mean over channels")
+    for unused in scales[:2, 0]:
+        unused.set_axis_off()
+    figure.colorbar(heat, cax=scales[2, 0], label="mean over channels")
     return figure
 
 

@@ -275,22 +275,26 @@ def maps(
 
 
 def seconds(axes: Axes, run: RunTrace, theme: Theme, size: float) -> None:
-    """Time of every evaluation, in the colours of the schedule, and what a full one takes; a hiccup is cut and named."""
+    """Time of every evaluation, in the colours of the schedule, and what a full one takes; hiccups are cut, and the longest told."""
     taken = np.array([m.seconds for m in run.moments] or [0.0])
     usual = 2 * np.quantile(taken, 0.9)
     top = usual if taken.max() > usual else taken.max() * 1.08
     unit, factor = ("s", 1.0) if top >= 2 else ("ms", 1000.0)
     _stacked(axes, run, theme, taken[: run.evaluations] * factor)
-    for i in np.flatnonzero(taken > top):
-        axes.text(i + (-0.6 if i else 0.6), top * factor, f"{taken[i] * factor:.0f} ↑", ha="right" if i else "left", va="top", fontsize=size - 2.5, color=theme.soft)  # fmt: skip
+    handles = []
+    if len(cut := np.flatnonzero(taken > top)):
+        look = {"marker": r"$\uparrow$", "ls": "", "ms": size - 3}
+        axes.plot(cut, np.full(len(cut), 0.92 * top * factor), color=theme.paper, **look)
+        handles.append(Line2D([], [], color=theme.soft, label=f"up to {taken.max() * factor:.0f} {unit}", **look))
     step_axis(axes, run.evaluations)
     axes.set_ylabel(unit)
     grid(axes, theme)
     axes.set_ylim(0, max(top * factor, 1e-6))
     if run.full_seconds is not None and run.measure != "truth":
         full = run.full_seconds * factor
-        line = axes.axhline(full, color=theme.ink, ls="--", lw=1, label=f"a full one: {full:.3g} {unit}")
-        legend(axes, theme, [line], size - 2)
+        handles.append(axes.axhline(full, color=theme.ink, ls="--", lw=1, label=f"a full one: {full:.3g} {unit}"))
+    if handles:
+        legend(axes, theme, handles, size - 2)
 
 
 def held(axes: Axes, runs: Sequence[RunTrace], theme: Theme, size: float, colours: Sequence[str] = ()) -> None:

@@ -212,7 +212,7 @@ class Sheet:
         width = drawn.get_window_extent().width
         drawn.set_fontsize(size * min(1.0, max(0.98 * room / max(width, 1), 0.7)))
         while (width := drawn.get_window_extent().width) > room and len(text) > 4:
-            text = text[: min(int(len(text) * room / width), len(text) - 2)].rstrip(" ,;")
+            text = text.rpartition(", ")[0] or text[: min(int(len(text) * room / width), len(text) - 2)].rstrip(" ,;")
             drawn.set_text(f"{text}…")
 
 

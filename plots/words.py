@@ -13,6 +13,12 @@ from .panels import Grid
 CALM, ROUGH = 0.1, 0.35
 """Mean error per branch below which there is room for more reuse, and above which pictures of the demo models change
 visibly: FORA at N = 2 lies at .12 and changes their final latents by 4 %."""
+TORN = 0.8
+"""Mean error above which the pictures are ruined, however fast they came."""
+LITTLE = 1.1
+"""The speed-up below which there was hardly anything to gain."""
+LEAST = 2
+"""Computed steps of the fastest Forecast."""
 FEW = 8
 """Steps at which distilled models sample; so few leave hardly anything to reuse."""
 KNOBS = {
@@ -79,7 +85,9 @@ def _speed(run: RunTrace) -> str:
         return ", with no full step to compare with"
     if not _skipped(run):
         return ""
-    if run.speedup >= 1:
+    if abs(run.speedup - 1) < 0.005:
+        return ", as fast as its steps in full"
+    if run.speedup > 1:
         return f", {run.speedup:.2f}x faster than its steps in full"
     return f", {1 / run.speedup:.2f}x slower than its own full steps suggest"
 
@@ -155,7 +163,13 @@ def advice(run: RunTrace) -> str:
             return "Try Compare for what it did cost."
         return "Try measure = errors in Apply Cache to see where reuse is cheap, or truth for what it did cost."
     mean, possible = np.nanmean(errors), 1 / max(run.computed_fraction, 1e-9)
+    if mean > TORN:
+        return f"Try {less}: what is reused has little in common with what would be computed."
+    if possible < LITTLE:
+        return f"Try {more}: {run.computed_fraction:.0%} of the work was done all the same."
     if run.speedup is not None and run.speedup - 1 < 0.3 * (possible - 1):
+        if _disturbed(run):
+            return "Try it once more: some evaluations took over twice as long as others of their kind, so something else ran beside them."
         larger = (
             "larger pictures or a larger batch" if run.automatic else "larger pictures, a larger batch or measure = off"
         )
@@ -175,6 +189,8 @@ def advice(run: RunTrace) -> str:
         return f"Try {less}{', or GOC, EOC or Taylor Policy to correct what is reused' if plain else ''}."
     if mean < CALM and any(site.name != MODEL.name for site in table.sites):
         return f"Try {more}: there is room for it."
+    if mean < CALM and len(run.full_steps()) <= LEAST:
+        return "Keep it if the picture holds: two computed steps are the least."
     if mean < CALM:  # of the whole network, whose errors go into the picture as they are
         return f"Try {more} if the picture holds, and compare with fewer steps: Sweep draws both."
     if run.measure != "truth":
@@ -197,6 +213,11 @@ def _turned(run: RunTrace) -> tuple[str, str, str]:
         return named, *PLAN
     more, less = KNOBS.get(named, ("a policy that skips more", "a policy that skips less"))
     return named, more, MILDEST.get(named, less) if f"{named} N=2 " in f"{run.policy} " else less
+
+
+def _disturbed(run: RunTrace) -> bool:
+    """Whether single evaluations, the first one aside, took over twice as long as is usual for full ones."""
+    return run.full_seconds is not None and any(m.seconds > 2 * run.full_seconds for m in run.moments[1:])
 
 
 def _to_skip_at_all(run: RunTrace, named: str) -> str:

@@ -79,6 +79,8 @@ class Auto(CachePolicy):
         if self.shelf:
             why = f"the plan from {self.shelf[0].source} is for {self.shelf[0].misfit(schedule)}"
         look = "; beyond 2x look at the picture" if self.speedup > HALF else ""
+        if schedule.total < 2 * self.speedup:
+            look += f"; two computed steps are the least, {schedule.total / 2:g}x"
         return forecast, why + look
 
     def prepared(self, schedule: Schedule) -> CachePolicy:

@@ -158,7 +158,8 @@ class TestTraceHandle:
             trace.add(run_of([1.0], set(), origin))
         assert [r.origin[1] for r in trace.of_nodes({"6"})] == ["6"]
         assert [r.origin[1] for r in trace.of_nodes({"8"})] == ["8.0.0.1"]
-        assert len(trace.of_nodes(set())) == 3
+        assert len(trace.of_nodes(None)) == 3
+        assert trace.of_nodes(set()) == []
         assert trace.of_nodes({"9"}) == []  # sampled by another model
         trace.add(run_of([1.0], set(), ("", "")))
         assert [r.origin[1] for r in trace.of_nodes({"6"})] == ["6", ""]

@@ -594,8 +594,32 @@ class TestInspect:
             "9": {"inputs": {"latent": ["7", 0], "trace": ["5", 1]}},
         }
         assert upstream(prompt, "9", "latent") == {"7", "6", "1"}
-        assert upstream(prompt, "9", "prior") == set()
-        assert upstream(None, "9", "latent") == set()
+        assert upstream(prompt, "9", "prior") is None
+        assert upstream(None, "9", "latent") is None
+
+    def test_only_what_samples_with_the_cache_of_the_trace_counts(self):
+        """Wired past it, or with another cache behind it, a sampler's runs of before are not those of this prompt."""
+        from priorcache.nodes.graph import sampling
+
+        def prompt(model: str) -> dict:
+            return {
+                "1": {"class_type": "Load", "inputs": {"name": ["a", "list"]}},
+                "2": {"class_type": "PriorCacheApply", "inputs": {"model": ["1", 0]}},
+                "3": {"class_type": "PriorCacheAuto", "inputs": {"model": ["2", 0]}},
+                "4": {"class_type": "LoRA", "inputs": {"model": ["2", 0]}},
+                "6": {"class_type": "KSampler", "inputs": {"model": [model, 0]}},
+                "7": {"class_type": "KSampler", "inputs": {"model": ["1", 0], "latent_image": ["6", 0]}},
+                "9": {"class_type": "PriorCacheInspect", "inputs": {"latent": ["7", 0], "trace": ["2", 1]}},
+            }
+
+        assert sampling(prompt("2"), "9", "latent") >= {"6"}
+        assert sampling(prompt("4"), "9", "latent") >= {"6", "4"}
+        assert sampling(prompt("1"), "9", "latent") == set()
+        assert "6" not in sampling(prompt("3"), "9", "latent")
+        unknown = prompt("1")
+        unknown["9"]["inputs"]["trace"] = ["4", 0]  # through a node that is none of ours
+        assert sampling(unknown, "9", "latent") == {"1", "6", "7"}
+        assert sampling({"9": {"inputs": {"trace": ["2", 1]}}}, "9", "latent") is None
 
     def test_pictures_of_different_size_become_one_batch(self):
         import numpy as np

@@ -206,7 +206,16 @@ def test_one_hiccup_does_not_flatten_the_times():
     figure = plot.draw([run])
     (time,) = (axes for axes in figure.axes if axes.get_title(loc="left").startswith("Time"))
     assert time.get_ylim()[1] < 2000
-    assert "60000 ↑" in words(figure)
+    assert "up to 60000 ms" in words(figure)
+
+
+def test_many_hiccups_are_marked_and_the_longest_is_told():
+    run = trace(40)
+    for step, seconds in ((3, 5.0), (4, 7.0), (5, 6.0)):
+        run.moments[step] = run.moments[step]._replace(seconds=seconds)
+    figure = plot.draw([run])
+    assert "up to 7000 ms" in words(figure)
+    assert outside(figure) == []
 
 
 def test_the_scale_beside_a_single_row_has_its_ends_only():

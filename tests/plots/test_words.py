@@ -118,7 +118,44 @@ def test_a_stopped_run_is_called_so():
     assert words.summary(nothing) == "FORA, euler: the run was stopped before its first evaluation."
 
 
+def test_times_that_hardly_differ_are_not_told_apart():
+    assert "in the model, as fast as its steps in full, and" in words.summary(trace(skipped=0.4))
+
+
 class TestAdvice:
+    def test_ruined_pictures_come_before_speed(self):
+        run = trace(error=lambda *_: 1.2, skipped=0.4, policy="FORA N=4 (published)")
+        assert (
+            words.advice(run)
+            == "Try a smaller interval: what is reused has little in common with what would be computed."
+        )
+
+    def test_where_hardly_anything_was_reused_more_is(self):
+        run = trace(
+            20,
+            decide=lambda step, site: Action.REUSE if step == 3 else Action.COMPUTE,
+            skipped=0.4,
+            policy="L2C 1 of 9",
+        )
+        assert words.advice(run) == "Try a higher threshold: 95% of the work was done all the same."
+
+    def test_a_disturbed_run_is_to_be_repeated(self):
+        run = trace(skipped=0.4)
+        assert words.advice(run).startswith("Try larger pictures")
+        run.moments[3] = run.moments[3]._replace(seconds=1.2)
+        assert words.advice(run).startswith("Try it once more")
+
+    def test_nothing_is_faster_than_two_computed_steps(self):
+        run = trace(
+            12,
+            decide=lambda step, site: Action.REUSE if step % 6 else Action.COMPUTE,
+            error=lambda *_: 0.01,
+            policy="Forecast 6x",
+            skipped=0.01,
+            sites=[MODEL],
+        )
+        assert words.advice(run) == "Keep it if the picture holds: two computed steps are the least."
+
     def test_unmeasured(self):
         run = trace(error=lambda *_: None, measure="off")
         assert "measure = errors" in words.advice(run)
