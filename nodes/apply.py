@@ -21,7 +21,7 @@ class PriorCacheApply(io.ComfyNode):
             display_name="Apply Cache",
             category=CATEGORY,
             description="Samples the model with a caching policy. The model that goes in stays as it is; bypass this node to switch caching off.",
-            search_aliases=["feature cache", "speed up", "teacache", "easycache", "accelerate"],
+            search_aliases=["feature cache", "attach cache", "cache model"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up. LoRA nodes may stand before or after."),
                 Policy.Input("policy", tooltip="What to compute and what to reuse, from a policy node."),

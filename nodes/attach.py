@@ -106,7 +106,8 @@ def attach(
             run.forgo(large)
             expected = 0
         run.trace.expected_bytes = expected
-        log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
+        if expected and policy.history:
+            log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
         on_device = expected if run.store.codec.on_device else bytes_aside(guider.model_patcher, run, parts)
         options[RUN] = _Sampling(run, sigmas.tolist(), len(noise), on_device)
         if run.corrector and callback:

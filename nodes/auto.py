@@ -32,7 +32,19 @@ class PriorCacheAuto(io.ComfyNode):
             display_name="PriorCache (auto)",
             category=CATEGORY,
             description="Speeds a model up by one number and says what it chose: a plan that was searched for this model, else Forecast, else FORA. The model that goes in stays as it is; bypass this node to switch caching off.",
-            search_aliases=["speed up", "accelerate", "teacache", "easycache", "one node", "automatic"],
+            search_aliases=[
+                "speed up",
+                "faster",
+                "2x",
+                "accelerate",
+                "teacache",
+                "magcache",
+                "wavespeed",
+                "first block cache",
+                "easycache",
+                "one node",
+                "automatic",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up. LoRA nodes may stand before or after."),
                 goal(
@@ -69,12 +81,15 @@ def _files() -> dict[str, Path]:
 
 
 def shelved(about: Subject, speedup: float) -> tuple[list[Shelved], list[str]]:
-    """Plans for this goal in priors of this model; and one sentence for every prior that gives none and should be known of."""
-    found, looked = [], []
+    """Plans for this goal in priors of this model; and one sentence for every prior that gives none and should be known of.
+
+    That is one that cannot be read; and, where there is no plan, one that could hold it.
+    """
+    found, looked, without = [], [], []
     for name, path in _files().items():
         try:
             prior = Prior.load(path, TABLES)
-            if prior.subject.differences(about, MODEL_FIELDS):
+            if prior.subject.differences(about, MODEL_FIELDS) or not prior.measured:
                 continue
             plan = reaching(prior.plans, speedup)
             policy = policy_of(plan, prior.subject) if plan else None
@@ -82,12 +97,12 @@ def shelved(about: Subject, speedup: float) -> tuple[list[Shelved], list[str]]:
             looked.append(f"{name} was left out: {error}.")
             continue
         if policy is None:
-            looked.append(f"{name} belongs to this model, but {_missing(prior, speedup)}")
+            without.append(f"{name} belongs to this model, but {_missing(prior, speedup)}")
         else:
             s = prior.subject
-            source = f"{name} ({s.sampler}, {s.scheduler}, {s.steps} steps, cfg {s.cfg:g}; {plan.pictures} pictures)"
+            source = f"{name} ({s.settings}; {plan.pictures} pictures)"
             found.append(Shelved(plan, policy, source))
-    return list(preferred(found)), looked
+    return list(preferred(found)), looked if found else looked + without
 
 
 def _missing(prior: Prior, speedup: float) -> str:

@@ -283,4 +283,5 @@ def pictured(prior: Prior, plan: Plan | None = None) -> tuple[torch.Tensor, torc
     errors = step_errors_of(plan.restored(), plan.steps, prior) if plan else ()
     figures = plot.draw(prior.plans, plan, errors), plot.glance(prior.plans, plan)
     full, small = (as_image(figure) for figure in figures)
-    return full, small, plot.summary(prior.plans, plan)
+    made = f" Searched on {prior.subject.architecture} with {prior.subject.settings}." if plan else ""
+    return full, small, plot.summary(prior.plans, plan) + made

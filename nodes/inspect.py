@@ -177,7 +177,7 @@ def _of_prior(prior: Prior, theme: Theme) -> list[Part]:
     from ..plots import router as router_plot
 
     parts, learned = [], TABLE in prior.tables
-    if not learned or prior.tables["power"].isfinite().any():  # a published router was never calibrated
+    if not learned or prior.measured:
         parts.append(
             Part(
                 "prior",

@@ -21,7 +21,7 @@ def settings() -> list[io.Input]:
     return [
         io.Float.Input(
             "cfg",
-            default=7.0,
+            default=8.0,
             min=0.0,
             max=100.0,
             step=0.1,
@@ -37,7 +37,7 @@ def settings() -> list[io.Input]:
         io.Combo.Input(
             "scheduler",
             options=comfy.samplers.KSampler.SCHEDULERS,
-            default="normal",
+            default=comfy.samplers.KSampler.SCHEDULERS[0],  # as in KSampler, where nobody has chosen yet
             tooltip="Scheduler, as you generate.",
         ),
         io.Float.Input(

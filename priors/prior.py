@@ -51,7 +51,16 @@ class Subject:
         """One phrase per field that differs: "steps: 50 here, 20 there"."""
         names = only or [f.name for f in fields(self) if f.compare]
         pairs = [(n, getattr(self, n), getattr(other, n)) for n in names]
-        return [f"{n}: {a} in the prior, {b} here" for n, a, b in pairs if a != b]
+        return [
+            f"{n}: {a} in the prior, {b} here" if n != "geometry" else "geometry: other layers or widths"
+            for n, a, b in pairs
+            if a != b
+        ]
+
+    @property
+    def settings(self) -> str:
+        """How it was sampled, in words."""
+        return f"{self.sampler}, {self.scheduler}, {self.steps} steps, cfg {self.cfg:g}"
 
 
 MODEL_FIELDS = ("architecture", "geometry", "prediction")
@@ -108,6 +117,11 @@ class Prior:
             have = ", ".join(sorted({t.split("/")[0] for t in self.tables}))
             raise PriorError(f"the prior has no table {name!r}, only: {have}. Calibrate again with it switched on")
         return self.tables[name]
+
+    @property
+    def measured(self) -> bool:
+        """Whether any branch was; a router alone comes without."""
+        return bool(self.tables["power"].isfinite().any())
 
     def matches(self, subject: Subject, only: Sequence[str] = MODEL_FIELDS) -> None:
         """Raise PriorError, naming every difference, unless the prior belongs to `subject`."""

@@ -376,8 +376,8 @@ AUTO_NOTE = """## One node
 Press **Run**. The same twelve pictures are drawn twice: in full, and through **PriorCache (auto)**, whose one number says how
 much faster. *What is chosen* tells what it does for which sampler, and **Inspect** what it did.
 
-Then try: *speedup* 3; *sampler_name* = euler_ancestral in both samplers. After workflow `10_plan`
-its plan is found and used by itself.
+Then try: *speedup* 3; *sampler_name* = euler_ancestral in both samplers. The plan that workflow `10_plan` keeps
+is found and used by itself.
 
 The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
@@ -514,7 +514,7 @@ def workflows() -> list[Workflow]:
             Node("table", "PreviewAny", (1240, 620), (700, 240), {"source": ("sweep", 2)}, "The figures"),
         ],
         [
-            ("Model and what to draw", (-20, -80, 360, 680)),
+            ("Model and what to draw", (-20, -80, 360, 730)),
             ("Policies to try", (360, -80, 360, 480)),
             ("What each saves and costs", (740, -80, 1220, 960)),
         ],
@@ -525,8 +525,8 @@ def workflows() -> list[Workflow]:
     auto.nodes[[node.key for node in auto.nodes].index("apply")] = Node(
         "apply", "PriorCacheAuto", (380, 390), (320, 110), {"model": ("model", 0), "speedup": 2.0}, colour="#233"
     )
-    auto.nodes.append(Node("choice", "PreviewAny", (380, 840), (680, 230), {"source": ("apply", 2)}, "What is chosen"))
-    auto.groups.append(("What is chosen", (360, 770, 720, 320)))
+    auto.nodes.append(Node("choice", "PreviewAny", (380, 910), (680, 230), {"source": ("apply", 2)}, "What is chosen"))
+    auto.groups.append(("What is chosen", (360, 840, 720, 320)))
     return [first, calibrate, pixart, flux, learned, eoc, goc, duca, taylor, forecast, plan, sweep, auto]
 
 

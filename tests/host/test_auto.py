@@ -162,6 +162,24 @@ class TestWithPriors:
         planned.planned(()).save(folder / "mine.safetensors")
         assert "mine.safetensors belongs to this model, but it holds no plans: put Search Plans" in auto(model)[2]
 
+    def test_what_holds_no_plan_is_not_spoken_of_beside_one_that_does(self, model, folder, planned):
+        planned.save(folder / "mine.safetensors")
+        planned.planned(()).save(folder / "other.safetensors")
+        assert "other.safetensors" not in auto(model)[2]
+
+    def test_a_router_alone_is_passed_by(self, model, folder, planned):
+        unknown = {name: torch.full_like(planned.tables[name], torch.nan) for name in ("power", "difference")}
+        replace(planned, tables=planned.tables | unknown, plans=()).save(folder / "unfinished router.safetensors")
+        assert "router" not in auto(model)[2]
+
+    def test_what_is_out_of_reach_is_said(self, host, model, folder):
+        run = sampled(host, model, 20.0)[1]
+        assert "two computed steps are the least, 5x" in run.notes[0]
+
+    def test_a_run_too_short_is_called_by_what_was_asked_for(self, host, model, folder):
+        run = sampled(host, model, steps=4)[1]
+        assert (run.policy, run.computed_fraction) == ("auto 2x", 1.0)
+
     def test_a_prior_of_another_model_is_passed_by(self, host, folder, planned):
         planned.save(folder / "mine.safetensors")
         assert "models/priorcache has no plan for this model and goal" in auto(host.model(depth=2))[2]

@@ -364,6 +364,7 @@ class TestNodes:
         policy, image, text = nodes["PriorCachePlan"].execute(planned, "speed-up", 2.0, model).args
         assert image.ndim == 4
         assert "5 of 10 steps computed, 2.00x" in text
+        assert text.endswith(f" Searched on DiT with {planned.subject.settings}.")
         out, run = sampled(host, model, policy, seed=41)
         assert len(computed(run)) == 5
         exact = host.sample(model, **SETTINGS, seed=41)

@@ -219,9 +219,16 @@ def test_a_prior_matches_its_own_model_whatever_the_sampler():
     prior().matches(replace(SUBJECT, sampler="heun", steps=7))
 
 
-@pytest.mark.parametrize(("field", "value"), [("architecture", "Flux"), ("geometry", "ffff"), ("prediction", "FLOW")])
-def test_a_prior_of_another_model_is_refused_naming_field_and_remedy(field, value):
-    with pytest.raises(PriorError, match=f"{field}: {getattr(SUBJECT, field)} in the prior, {value} here.*Calibrate"):
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("architecture", "Flux", f"{SUBJECT.architecture} in the prior, Flux here"),
+        ("geometry", "ffff", "other layers or widths"),
+        ("prediction", "FLOW", f"{SUBJECT.prediction} in the prior, FLOW here"),
+    ],
+)
+def test_a_prior_of_another_model_is_refused_naming_field_and_remedy(field, value, said):
+    with pytest.raises(PriorError, match=f"{field}: {said}.*Calibrate"):
         prior().matches(replace(SUBJECT, **{field: value}))
 
 
