@@ -81,7 +81,7 @@ class Adapter(ABC):
 
         latents: (C, *space) of the picture and of every reference that comes along with it.
         """
-        image, text = self.lengths(network, sum(patches(network, latent) for latent in latents), text)
+        image, text = self.lengths(network, sum(self.patches(network, latent) for latent in latents), text)
         blocks = self.blocks(network)
         found = {
             site: (self.tokens(block, name, image, text), width(block.captures[name][0]))
@@ -96,7 +96,7 @@ class Adapter(ABC):
 
         Those of its matrices and of its attention, which are nearly all there is; told before sampling, as `sizes`.
         """
-        image, text = self.lengths(network, sum(patches(network, latent) for latent in latents), text)
+        image, text = self.lengths(network, sum(self.patches(network, latent) for latent in latents), text)
         found = {
             site: self._flops(block, name, image, text)
             for block in self.blocks(network)
@@ -121,6 +121,14 @@ class Adapter(ABC):
         """The modules that run when a branch is computed; where it joins two parts, those of each, in that order."""
         return tuple((module,) for module in block.captures[name])
 
+    def patches(self, network: nn.Module, latent: tuple[int, ...]) -> int:
+        """Tokens of a latent (C, *space); a patch with fewer dims than that covers its last ones."""
+        size = getattr(network, "patch_size", 1)
+        space = latent[1:]
+        size = tuple(size) if isinstance(size, (tuple, list)) else (size,) * min(2, len(space))
+        size = ((1,) * len(space) + size)[-len(space) :]
+        return math.prod(-(-n // p) for n, p in zip(space, size, strict=True))
+
     def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
         """Tokens of the picture and of the text inside of the network, with what it puts beside them."""
         return image, text
@@ -139,15 +147,6 @@ CROSSING = ("cross_attn", "audio_attn")
 def of_keys(place: str) -> bool:
     """Whether a layer of a branch, by its name, makes keys or values."""
     return place.removeprefix("to_").startswith(("k", "v"))
-
-
-def patches(network: nn.Module, latent: tuple[int, ...]) -> int:
-    """Tokens of a latent (C, *space); a patch with fewer dims than that covers its last ones."""
-    size = getattr(network, "patch_size", 1)
-    space = latent[1:]
-    size = tuple(size) if isinstance(size, (tuple, list)) else (size,) * min(2, len(space))
-    size = ((1,) * len(space) + size)[-len(space) :]
-    return math.prod(-(-n // p) for n, p in zip(space, size, strict=True))
 
 
 def width(module: nn.Module) -> int:
