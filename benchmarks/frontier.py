@@ -258,8 +258,10 @@ MODELS = {"dit": 1.5, "flux": 3.0, "pixart": 3.0}
 """Each demo model, and its usual cfg."""
 
 
-def again(bench: Bench, calibration: Pairs, full: Sampled, setting: Setting, method: str, log: Callable) -> None:
-    """Measure a method of a setting anew, in place of its points."""
+def again(
+    bench: Bench, calibration: Pairs, full: Sampled, setting: Setting, method: str, shared: bool, log: Callable
+) -> None:
+    """Measure a method of a setting anew, in place of its points; its times count as shares of what all steps take now."""
     steps, counts = len(bench.sigmas(bench.steps)) - 1, setting.counts
     if method == PLAN:
         plans = calibration.plans(counts, setting.about["samplings"], log)
@@ -267,12 +269,16 @@ def again(bench: Bench, calibration: Pairs, full: Sampled, setting: Setting, met
         setting.about["plans"] = [plan.as_dict() for plan in plans]
     else:
         policies = [settings(steps, count)[method] for count in counts]
-    found = [measured(method, bench.policy(policy), full.latents) for policy in policies]
+    found, pace = [], setting.points[0].seconds / full.seconds
+    for policy in policies:
+        found.append(measured(method, bench.policy(policy), full.latents))
+        found[-1].seconds *= pace
     setting.points[:] = [point for point in setting.points if point.method != method] + found
     for policy, point in zip(policies, found, strict=True):
         log(f"{method:32} {point.evaluations:6.1f} {point.error:8.4f}   {policy.describe()}")
-    machines = setting.machines | {method: machine()}
-    setting.about["machine"] = "; ".join(f"{of} on {on}" if of else on for of, on in machines.items())
+    if shared or setting.machines[""] != machine():
+        machines = setting.machines | {method: machine()}
+        setting.about["machine"] = "; ".join(f"{of} on {on}" if of else on for of, on in machines.items())
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
@@ -391,10 +397,12 @@ def main(argv: list[str]) -> None:
             known = next((s for s in kept(args) if about.items() <= s.about.items()), None)
             if (known and (known.whole or not args.anew)) or args.again:
                 print(f"{file.stem}: {'measured already' if known else 'not measured yet'}", flush=True)
-                full = bench.sample(bench.model) if known and args.again else None
-                for method in args.again if full else ():
-                    again(bench, calibration, full, known, method, log)
-                    write(file, known)
+                if known and args.again:
+                    bench.sample(bench.model, 2)  # the first one of a size allocates
+                    full = bench.sample(bench.model)
+                    for method in args.again:
+                        again(bench, calibration, full, known, method, args.shared, log)
+                        write(file, known)
                 continue
             print(f"{name}, {sampler}, {steps} steps, cfg {cfg:g}, {args.pairs} held-out pairs", flush=True)
             if known and "plans" in known.about:

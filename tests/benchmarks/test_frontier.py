@@ -95,6 +95,9 @@ class TestCommand:
         anew = {point["method"]: point for point in again["points"]}
         for method in points:
             assert anew[method]["error"] == pytest.approx(points[method]["error"], rel=1e-4)
+        assert Setting.parsed(again).whole
+        beside, _ = run("--again", "Forecast (ours)", "--shared")
+        assert not Setting.parsed(beside).whole
 
     def test_what_was_not_measured_in_one_go_is_measured_whole_with_the_plans_that_were_found(
         self, frontier, run, monkeypatch
