@@ -76,7 +76,7 @@ class L2C(CachePolicy):
         return (choice("threshold", tuple(gates[:: max(len(gates) // THRESHOLDS, 1)]), self.threshold),)
 
     def _smallest(self) -> str:
-        gates = [gate for row in self.scores for gate in row if math.isfinite(gate)]
+        gates = [gate for row in self.scores[1:] for gate in row if math.isfinite(gate)]
         return f", the smallest is {min(gates):.2g}" if gates else ""
 
     def describe(self) -> str:
