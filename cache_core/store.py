@@ -126,6 +126,8 @@ class FeatureStore:
         if len(streams) == 1:
             return
         group = self._take(site, streams)
+        for device in {past.kept.device for past in group}:
+            self.codec.wait(device)
         rows = [_split(past, len(streams)) for past in group]
         for position, lane in enumerate(streams):
             self._own(site, (lane,), deque((r[position] for r in rows), maxlen=self.history))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 CACHES = ("PriorCacheApply", "PriorCacheAuto")
 """Nodes that attach a cache; of two in a row, the later one takes the place of the other."""
 
@@ -29,14 +27,16 @@ def sampling(prompt: dict | None, node: str | None, entry: str, trace: str = "tr
     if found is None or source is None or _kind(prompt.get(source)) not in CACHES:
         return found
 
-    @cache
-    def leads(name: str) -> bool:
-        """Up to the cache, past no other one."""
-        if name == source:
-            return True
-        return name in prompt and _kind(prompt[name]) not in CACHES and any(map(leads, _links(prompt[name])))
-
-    return set(filter(leads, found))
+    following: dict[str, list[str]] = {}
+    for name in found:
+        for before in _links(prompt[name]):
+            following.setdefault(before, []).append(name)
+    behind, waiting = {source}, [source]
+    while waiting:  # down from the cache, into no other one
+        fresh = [n for n in following.get(waiting.pop(), ()) if n not in behind and _kind(prompt[n]) not in CACHES]
+        behind |= set(fresh)
+        waiting += fresh
+    return found & behind
 
 
 def _kind(node: dict | None) -> str | None:

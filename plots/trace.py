@@ -21,7 +21,7 @@ __all__ = ["draw", "figures", "glance", "kinds", "summary", "title"]
 MOST_RUNS, MOST_AT_A_GLANCE = 12, 3
 WAITING = (
     "No sampling run yet: connect the latent of the sampler behind Apply Cache, so that Inspect waits for it. "
-    "Where it is connected, another Apply Cache between the two has taken this one's place."
+    "Where it is connected, the sampler is wired past this node's model, or another cache between the two has taken its place."
 )
 MOST_WORDS = 5
 """Of a key that has room beside a title; more are written in two lines, smaller."""

@@ -169,7 +169,7 @@ def advice(run: RunTrace) -> str:
         return f"Try {more}: {run.computed_fraction:.0%} of the work was done all the same."
     if run.speedup is not None and run.speedup - 1 < 0.3 * (possible - 1):
         if _disturbed(run):
-            return "Try it once more: some evaluations took over twice as long as others of their kind, so something else ran beside them."
+            return "Try it once more: some evaluations took over twice as long as a full one does, so something else ran beside them."
         larger = (
             "larger pictures or a larger batch" if run.automatic else "larger pictures, a larger batch or measure = off"
         )
@@ -189,7 +189,7 @@ def advice(run: RunTrace) -> str:
         return f"Try {less}{', or GOC, EOC or Taylor Policy to correct what is reused' if plain else ''}."
     if mean < CALM and any(site.name != MODEL.name for site in table.sites):
         return f"Try {more}: there is room for it."
-    if mean < CALM and len(run.full_steps()) <= LEAST:
+    if mean < CALM and named == "Forecast" and len(run.full_steps()) <= LEAST:
         return "Keep it if the picture holds: two computed steps are the least."
     if mean < CALM:  # of the whole network, whose errors go into the picture as they are
         return f"Try {more} if the picture holds, and compare with fewer steps: Sweep draws both."
@@ -224,6 +224,8 @@ def _to_skip_at_all(run: RunTrace, named: str) -> str:
     if run.evaluations <= FEW:
         return "Try 20 steps or more, or leave this model uncached: it is fast because it has no steps to spare."
     if any(DECLINED in note for note in run.notes):
+        if run.automatic:
+            return "Try to mend that."
         other = "FORA Policy, which serves every sampler" if named == "Forecast" else "Forecast Policy, which needs no prior and no adapter"  # fmt: skip
         return f"Try to mend that, or {other}."
     return "Try speedup 2." if run.automatic else "Try FORA Policy with interval 2, or Forecast Policy with speedup 2."
