@@ -89,13 +89,13 @@ class CacheRun:
             raise SettingError(
                 f"{policy.describe()}: changes is {shown(policy.changes)}; a trace knows {', '.join(KINDS)}"
             )
-        self.automatic, asked = policy.automatic, policy.describe()
+        automatic, asked = policy.automatic, policy.describe()
         self.remark = None if never else policy.remark(schedule)
         self.policy = policy = policy.prepared(schedule)
         self.total, self.measure, self.compiled = schedule.total, measure, compiled
         self.observers = tuple(observers)
         self.trace = trace or RunTrace(policy.describe(), schedule.total)
-        self.trace.measure, self.trace.store, self.trace.automatic = measure, codec.name, self.automatic
+        self.trace.measure, self.trace.store, self.trace.automatic = measure, codec.name, automatic
         if self.remark:
             self.trace.policy = policy.describe()
             self.trace.notes.append(self.remark)
@@ -195,7 +195,7 @@ class CacheRun:
         if self.observers or not out_of_memory(error):
             return False
         less = f"(store {self.store.codec.name!r} of Apply Cache; '8 bit' takes less, 'cpu' none of the device's)"
-        if self.automatic:
+        if self.trace.automatic:
             less = "(FORA Policy with scope 'whole network' keeps a few latents only)"
         self.forgo(f"memory ran out while keeping features {less}")
         return True
