@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from ..cache_core.sites import MODEL, STACK
@@ -157,7 +159,7 @@ def advice(run: RunTrace) -> str:
     if not _skipped(run):
         return _to_skip_at_all(run, named)
     table = Grid.of(run)
-    errors = table.true if np.isfinite(table.true).any() else table.estimated
+    errors = table.true if np.isfinite(table.true).any() else table.near
     if not np.isfinite(errors).any():
         if run.automatic:
             return "Try Compare for what it did cost."
@@ -166,7 +168,7 @@ def advice(run: RunTrace) -> str:
     if mean > TORN:
         return f"Try {less}: what is reused has little in common with what would be computed."
     if possible < LITTLE:
-        return f"Try {more}: {run.computed_fraction:.0%} of the work was done all the same."
+        return f"Try {_bound(run) or more}: {run.computed_fraction:.0%} of the work was done all the same."
     if run.speedup is not None and run.speedup - 1 < 0.3 * (possible - 1):
         if _disturbed(run):
             return "Try it once more: some evaluations took over twice as long as a full one does, so something else ran beside them."
@@ -213,6 +215,15 @@ def _turned(run: RunTrace) -> tuple[str, str, str]:
         return named, *PLAN
     more, less = KNOBS.get(named, ("a policy that skips more", "a policy that skips less"))
     return named, more, MILDEST.get(named, less) if f"{named} N=2 " in f"{run.policy} " else less
+
+
+def _bound(run: RunTrace) -> str | None:
+    """What keeps a policy from skipping as much as its own number says."""
+    if run.automatic:
+        return None
+    if run.policy.startswith("Budget "):
+        return "more megabytes in Memory Budget"
+    return "a start and an end further apart" if re.search(r", \d+% to \d+%", run.policy) else None
 
 
 def _disturbed(run: RunTrace) -> bool:

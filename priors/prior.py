@@ -213,9 +213,7 @@ class Prior:
         """Whether the two are the same but for their plans: means over the very same pictures."""
         alike = self.seeds == other.seeds and self.sites == other.sites and self.tables.keys() == other.tables.keys()
         return (
-            bool(self.seeds)
-            and alike
-            and all(_same(table, other.tables[name]) for name, table in self.tables.items())
+            bool(self.seeds) and alike and all(_same(table, other.tables[name]) for name, table in self.tables.items())
         )
 
     def _belongs(self, other: Prior) -> None:

@@ -616,7 +616,7 @@ class TestInspect:
         assert sampling(prompt("4"), "9", "latent") >= {"6", "4"}
         assert sampling(prompt("1"), "9", "latent") == set()
         assert "6" not in sampling(prompt("3"), "9", "latent")
-        assert "7" not in sampling(prompt("2"), "9", "latent")  # its latent comes from behind the cache, its model does not
+        assert "7" not in sampling(prompt("2"), "9", "latent")  # only its latent comes from behind the cache
         unknown = prompt("1")
         unknown["9"]["inputs"]["trace"] = ["4", 0]  # through a node that is none of ours
         assert sampling(unknown, "9", "latent") == {"1", "6", "7"}

@@ -139,6 +139,30 @@ class TestAdvice:
         )
         assert words.advice(run) == "Try a higher threshold: 95% of the work was done all the same."
 
+    @pytest.mark.parametrize(
+        ("policy", "what"),
+        [
+            ("FORA N=2 (aligned, 90% to 100%)", "a start and an end further apart"),
+            ("Budget 4 MiB on FORA N=3 (aligned, 0% to 90%)", "more megabytes in Memory Budget"),
+        ],
+    )
+    def test_what_binds_is_to_be_loosened(self, policy, what):
+        run = trace(20, lambda step, site: Action.REUSE if step == 19 else Action.COMPUTE, policy=policy)
+        assert words.advice(run) == f"Try {what}: 95% of the work was done all the same."
+
+    def test_errors_far_from_what_is_reused_say_nothing(self):
+        """The first third is rough, and computed already."""
+        run = trace(
+            12,
+            lambda step, site: Action.REUSE if step % 2 and step > 6 else Action.COMPUTE,
+            error=lambda step, site: None if step % 2 and step > 6 else 1.5 if step < 5 else 0.15,
+            policy="FORA N=2 (aligned, 50% to 100%)",
+        )
+        assert "0.900 on average" in words.summary(run)
+        assert words.advice(run) == (
+            "Try measure = truth in Apply Cache for the error that was really made, and a larger interval if the picture holds."
+        )
+
     def test_a_disturbed_run_is_to_be_repeated(self):
         run = trace(skipped=0.4)
         assert words.advice(run).startswith("Try larger pictures")
