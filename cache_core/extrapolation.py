@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -13,6 +13,9 @@ from .sites import Schedule
 COORDINATES = ("auto", "sigma", "log snr", "step")
 FLOW = ("FLOW", "FLUX", "IMG_TO_IMG_FLOW")
 """The host's names of predictions on a straight path, x = (1 - sigma) picture + sigma noise."""
+
+LEAP, GONE = 3.0, 0.02
+"""What noise falls by, in one step, where it leaps; and noise below which there is none to speak of."""
 
 
 def spread(total: int, count: int) -> tuple[int, ...]:
@@ -29,21 +32,42 @@ def widening(total: int, count: int) -> tuple[int, ...]:
     if count < 2:
         return (0,)
     first = min(max(total // count, min(total // 7, 5)), total - count + 1)
-    return (0, *(first + step for step in _sorted(spread(total - first, count - 1))))
+    return (0, *accumulate(_gaps(spread(total - first, count - 1)), initial=first))
 
 
 def front_loaded(total: int, count: int, power: float = 1.45) -> tuple[int, ...]:
-    """`count` of `total` steps, closer together at first, with the first and the last; no gap is shorter than one before."""
+    """`count` of `total` steps, closer together at first, with the first and the last.
+
+    No gap is shorter than one before, or more than twice as long as the one before: what goes on from two steps so far is
+    led astray by what is wrong between them.
+    """
     chosen: list[int] = []
     for i in range(count):
         wanted = round((total - 1) * (i / max(count - 1, 1)) ** power)
         chosen.append(max(wanted, chosen[-1] + 1 if chosen else 0))
-    return _sorted([min(step, total - count + i) for i, step in enumerate(chosen)])
+    gaps = _gaps([min(step, total - count + i) for i, step in enumerate(chosen)])
+    while leaps := [i for i, (before, after) in enumerate(pairwise(gaps)) if after > 2 * before]:
+        gaps[leaps[0]] += 1
+        gaps[leaps[0] + 1] -= 1
+        gaps.sort()
+    return tuple(accumulate(gaps, initial=0))
 
 
-def _sorted(steps: Sequence[int]) -> tuple[int, ...]:
-    """The same gaps between steps, the shortest first."""
-    return tuple(accumulate(sorted(b - a for a, b in pairwise(steps)), initial=0))
+def ending(shape: Callable[[int, int], tuple[int, ...]], total: int, count: int, last: int) -> tuple[int, ...]:
+    """`count` of `total` steps in a shape, but for so many last ones, which are all computed."""
+    return (*shape(total - last, count - last), *range(total - last, total))
+
+
+def leaping(sigmas: Sequence[float]) -> int:
+    """How many steps there are, of two, from the one on that takes the last noise away in a leap; 0 where it fades."""
+    levels = [max(sigma, GONE) for sigma in sigmas[-3:]]
+    leaps = [before >= LEAP * after for before, after in pairwise(levels)]
+    return leaps[::-1].index(True) + 1 if any(leaps) else 0
+
+
+def _gaps(steps: Sequence[int]) -> list[int]:
+    """Between steps, the shortest first."""
+    return sorted(after - before for before, after in pairwise(steps))
 
 
 def axis(schedule: Schedule, coordinate: str) -> tuple[float, ...]:

@@ -17,7 +17,18 @@ from torch import Tensor
 
 from ...errors import SettingError, shown
 from ..corrector import DEGREES, SAMPLERS, Corrector
-from ..extrapolation import COORDINATES, FLOW, axis, coefficients, front_loaded, resampled, spread, widening
+from ..extrapolation import (
+    COORDINATES,
+    FLOW,
+    axis,
+    coefficients,
+    ending,
+    front_loaded,
+    leaping,
+    resampled,
+    spread,
+    widening,
+)
 from ..knobs import Choice, Knob, Numbers, Steps, choice
 from ..samplers import MULTISTEP, NOISY, SEVERAL, among, told
 from ..sites import Action, Feature, Schedule, Site, Step
@@ -47,6 +58,9 @@ FEWEST_CORRECTED = 8
 
 DENSE = 0.3
 """The share of all steps that must be computed for it, too, of models of noise and velocity."""
+
+FINE, FINE_MULTISTEP = 40, 28
+"""Steps of a schedule so fine that the step before a leap of noise is worth computing, too, where so many are computed."""
 
 CURVATURES = (0.5, 1.0)
 """What a search tries as the gain of the second difference before it gives each step one of its own."""
@@ -141,14 +155,14 @@ class Forecast(CachePolicy):
         """This policy with its steps, coordinate and order settled for one schedule."""
         if self.misfit(schedule):
             return self._unplanned(schedule).prepared(schedule)
-        computed, gains, total = self.computed, self.gains, schedule.total
-        sigmas = self.sigmas
+        computed, gains, sigmas = self.computed, self.gains, self.sigmas
         if self._of_other_steps(schedule):
             (computed, gains), sigmas = resampled(computed, gains, sigmas, schedule.sigmas), schedule.sigmas
         flow = schedule.prediction in FLOW
         several = any(part in schedule.sampler for part in MULTISTEP)
-        shape = front_loaded if flow else spread if several else widening
-        computed = computed or shape(total, self.count(total))
+        if not computed:
+            shape, count = front_loaded if flow else spread if several else widening, self.count(schedule.total)
+            computed = ending(shape, schedule.total, count, 0 if flow else self._last(schedule, count, several))
         coordinate = self.coordinate
         if coordinate == "auto":
             # Log SNR begins far away: it serves the later steps only where the first ones are all computed.
@@ -171,6 +185,16 @@ class Forecast(CachePolicy):
         }
         return replace(self, **settled, places=axis(schedule, coordinate))
 
+    @staticmethod
+    def _last(schedule: Schedule, count: int, several: bool) -> int:
+        """How many steps at the end are all computed where noise leaps there, of models of noise and velocity."""
+        leaps = leaping(schedule.sigmas)
+        if not leaps or schedule.sampler not in SAMPLERS or not _dense(schedule, count):
+            return 0
+        if schedule.total < (FINE_MULTISTEP if several else FINE):
+            return int(leaps == 1)
+        return max(leaps + several, 2)
+
     def _of_other_steps(self, schedule: Schedule) -> bool:
         """Whether the plan is for other steps over the same noise."""
         known = bool(self.sigmas and schedule.sigmas)
@@ -191,8 +215,8 @@ class Forecast(CachePolicy):
         if self.corrector != "auto":
             return self.corrector if self.corrector in self._correctors(schedule) else "off"
         flow = schedule.prediction in FLOW
-        enough = count >= FEWEST_CORRECTED and (flow or count >= DENSE * schedule.total)
-        found = "linear" if flow and schedule.cfg == 1 else "quadratic" if enough else "off"
+        enough = "quadratic" if _dense(schedule, count) else "off"
+        found = "linear" if flow and schedule.cfg == 1 else enough
         return found if count < schedule.total and found in self._correctors(schedule) else "off"
 
     def count(self, total: int) -> int:
@@ -311,6 +335,11 @@ class Forecast(CachePolicy):
         corrected = f"{self.corrector} corrector" if self.corrector in DEGREES else ""
         parts = (f"Forecast, {len(self.computed)} computed", f"{kind} {axis}".strip(), corrected)
         return ", ".join(part for part in parts if part)
+
+
+def _dense(schedule: Schedule, count: int) -> bool:
+    """Whether a picture of which so many steps are computed is near enough to its own path."""
+    return count >= FEWEST_CORRECTED and (schedule.prediction in FLOW or count >= DENSE * schedule.total)
 
 
 def _plannable(sigmas: tuple[float, ...]) -> bool:

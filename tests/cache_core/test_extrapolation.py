@@ -2,7 +2,16 @@ import math
 from itertools import pairwise
 
 import pytest
-from priorcache.cache_core.extrapolation import axis, coefficients, front_loaded, resampled, spread, widening
+from priorcache.cache_core.extrapolation import (
+    axis,
+    coefficients,
+    ending,
+    front_loaded,
+    leaping,
+    resampled,
+    spread,
+    widening,
+)
 from priorcache.cache_core.sites import Schedule
 
 
@@ -77,6 +86,28 @@ def test_where_steps_are_fine_the_first_gap_is_longer():
     assert widening(50, 25)[:5] == (0, 5, 6, 7, 9)
 
 
+def test_an_ending_computes_the_last_steps():
+    assert ending(spread, 50, 25, 2) == (*spread(48, 23), 48, 49)
+    assert ending(spread, 50, 25, 0) == spread(50, 25)
+    assert ending(widening, 28, 28, 3) == tuple(range(28))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "end", "leaps"),
+    [
+        ("ddim_uniform", (0.1469, 0.0826, 0.0148, 0.0), 2),
+        ("normal", (0.2546, 0.1340, 0.0100, 0.0), 2),
+        ("simple", (0.2053, 0.1405, 0.0762, 0.0), 1),
+        ("beta", (0.1566, 0.0891, 0.0369, 0.0), 0),
+        ("karras", (0.0223, 0.0151, 0.0100, 0.0), 0),
+        ("stopped early", (0.9, 0.8, 0.7, 0.6), 0),
+        ("unknown", (), 0),
+    ],
+)
+def test_whether_noise_leaps_at_the_end(scheduler, end, leaps):
+    assert leaping(end) == leaps
+
+
 @pytest.mark.parametrize("total", [9, 20, 28, 50])
 def test_front_loaded_steps_only_grow_apart(total):
     for count in range(2, total + 1):
@@ -85,6 +116,7 @@ def test_front_loaded_steps_only_grow_apart(total):
         assert (len(chosen), chosen[0], chosen[-1]) == (count, 0, total - 1)
         assert gaps == sorted(gaps)
         assert min(gaps) >= 1
+        assert all(after <= 2 * before for before, after in pairwise(gaps))
 
 
 def test_axes():

@@ -105,6 +105,11 @@ def test_the_fewer_steps_the_straighter(prediction, sampler, speedup, order, cur
     assert ready.prepared(schedule) == ready
 
 
+def fading(total: int) -> tuple[float, ...]:
+    """Noise levels of which none is left to the last step."""
+    return (*(10 * 0.001 ** (i / (total - 1)) for i in range(total)), 0.0)
+
+
 @pytest.mark.parametrize(
     ("prediction", "sampler", "computed"),
     [
@@ -114,8 +119,47 @@ def test_the_fewer_steps_the_straighter(prediction, sampler, speedup, order, cur
     ],
 )
 def test_which_steps_without_a_plan(prediction, sampler, computed):
-    schedule = Schedule(20, tuple(range(20, -1, -1)), sampler, prediction)
+    schedule = Schedule(20, fading(20), sampler, prediction)
     assert Forecast(2.5).prepared(schedule).computed == computed
+
+
+@pytest.mark.parametrize(("total", "speedup"), [(28, 3.0), (24, 3.0), (20, 2.8)])
+def test_a_flow_is_not_extrapolated_three_times_as_far_as_it_is_known(total, speedup):
+    computed = Forecast(speedup).prepared(Schedule(total, fading(total), "euler", "FLOW")).computed
+    assert computed[:4] == (0, 2, 4, 7)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "sampler", "total", "speedup", "end"),
+    [
+        ("EPS", "euler", 50, 2.0, (45, 47, 48, 49)),
+        ("V_PREDICTION", "euler", 50, 4.0, (41, 46)),
+        ("EPS", "euler", 28, 2.0, (25, 27)),
+        ("EPS", "dpmpp_2m", 28, 2.0, (23, 25, 26, 27)),
+        ("EPS", "dpmpp_2m", 28, 3.5, (21, 25)),
+        ("EPS", "dpmpp_2m", 20, 2.0, (16, 18)),
+        ("EPS", "ipndm", 50, 2.0, (46, 48)),
+        ("FLOW", "euler", 50, 2.0, (46, 49)),
+        ("EPS", "euler", 50, 1.0, (48, 49)),
+    ],
+)
+def test_the_last_of_fine_steps_are_computed_where_noise_leaps(prediction, sampler, total, speedup, end):
+    leaps = (*(0.1 * (total - i) for i in range(total - 1)), 0.01, 0.0)  # 0.2, then none to speak of
+    computed = Forecast(speedup).prepared(Schedule(total, leaps, sampler, prediction)).computed
+    assert len(computed) == int(total / speedup)
+    assert computed[-len(end) :] == end
+
+
+@pytest.mark.parametrize(
+    ("total", "speedup", "end"), [(20, 2.0, (17, 19)), (20, 3.0, (13, 17)), (50, 2.0, (45, 47, 48, 49))]
+)
+def test_the_last_step_is_computed_where_much_noise_is_left_to_it(total, speedup, end):
+    evenly = tuple(0.1 * (total - i) for i in range(total + 1))
+    assert Forecast(speedup).prepared(Schedule(total, evenly, "euler", "EPS")).computed[-len(end) :] == end
+
+
+def test_where_noise_fades_the_last_steps_are_as_the_others():
+    assert Forecast(2.0).prepared(Schedule(50, fading(50), "dpmpp_2m", "EPS")).computed == tuple(range(0, 50, 2))
 
 
 @pytest.mark.parametrize(("prediction", "sampler", "cfg", "speedup", "corrector"), [
