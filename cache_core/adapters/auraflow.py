@@ -52,7 +52,13 @@ class AuraFlowAdapter(Adapter):
 
 @returns("c", "x")
 def double_block(
-    self: nn.Module, branch: Branch, c: Tensor, x: Tensor, global_cond: Tensor, transformer_options: dict, **_
+    self: nn.Module,
+    branch: Branch,
+    c: Tensor,
+    x: Tensor,
+    global_cond: Tensor,
+    transformer_options: dict | None = None,
+    **_,
 ) -> tuple[Tensor, Tensor]:
     from comfy.ldm.aura.mmdit import modulate
 
@@ -62,7 +68,7 @@ def double_block(
     def attention(x: Tensor) -> Tensor:
         of_txt = modulate(self.normC1(c), c_shift_a, c_scale_a)
         of_img = modulate(self.normX1(x), x_shift_a, x_scale_a)
-        return torch.cat(self.attn(of_txt, of_img, transformer_options=transformer_options), dim=1)
+        return torch.cat(self.attn(of_txt, of_img, transformer_options=transformer_options or {}), dim=1)
 
     def txt_mlp(c: Tensor) -> Tensor:
         return self.mlpC(modulate(self.normC2(c), c_shift_m, c_scale_m))
@@ -80,14 +86,14 @@ def double_block(
 
 @returns("cx")
 def single_block(
-    self: nn.Module, branch: Branch, cx: Tensor, global_cond: Tensor, transformer_options: dict, **_
+    self: nn.Module, branch: Branch, cx: Tensor, global_cond: Tensor, transformer_options: dict | None = None, **_
 ) -> Tensor:
     from comfy.ldm.aura.mmdit import modulate
 
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modCX(global_cond).chunk(6, dim=1)
 
     def attention(cx: Tensor) -> Tensor:
-        return self.attn(modulate(self.norm1(cx), shift_a, scale_a), transformer_options=transformer_options)
+        return self.attn(modulate(self.norm1(cx), shift_a, scale_a), transformer_options=transformer_options or {})
 
     def mlp(cx: Tensor) -> Tensor:
         return self.mlp(modulate(self.norm2(cx), shift_m, scale_m))

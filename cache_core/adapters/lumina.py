@@ -40,9 +40,9 @@ def joint_transformer_block(
     x: Tensor,
     x_mask: Tensor | None,
     freqs_cis: Tensor,
-    adaln_input: Tensor,
-    transformer_options: dict,
+    adaln_input: Tensor | None = None,
     timestep_zero_index: list[tuple[int, int]] | None = None,
+    transformer_options: dict | None = None,
 ) -> Tensor:
     from comfy.ldm.lumina.model import apply_gate, clamp_fp16, modulate
 
@@ -52,7 +52,7 @@ def joint_transformer_block(
 
     def attention(x: Tensor) -> Tensor:
         modulated = modulate(self.attention_norm1(x), scale_a, regions)
-        out = self.attention(modulated, x_mask, freqs_cis, transformer_options=transformer_options)
+        out = self.attention(modulated, x_mask, freqs_cis, transformer_options=transformer_options or {})
         return self.attention_norm2(clamp_fp16(out))
 
     def mlp(x: Tensor) -> Tensor:

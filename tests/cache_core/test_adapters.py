@@ -1,5 +1,6 @@
 """The contract of every adapter: stock blocks are the reference. The networks come from `tests/architectures`."""
 
+import inspect
 import itertools
 from dataclasses import dataclass
 from functools import cache
@@ -106,6 +107,20 @@ def test_the_equation_with_nothing_reused_equals_the_stock_block(case):
     with overridden(equations):
         ours = network(**inputs(0))
     assert_close(ours, stock)
+
+
+def test_the_equation_does_without_what_the_host_does_without(case):
+    """Other nodes call blocks themselves, and leave out what may be left out."""
+    network, _, adapter = case
+    for block in {block.kind: block for block in adapter.blocks(network)}.values():
+        ours = inspect.signature(block.equation).parameters
+        theirs = [
+            p for p in inspect.signature(block.module.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
+        ]
+        optional = [p.name for p in theirs if p.default is not p.empty]
+        assert [name for name in optional if ours[name].default is inspect.Parameter.empty] == []
+        positional = [p.name for p in theirs if p.name not in optional]
+        assert list(ours)[2 : 2 + len(positional)] == positional
 
 
 @dataclass(frozen=True)
