@@ -52,7 +52,10 @@ def _stateful(schedule: Schedule) -> str | None:
 
 
 def _rising(schedule: Schedule) -> str | None:
-    if len(schedule.sigmas) < 2 or schedule.sigmas[0] >= schedule.sigmas[-1]:
+    last = next(
+        (sigma for sigma in reversed(schedule.sigmas) if sigma > 0), 0.0
+    )  # some that rise say 0 behind their end
+    if len(schedule.sigmas) < 2 or schedule.sigmas[0] >= last:
         return None
     return "the noise of this schedule rises, and every policy counts on less noise from step to step"
 
@@ -269,7 +272,8 @@ class CacheRun:
         first, name = self._strayed[0], self.policy.describe()
         if len(self._strayed) == self.evaluations - first:
             return f"{name} computed everything from evaluation {first} on: the sampler leaves its schedule."
-        return f"{name} computed {len(self._strayed)} evaluations at which the sampler was not where its schedule says."
+        strayed = f"{len(self._strayed)} evaluation{'s'[: len(self._strayed) > 1]}"
+        return f"{name} computed {strayed} at which the sampler was not where its schedule says."
 
     def _moves(self) -> str | None:
         """That much was new at every evaluation, in words."""
@@ -357,7 +361,9 @@ class Forward:
         run = self.run
         try:
             past = run.store.get(site, self.streams)[: run.policy.history]  # observers may keep more
-            if not past:
+            if not past or (
+                site not in (MODEL, STACK) and len(past[0].value) != len(x)
+            ):  # another node runs some rows only
                 return None, None
             out = run.policy.reuse(self.step, site, past)
             if out is not past[0].value:

@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from torch import nn
 
-from ..cache_core.adapters import Adapter, adapter_for, installed, misfit, sites_of, unwrapped
+from ..cache_core.adapters import Adapter, adapter_for, installed, misfit, sites_of, unbroken_graph, unwrapped
 from ..cache_core.codecs import CODECS
 from ..cache_core.extrapolation import FLOW
 from ..cache_core.policies import CachePolicy
@@ -34,6 +34,8 @@ KINDS = (
     WrappersMP.APPLY_MODEL,
 )
 COMPILE, COMPILE_SETTINGS = "torch.compile", "torch_compile_kwargs"  # comfy_api.torch_helpers names them so
+MOVING = "SpotDiffusion"
+"""The class of the one kind of tiles in ComfyUI-TiledDiffusion that never lie where they were before."""
 
 
 def detach(model):
@@ -59,8 +61,10 @@ def attach(
     observers = tuple(observers)
     refuse_rivals(model.model_options, model.wrappers, KEY)
     network = unwrapped(model.model.diffusion_model)
-    reason = misfit(network)
-    if adapter_for(network) is None and not reason and policy.level != "model" and policy.history:
+    kind, there = "diffusion_model.__class__", type(model.model.diffusion_model)
+    known = kind not in model.object_patches and model.get_model_object(kind) is there
+    reason = misfit(network) if known else None  # else it is not yet, or still, what another node makes of it
+    if known and adapter_for(network) is None and not reason and policy.level != "model" and policy.history:
         raise CacheError(
             f"{policy.describe()} reuses single branches, and PriorCache has no adapter for {type(network).__name__}. "
             "Use Forecast Policy or PriorCache (auto), which serve every model, or FORA Policy with scope 'whole network'."
@@ -84,6 +88,7 @@ def attach(
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
         parts = parts_of(guider, noise.shape)
         unbroken = bool((guider.model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph"))
+        unbroken |= unbroken_graph(guider.model_patcher.get_model_object("diffusion_model"))
         schedule = schedule_of(guider.model_patcher, sampler, sigmas, guidance_of(guider), unbroken)
         schedule = informed(schedule, guider.model_patcher, policy, parts, CODECS[store])
         run = CacheRun(
@@ -109,7 +114,11 @@ def attach(
         if expected and policy.history:
             log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
         on_device = expected if run.store.codec.on_device else bytes_aside(guider.model_patcher, run, parts)
-        options[RUN] = _Sampling(run, sigmas.tolist(), len(noise), on_device)
+        if type(guider.model_options.get("model_function_wrapper")).__name__ == MOVING:
+            run.decline(
+                f"the tiles of {MOVING} move at every step; MultiDiffusion and Mixture of Diffusers leave them in place"
+            )
+        options[RUN] = _Sampling(run, sigmas.tolist(), noise, on_device)
         if run.corrector and callback:
             callback = _uncorrected(callback, run, denoise_mask)
         complete = False
@@ -122,7 +131,7 @@ def attach(
             run.close(complete)
             for note in run.trace.notes:
                 (log.info if note == run.remark else log.warning)(note)
-            if trace is not None and run.trace.moments:
+            if trace is not None and (run.trace.moments or run.trace.notes):
                 trace.add(run.trace)
 
     wrappers = (outer_sample, _prepare_sampling, _predict_noise, _calc_cond_batch, _apply_model)
@@ -149,9 +158,25 @@ class _Sampling:
     One object, because dicts in transformer_options are copied at every call.
     """
 
-    def __init__(self, run: CacheRun, sigmas: list[float], rows: int, reserve: int):
-        self.run, self.sigmas, self.rows, self.reserve, self.guider = run, sigmas, rows, reserve, None
+    def __init__(self, run: CacheRun, sigmas: list[float], noise: torch.Tensor, reserve: int):
+        self.run, self.sigmas, self.rows, self.reserve, self.guider = run, sigmas, len(noise), reserve, None
+        self._shape = None if noise.is_nested else noise.shape
         self._adapters: dict[nn.Module, Adapter | None] = {}
+
+    def begins(self, x: torch.Tensor) -> None:
+        """Before an evaluation of x: one of a part of the picture is not the same function from step to step."""
+        if self._shape not in (None, x.shape) and not self.run.declined:
+            self.run.decline(
+                "the sampler calls the model for parts of the picture (tiles), which cannot be told apart here"
+            )
+
+    def under_way(self) -> bool:
+        """Whether an evaluation is; a guider of another node may go past what tells where one begins."""
+        if not self.run.evaluations and not self.run.declined:
+            self.run.decline(
+                "the guider of another node calls the model in a way of its own, so that steps cannot be told apart"
+            )
+        return self.run.evaluations > 0
 
     def adapter(self, network: nn.Module) -> Adapter | None:
         """As it stands when the network first runs; one that another node took apart has none and is computed."""
@@ -181,7 +206,8 @@ def _prepare_sampling(executor, model, noise_shape, conds, *args, model_options=
     sampling = _run_of((model_options or {}).get("transformer_options"))
     if sampling is not None and sampling.reserve:
         one = model.model.memory_required([1, *noise_shape[1:]])
-        noise_shape = [noise_shape[0] + math.ceil(sampling.reserve / one), *noise_shape[1:]]
+        more = math.ceil(sampling.reserve / one) if one > 0 else 0  # a node may set the host's factor to 0
+        noise_shape = [noise_shape[0] + more, *noise_shape[1:]]
     return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
 
 
@@ -190,6 +216,7 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):  # noqa:
     if sampling is None:
         return executor(x, timestep, model_options, seed)
     sigma, sampling.guider = float(timestep.flatten()[0]), executor.class_obj
+    sampling.begins(x)
     with sampling.run.evaluation(sigma, sampling.progress(sigma)):
         return sampling.run.guided(x, executor(x, timestep, model_options, seed))
 
@@ -197,7 +224,11 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):  # noqa:
 def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     options = model_options.get("transformer_options", {})
     sampling = _run_of(options)
-    if sampling is None or not (sampling.run.policy.level == "model" or sampling.run.observers):
+    if (
+        sampling is None
+        or not (sampling.run.policy.level == "model" or sampling.run.observers)
+        or not sampling.under_way()
+    ):
         return executor(model, conds, x_in, timestep, model_options)
     sigma, known = timestep.flatten()[0], sampling.run.step.sigma
     if sampling.guider is not None:
@@ -260,7 +291,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     sampling = _run_of(transformer_options)
-    if sampling is None or not sampling.run.wants_branches:
+    if sampling is None or not sampling.run.wants_branches or not sampling.under_way():
         return host()
     network = unwrapped(executor.class_obj.diffusion_model)
     sampling.run.compiled |= network is not executor.class_obj.diffusion_model

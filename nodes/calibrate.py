@@ -112,7 +112,8 @@ def calibrated(
 def subject(model, sampling: Sampling | None = None) -> Subject:
     """What a prior of this MODEL belongs to, sampled so. The fingerprint covers names and shapes, so that LoRA and dtype do not matter."""
     network = unwrapped(model.model.diffusion_model)
-    shapes = sorted(f"{k}{tuple(v.shape)}" for k, v in network.state_dict().items() if k.endswith((".weight", ".bias")))
+    named = network.named_parameters(remove_duplicate=False)  # a state dict of GGUF tells of packed bytes
+    shapes = sorted(f"{k}{tuple(v.shape)}" for k, v in named if k.endswith((".weight", ".bias")))
     geometry = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
     own = (type(network).__name__, geometry, model.model.model_type.name)
     if sampling is None:

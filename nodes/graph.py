@@ -5,7 +5,7 @@ from __future__ import annotations
 CACHES = ("PriorCacheApply", "PriorCacheAuto")
 """Nodes that attach a cache; of two in a row, the later one takes the place of the other."""
 RESULTS = ("LATENT", "IMAGE", "MASK", "CONDITIONING")
-"""What one sampler hands to the next, which need not have the same cache."""
+"""What one sampler hands to the next, which need not have the same cache where it has a model of its own."""
 
 
 def upstream(prompt: dict | None, node: str | None, entry: str) -> set[str] | None:
@@ -31,8 +31,10 @@ def sampling(prompt: dict | None, node: str | None, entry: str, trace: str = "tr
 
     following: dict[str, list[str]] = {}
     for name in found:
-        for before, output in _links(prompt[name]):
-            if _carried(prompt.get(before), output) not in RESULTS and _kind(prompt[name]) not in CACHES:
+        links = [(before, _carried(prompt.get(before), output)) for before, output in _links(prompt[name])]
+        passed = RESULTS if any(kind == "MODEL" for _, kind in links) else ()
+        for before, kind in links:
+            if kind not in passed and _kind(prompt[name]) not in CACHES:
                 following.setdefault(before, []).append(name)
     behind, waiting = {source[0]}, [source[0]]
     while waiting:  # down from the cache, into no other one

@@ -20,7 +20,8 @@ __all__ = ["draw", "figures", "glance", "kinds", "summary", "title"]
 
 MOST_RUNS, MOST_AT_A_GLANCE = 12, 3
 WAITING = (
-    "No sampling run yet: connect the latent of the sampler behind Apply Cache, so that Inspect waits for it. "
+    "No sampling run yet: connect the latent of the sampler behind Apply Cache, so that Inspect waits for it (where a node gives images only, "
+    "the latent of VAE Encode behind it). "
     "Where it is connected, the sampler is wired past this node's model, or another cache between the two has taken its place."
 )
 MOST_WORDS = 5

@@ -45,7 +45,8 @@ def summary(run: RunTrace, prior: Prior | None = None) -> str:
     that the run followed, one of what was promised.
     """
     if not run.moments:
-        return f"{run.policy}, {run.about}: the run was stopped before its first evaluation."
+        nothing = "no evaluation was seen" if run.complete else "the run was stopped before its first evaluation"
+        return " ".join((f"{run.policy}, {run.about}: {nothing}.", *run.notes))
     plan = followed(prior, run.record) if prior is not None else None
     said = [happened(run), *([promised(plan)] if plan else []), explained(run), advice(run)]
     if not run.complete:

@@ -33,11 +33,13 @@ def host_name() -> str:
     return f"ComfyUI {__version__}"
 
 
-def unlike(architecture: str, found: str) -> str:
+def unlike(architecture: str, found: str, block: nn.Module | None = None) -> str:
     """Why an adapter disables itself, and what still works."""
+    packs = ("comfy", __name__.partition(".")[0])
+    theirs = block is not None and type(block).__module__.partition(".")[0] not in packs
     return (
-        f"the {architecture} block of {host_name()} is not the one known here ({found}); Forecast Policy, and FORA "
-        "Policy with scope 'whole network', still speed this model up"
+        f"the {architecture} block of {'another node' if theirs else host_name()} is not the one known here ({found}); "
+        "Forecast Policy, and FORA Policy with scope 'whole network', still speed this model up"
     )
 
 
@@ -97,6 +99,12 @@ def compiled(network: nn.Module) -> bool:
     """Whether torch.compile has to do with a network or a part of it."""
     in_place = any(getattr(m, "_compiled_call_impl", None) is not None for m in network.modules())
     return in_place or unwrapped(network) is not network or bool(_wrapped(network))
+
+
+def unbroken_graph(network: nn.Module) -> bool:
+    """Whether torch.compile was told of a network or a part of it, to make one graph without breaks."""
+    parts = [network, *(child for _, _, child in _wrapped(unwrapped(network)))]
+    return any(getattr(getattr(part, "dynamo_ctx", None), "fullgraph", False) for part in parts)
 
 
 def _wrapped(network: nn.Module) -> list[tuple[dict[str, nn.Module], str, nn.Module]]:
@@ -244,7 +252,10 @@ class Routes:
         return [(module, noting(module, place)) for place, module in enumerate(modules)]
 
     def _note(self, site: Site, outs: list[Tensor]) -> None:
-        joined = len(outs) > 1 and self.holds(site)
+        run, joined = self.cache.run, len(outs) > 1 and self.holds(site)
+        if joined and len({len(out) for out in outs}) > 1 and not run.observers:
+            run.decline("another node runs some of the pictures through a part of the blocks of this model")
+            return
         self.cache.computed(site, torch.cat(outs, dim=1) if joined else outs[0])
 
     def _mark(self, marks: list[tuple[Site, Mark]], outs: list[Tensor]) -> None:
@@ -309,12 +320,13 @@ class Routes:
             worst = _difference(block.equation(block.module, computing, *args, **kwargs), expected)
         except (*MISFITS, RuntimeError, MemoryError) as error:
             if not run.survives(error):
-                run.decline(unlike(architecture, str(error)))
+                run.decline(unlike(architecture, str(error), block.module))
             return
         finally:
             self.cache = cache
         if not worst < tolerance(expected):
-            run.decline(unlike(architecture, f"it computes something else, by a relative difference of {worst:.1e}"))
+            found = f"it computes something else, by a relative difference of {worst:.1e}"
+            run.decline(unlike(architecture, found, block.module))
 
 
 def _copied(args: tuple, kwargs: dict) -> tuple[list, dict]:

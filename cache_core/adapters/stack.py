@@ -55,15 +55,18 @@ class Stack:
         routes, equation = self.routes, block.equation
         names = list(inspect.signature(equation).parameters)[2:]  # after the module and what takes the branches
         places = [(names.index(name), name) for name in equation.returns]
+        picture = equation.returns.index(equation.picture)
 
         def passing(*args, **kwargs):
-            if routes.declined(kwargs):
-                return routes.originals[block.module](*args, **kwargs)
             out = [args[place] if place < len(args) else kwargs[name] for place, name in places]
+            if block is routes.blocks[0] and len(out[picture]) != len(self.output):  # another node runs some rows only
+                self.output = None
+            if self.output is None or routes.declined(kwargs):
+                return routes.originals[block.module](*args, **kwargs)
             if block is self.last:
                 truth = routes.cache.run.measure == "truth"
                 exact = routes.originals[block.module](*args, **kwargs) if truth else None
-                out[equation.returns.index(equation.picture)] = self._replace(exact)
+                out[picture] = self._replace(exact)
             return tuple(out) if len(out) > 1 else out[0]
 
         return passing

@@ -114,14 +114,24 @@ def test_a_corrector_does_not_take_guidance_that_begins_with_nothing_for_the_pat
     assert run.corrector.said == ("forgets", "forgets", "forgets", 2)
 
 
-def test_a_sampler_that_leaves_its_schedule_for_a_while_is_told_of_by_number():
+@pytest.mark.parametrize(("astray", "told"), [((4, 5), "2 evaluations"), ((4,), "1 evaluation")])
+def test_a_sampler_that_leaves_its_schedule_for_a_while_is_told_of_by_number(astray, told):
     run = CacheRun(Forecast(2.0, corrector="off"), Schedule(12))
     for i in range(12):
-        with run.evaluation(12.0 - i, (i + (i in (4, 5))) / 12):
+        with run.evaluation(12.0 - i, (i + (i in astray)) / 12):
             run.next_forward([(0, "a")]).branch(MODEL, lambda x: x, torch.ones(1, 1))
     run.close(complete=True)
     (note,) = run.trace.notes
-    assert note.endswith(" computed 2 evaluations at which the sampler was not where its schedule says.")
+    assert note.endswith(f" computed {told} at which the sampler was not where its schedule says.")
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "rises"),
+    [((0.0, 1.0, 2.0, 3.0), True), ((0.0, 1.0, 2.0, 0.0), True), ((3.0, 2.0, 1.0, 0.0), False), ((1.0, 0.0), False), ((0.0, 0.0), False)],
+)  # fmt: skip
+def test_noise_that_rises_is_told_though_a_schedule_says_nothing_behind_its_end(sigmas, rises):
+    run = CacheRun(ALIGNED, Schedule(len(sigmas) - 1, sigmas))
+    assert ("the noise of this schedule rises" in (run.declined or "")) == rises
 
 
 @pytest.mark.parametrize(("places", "told"), [(1, False), (10, False), (40, True)])

@@ -197,6 +197,16 @@ def test_an_unbroken_graph_has_no_room_for_decisions(host, model):
         host.sample(host.attach(by_block(model, fullgraph=True), ALIGNED))
 
 
+def test_an_unbroken_graph_of_a_node_that_tells_the_host_nothing(host, model):
+    """As WaveSpeed's and TeaCache's compile nodes, which put the compiled network in its place themselves."""
+    theirs = model.clone()
+    theirs.add_object_patch(
+        "diffusion_model", torch.compile(model.model.diffusion_model, backend="eager", fullgraph=True)
+    )
+    with pytest.raises(host.node.CacheError, match="fullgraph off"):
+        host.sample(host.attach(theirs, ALIGNED))
+
+
 def test_in_an_unbroken_graph_auto_takes_the_whole_network(host, model):
     """Where noise is added, it takes single branches otherwise. The host's attention itself cannot be compiled so here."""
     trace, compiled = Trace(), model.clone()

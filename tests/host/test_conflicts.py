@@ -1,8 +1,10 @@
 """Beside other nodes that reach into the same model: one clear error, or a coexistence that is told."""
 
 import functools
+import itertools
 
 import pytest
+import subjects
 import torch
 from matrix import levels
 from priorcache.cache_core.policies import FORA, Full
@@ -16,6 +18,18 @@ LEVELS = pytest.mark.parametrize("policy", [ALIGNED, NETWORK], ids=["branches", 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
+
+
+def guided(host, kind, model, sampler=None) -> torch.Tensor:
+    """What a guider of this kind samples."""
+    guider = kind(model)
+    guider.set_conds(*[host.dit.conditioning(torch.tensor([1, 2]))] * (1 + (kind is host.comfy.samplers.CFGGuider)))
+    latent = torch.zeros(2, 3, 16, 16)
+    with torch.inference_mode():
+        noise = host.comfy.sample.prepare_noise(latent, 0)
+        sigmas = host.comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 6)
+        sampler = sampler or host.comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True)
 
 
 def hosts_cache(name: str, model, threshold: float = 0.2):
@@ -159,6 +173,54 @@ class TestOtherPacks:
         assert torch.equal(host.sample(host.attach(theirs, ALIGNED, trace)), host.sample(theirs))
         assert "rearranges the rows" in trace.runs[0].notes[0]
 
+    @levels()
+    def test_that_guide_in_a_way_of_their_own_are_computed(self, host, model, policy):
+        """As NAG's guider, which goes past what tells where an evaluation begins."""
+        from comfy_extras.nodes_custom_sampler import Guider_Basic
+
+        class Past(Guider_Basic):
+            def __call__(self, *args, **kwargs):
+                return self.predict_noise(*args, **kwargs)
+
+        trace = Trace()
+        assert torch.equal(guided(host, Past, host.attach(model, policy, trace)), guided(host, Guider_Basic, model))
+        (run,) = trace.runs
+        assert (run.moments, len(run.notes)) == ([], 1)
+        assert "a way of its own" in run.notes[0]
+
+    @levels()
+    def test_that_sample_tile_by_tile_are_computed(self, host, model, policy):
+        """As ClownOptions Tile of RES4LYF: the sampler itself calls the model for one half after the other."""
+        from comfy.samplers import KSAMPLER
+
+        def sample_tiles(model, x, sigmas, extra_args=None, callback=None, disable=None):
+            for sigma, after in itertools.pairwise(sigmas):
+                at = sigma * x.new_ones(len(x))
+                whole = torch.cat([model(half, at, **extra_args) for half in x.chunk(2, dim=-1)], dim=-1)
+                x = whole + (x - whole) / sigma * after
+            return x
+
+        trace, tiles = Trace(), KSAMPLER(sample_tiles)
+        cached = guided(host, host.comfy.samplers.CFGGuider, host.attach(model, policy, trace), tiles)
+        assert torch.equal(cached, guided(host, host.comfy.samplers.CFGGuider, model, tiles))
+        assert "tiles" in trace.runs[0].notes[0]
+
+    @levels()
+    def test_whose_tiles_move_are_computed(self, host, model, policy):
+        class SpotDiffusion:
+            def __call__(self, apply_model, args):
+                return passing(apply_model, args)
+
+        theirs, trace = model.clone(), Trace()
+        theirs.set_model_unet_function_wrapper(SpotDiffusion())
+        assert torch.equal(host.sample(host.attach(theirs, policy, trace)), host.sample(model))
+        assert "SpotDiffusion move" in trace.runs[0].notes[0]
+
+    def test_that_set_the_hosts_memory_factor_to_nothing(self, host, model):
+        theirs = model.clone()
+        theirs.add_object_patch("memory_usage_factor", 0.0)
+        assert torch.equal(host.sample(host.attach(theirs, ALIGNED)), host.sample(host.attach(model, ALIGNED)))
+
     def test_that_skip_the_blocks_under_an_unknown_name_make_the_cache_decline(self, host, model):
         """As TeaCache does: from the third call on, the network gives back what it gave before."""
         calls, kept = [], []
@@ -233,6 +295,70 @@ class TestReplacedBlocks:
         assert trace.runs[0].computed_fraction == 0.5
 
 
+class TestReplacedNetworks:
+    """As RES4LYF's patchers, which give the network another class; the host leaves it until the next model is loaded."""
+
+    @staticmethod
+    def reclassed(model):
+        class Theirs(type(model.model.diffusion_model)):
+            pass
+
+        theirs = model.clone()
+        theirs.add_object_patch("diffusion_model.__class__", Theirs)
+        return theirs
+
+    def test_are_no_reason_to_refuse_the_one_they_were_made_of(self, host, model, monkeypatch):
+        expected = host.sample(host.attach(model, ALIGNED))
+        host.sample(self.reclassed(model))
+        monkeypatch.setattr(host.node, "adapter_for", lambda network: None)  # their class has none
+        patched = host.attach(model, ALIGNED)
+        monkeypatch.undo()
+        assert torch.equal(host.sample(patched), expected)
+
+    @pytest.mark.parametrize("sampled", [False, True])
+    def test_are_computed_where_they_are_unknown(self, host, model, monkeypatch, sampled):
+        theirs, trace = self.reclassed(model), Trace()
+        stock = host.sample(theirs)
+        if not sampled:
+            host.sample(model)
+        monkeypatch.setattr(host.node, "adapter_for", lambda network: None)
+        assert torch.equal(host.sample(host.attach(theirs, ALIGNED, trace)), stock)
+        assert "replaced the blocks" in trace.runs[0].notes[0]
+
+
+class TestSomeRows:
+    def test_of_a_block_are_not_taken_for_all(self, host, tmp_path):
+        """Skip-layer guidance that runs a block for the cond alone: it gets nothing of what was kept of both."""
+        subject = subjects.flux(tmp_path)
+
+        def first_row_only(args, extra):
+            rows = args["img"].shape[0]
+            if rows != 2 or args["transformer_options"]["sigmas"][0] > 0.8:
+                return extra["original_block"](args)
+            mine = {k: v[:1] if isinstance(v, torch.Tensor) and len(v) == rows else v for k, v in args.items()}
+            out = extra["original_block"](mine)
+            return {k: torch.cat((v, args[k][1:])) for k, v in out.items()}
+
+        theirs, trace = subject.model.clone(), Trace()
+        theirs.set_model_patch_replace(first_row_only, "dit", "double_block", 1)
+        stock = subject.sample(theirs)
+        assert not torch.equal(stock, subject.sample())
+        assert close(subject.sample(host.attach(theirs, FORA(3, "aligned"), trace)), stock) < 0.3
+        assert 0.5 < trace.runs[0].computed_fraction < 1
+
+    def test_of_one_stream_make_the_cache_decline(self, host, tmp_path):
+        """As NAG, which runs three rows of text beside two of the picture."""
+        subject = subjects.sd3(tmp_path)
+        proj = subject.model.model.diffusion_model.joint_blocks[0].context_block.attn.proj
+        theirs, trace = subject.model.clone(), Trace()
+        theirs.add_object_patch(
+            "diffusion_model.joint_blocks.0.context_block.attn.post_attention",
+            lambda x: proj(torch.cat((x, x[:1])))[: len(x)],
+        )
+        assert torch.equal(subject.sample(host.attach(theirs, ALIGNED, trace)), subject.sample())
+        assert "some of the pictures through a part" in trace.runs[0].notes[0]
+
+
 class TestTwice:
     @LEVELS
     def test_through_clones_before_and_after_each_other(self, host, model, policy):
@@ -264,11 +390,5 @@ def test_a_guider_without_guidance_scale_is_served(host, model):
     from comfy_extras.nodes_custom_sampler import Guider_Basic
 
     patched = host.attach(model, ALIGNED)
-    guider = Guider_Basic(patched)
-    guider.set_conds(host.dit.conditioning(torch.tensor([1, 2])))
-    latent = torch.zeros(2, 3, 16, 16)
-    with torch.inference_mode():
-        noise = host.comfy.sample.prepare_noise(latent, 0)
-        sigmas = host.comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "normal", 6)
-        out = guider.sample(noise, latent, host.comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    out = guided(host, Guider_Basic, patched)
     assert torch.equal(out, host.sample(patched, cfg=1.0).to(out))

@@ -572,6 +572,16 @@ class TestPriorFiles:
         with pytest.raises(PriorError, match=r"geometry.*Calibrate"):
             nodes["PriorCacheLoadPrior"].execute("mine.safetensors", host.model(depth=2))
 
+    def test_weights_that_are_packed_are_those_of_the_same_network(self, host, monkeypatch):
+        """As those of GGUF, whose state dict tells of bytes."""
+        from priorcache.nodes.calibrate import subject
+
+        model = host.model()
+        expected, network = subject(model), model.model.diffusion_model
+        packed = {name: torch.zeros(7, dtype=torch.uint8) for name in network.state_dict()}
+        monkeypatch.setattr(network, "state_dict", lambda *_, **__: packed)
+        assert subject(model) == expected
+
     def test_a_file_written_anew_is_loaded_anew(self, host, nodes, model, prior_folder):
         import os
 
@@ -603,13 +613,20 @@ class TestInspect:
 
         def prompt(model: str) -> dict:
             return {
-                "1": {"class_type": "Load", "inputs": {"name": ["a", "list"]}},
+                "1": {"class_type": "UNETLoader", "inputs": {"name": ["a", "list"]}},
                 "2": {"class_type": "PriorCacheApply", "inputs": {"model": ["1", 0]}},
                 "3": {"class_type": "PriorCacheAuto", "inputs": {"model": ["2", 0]}},
                 "4": {"class_type": "LoRA", "inputs": {"model": ["2", 0]}},
                 "6": {"class_type": "KSampler", "inputs": {"model": [model, 0]}},
                 "7": {"class_type": "KSampler", "inputs": {"model": ["1", 0], "latent_image": ["6", 0]}},
-                "9": {"class_type": "PriorCacheInspect", "inputs": {"latent": ["7", 0], "trace": ["2", 1]}},
+                "8": {
+                    "class_type": "ChainSampler",
+                    "inputs": {"latent": ["6", 0]},
+                },  # a loop's end, or a model in the latent
+                "9": {
+                    "class_type": "PriorCacheInspect",
+                    "inputs": {"latent": ["7", 0], "more": ["8", 0], "trace": ["2", 1]},
+                },
             }
 
         assert sampling(prompt("2"), "9", "latent") >= {"6"}
@@ -617,6 +634,7 @@ class TestInspect:
         assert sampling(prompt("1"), "9", "latent") == set()
         assert "6" not in sampling(prompt("3"), "9", "latent")
         assert "7" not in sampling(prompt("2"), "9", "latent")  # only its latent comes from behind the cache
+        assert sampling(prompt("2"), "9", "more") >= {"6", "8"}
         unknown = prompt("1")
         unknown["9"]["inputs"]["trace"] = ["4", 0]  # through a node that is none of ours
         assert sampling(unknown, "9", "latent") == {"1", "6", "7"}

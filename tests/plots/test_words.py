@@ -116,6 +116,8 @@ def test_a_stopped_run_is_called_so():
     ]  # fmt: skip
     nothing = RunTrace("FORA", 20, about="euler")
     assert words.summary(nothing) == "FORA, euler: the run was stopped before its first evaluation."
+    unseen = RunTrace("FORA", 6, about="euler", notes=["FORA computed everything: another guider."], complete=True)
+    assert words.summary(unseen) == "FORA, euler: no evaluation was seen. FORA computed everything: another guider."
 
 
 def test_times_that_hardly_differ_are_not_told_apart():
