@@ -17,6 +17,7 @@ from ..cache_core.codecs import CODECS
 from ..cache_core.extrapolation import FLOW
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun, Observer
+from ..cache_core.samplers import in_turn
 from ..cache_core.sites import MODEL, OF, Action, Schedule
 from ..cache_core.trace import RunTrace, Trace, human_bytes
 from ..priors.record import recorded
@@ -118,7 +119,7 @@ def attach(
             run.decline(
                 f"the tiles of {MOVING} move at every step; MultiDiffusion and Mixture of Diffusers leave them in place"
             )
-        options[RUN] = _Sampling(run, sigmas.tolist(), noise, on_device)
+        options[RUN] = _Sampling(run, sigmas.tolist(), noise, on_device, in_turn(schedule))
         if run.corrector and callback:
             callback = _uncorrected(callback, run, denoise_mask)
         complete = False
@@ -158,8 +159,9 @@ class _Sampling:
     One object, because dicts in transformer_options are copied at every call.
     """
 
-    def __init__(self, run: CacheRun, sigmas: list[float], noise: torch.Tensor, reserve: int):
+    def __init__(self, run: CacheRun, sigmas: list[float], noise: torch.Tensor, reserve: int, in_turn: bool):
         self.run, self.sigmas, self.rows, self.reserve, self.guider = run, sigmas, len(noise), reserve, None
+        self._in_turn = in_turn
         self._shape = None if noise.is_nested else noise.shape
         self._adapters: dict[nn.Module, Adapter | None] = {}
 
@@ -189,10 +191,10 @@ class _Sampling:
     def progress(self, sigma: float) -> float:
         """Position of sigma in the schedule: the last sampler step at or above it, as a fraction.
 
-        Of steps at almost the same noise, the one whose turn it is.
+        Of steps at almost the same noise, or of a sampler that tells of other noise, the one whose turn it is.
         """
         steps, turn = self.sigmas[:-1], self.run.evaluations
-        if turn < len(steps) and math.isclose(steps[turn], sigma, rel_tol=1e-4):
+        if turn < len(steps) and (self._in_turn or math.isclose(steps[turn], sigma, rel_tol=1e-4)):
             return turn / len(steps)
         return max(sum(s >= sigma * (1 - 1e-4) for s in steps) - 1, 0) / max(len(steps), 1)
 
@@ -345,6 +347,8 @@ def named(sampler) -> str:
     function: Callable | None = getattr(sampler, "sampler_function", None)
     name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
     options = getattr(sampler, "extra_options", None) or {}
+    if kind := options.get("rk_type"):  # RES4LYF has one function for all of its own
+        name = f"rk {kind}"
     return OF.join([name, *(named(inner) for inner in options.values() if hasattr(inner, "sampler_function"))])
 
 

@@ -9,7 +9,7 @@ from ..errors import PriorCacheError
 
 NAMES = re.compile(
     r"(tea|mag|easy|lazy|fb|first_?block_?|block|deep|adaptive|prior)[-_]?cache|cache[-_]?dit|taylor[-_]?seer"
-    r"|wave[-_]?speed|comfyui[-_]spectrum",
+    r"|(?<![a-z])(di|hi|mean|db|ada|faster|omni|speed)cache|wave[-_]?speed|comfyui[-_]spectrum",
     re.IGNORECASE,
 )
 """What other caches call themselves, in the name of their pack or of a function that they put on a model."""

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 
 from ..cache_core.policies import FORA, CachePolicy, Forecast
 from ..cache_core.policies.forecast import SHORTEST
-from ..cache_core.samplers import SEVERAL, among
+from ..cache_core.samplers import several
 from ..cache_core.sites import Action, Schedule, Site, Step
 from .plan import Plan
 
@@ -67,7 +67,7 @@ class Auto(CachePolicy):
         if schedule.total < SHORTEST or self.speedup == 1.0:
             return forecast, ""  # it computes everything, and says itself why
         if objection is not None:
-            whole = among(schedule, *SEVERAL) or not schedule.sites or schedule.unbroken
+            whole = several(schedule) or not schedule.sites or schedule.unbroken
             return paced(self.speedup, "model" if whole else "branch"), objection
         for shelved in self.shelf:
             if not shelved.misfit(schedule):

@@ -30,7 +30,7 @@ from ..extrapolation import (
     widening,
 )
 from ..knobs import Choice, Knob, Numbers, Steps, choice
-from ..samplers import MULTISTEP, NOISY, SEVERAL, among, told
+from ..samplers import MULTISTEP, NOISY, several, told
 from ..sites import Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
 
@@ -159,18 +159,18 @@ class Forecast(CachePolicy):
         if self._of_other_steps(schedule):
             (computed, gains), sigmas = resampled(computed, gains, sigmas, schedule.sigmas), schedule.sigmas
         flow = schedule.prediction in FLOW
-        several = any(part in schedule.sampler for part in MULTISTEP)
+        multistep = any(part in schedule.sampler for part in MULTISTEP)
         if not computed:
-            shape, count = front_loaded if flow else spread if several else widening, self.count(schedule.total)
-            computed = ending(shape, schedule.total, count, 0 if flow else self._last(schedule, count, several))
+            shape, count = front_loaded if flow else spread if multistep else widening, self.count(schedule.total)
+            computed = ending(shape, schedule.total, count, 0 if flow else self._last(schedule, count, multistep))
         coordinate = self.coordinate
         if coordinate == "auto":
             # Log SNR begins far away: it serves the later steps only where the first ones are all computed.
             coordinate = ("log snr" if computed[:4] == (0, 1, 2, 3) else "sigma") if flow else "step"
         order, curvature = self.order, self.curvature
         if not order:
-            order = 1 if len(computed) < (FEWEST_MULTISTEP if several else FEWEST) else 2
-            curvature = 0.5 if flow or several or len(computed) < CLOSE else 1.0
+            order = 1 if len(computed) < (FEWEST_MULTISTEP if multistep else FEWEST) else 2
+            curvature = 0.5 if flow or multistep or len(computed) < CLOSE else 1.0
         settled = {
             "computed": computed,
             "gains": gains,
@@ -186,14 +186,14 @@ class Forecast(CachePolicy):
         return replace(self, **settled, places=axis(schedule, coordinate))
 
     @staticmethod
-    def _last(schedule: Schedule, count: int, several: bool) -> int:
+    def _last(schedule: Schedule, count: int, multistep: bool) -> int:
         """How many steps at the end are all computed where noise leaps there, of models of noise and velocity."""
         leaps = leaping(schedule.sigmas)
         if not leaps or schedule.sampler not in SAMPLERS or not _dense(schedule, count):
             return 0
-        if schedule.total < (FINE_MULTISTEP if several else FINE):
+        if schedule.total < (FINE_MULTISTEP if multistep else FINE):
             return int(leaps == 1)
-        return max(leaps + several, 2)
+        return max(leaps + multistep, 2)
 
     def _of_other_steps(self, schedule: Schedule) -> bool:
         """Whether the plan is for other steps over the same noise."""
@@ -258,7 +258,7 @@ class Forecast(CachePolicy):
         name = told(schedule)
         if any(part in name for part in NOISY):
             return f"the sampler {name} adds noise, which no past step foretells; use one without, such as euler or dpmpp_2m"
-        if among(schedule, *SEVERAL):
+        if several(schedule):
             return f"the sampler {name} calls the model several times per step; use one that does not, such as euler or dpmpp_2m"
         if self.sigmas and not (same_noise(self.sigmas, schedule.sigmas) or _alike(self.sigmas, schedule.sigmas)):
             (a, b), (c, d) = _range(self.sigmas), _range(schedule.sigmas)
@@ -323,8 +323,8 @@ class Forecast(CachePolicy):
         gains = Numbers("gains", self._shape, entries)
         curved = (choice("curvature", CURVATURES, self.curvature),) if self.order == 2 else ()
         shapes = () if self.gains else (Choice("order", (1, 2)), *curved, Choice("coordinate", COORDINATES[1:]))
-        several = self._correctors(schedule)
-        correctors = (Choice("corrector", several),) if len(several) > 1 else ()
+        offered = self._correctors(schedule)
+        correctors = (Choice("corrector", offered),) if len(offered) > 1 else ()
         return (*correctors, *shapes, Steps("computed"), gains)
 
     def describe(self) -> str:

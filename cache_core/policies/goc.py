@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import SettingError, shown
 from ..knobs import Choice, Knob, Mask, choice
-from ..samplers import SEVERAL, SEVERAL_NOISY, among, told
+from ..samplers import once, told
 from ..sites import Action, Feature, Schedule, Site, Step
 from .correction import Correction
 
@@ -92,7 +92,7 @@ class GOC(Correction):
                 f"its inflection steps belong to a run of {self.steps} steps and this one has {schedule.total}; "
                 f"sample {self.steps} steps, calibrate with {schedule.total}, or correct at all steps"
             )
-        if self.inflections and among(schedule, *SEVERAL, *SEVERAL_NOISY):
+        if self.inflections and not once(schedule):
             return (
                 f"its inflection steps are counted in calls of the model, of which the sampler {told(schedule)} makes several per "
                 "step; sample with one such as euler, or correct at all steps"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ...errors import SettingError
 from ..knobs import Knob, choice
-from ..samplers import SEVERAL, SEVERAL_NOISY, among, told
+from ..samplers import once, told
 from ..sites import Action, Schedule, Site, Step
 from .base import CachePolicy
 
@@ -51,7 +51,7 @@ class L2C(CachePolicy):
                 f"its router belongs to {self.steps} sampler steps and this run has {schedule.total}; "
                 f"sample {self.steps} steps, or train a router for {schedule.total} with Train Router"
             )
-        if among(schedule, *SEVERAL, *SEVERAL_NOISY) and len(self.reused) == schedule.total:
+        if not once(schedule) and len(self.reused) == schedule.total:
             return (
                 f"its router was trained with one call of the model per step, and the sampler {told(schedule)} makes several; sample "
                 "with one such as euler, or train a router for this sampler with Train Router"

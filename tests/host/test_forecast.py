@@ -159,7 +159,7 @@ class TestASamplerAroundAnother:
     """As Detail Daemon and others wrap one: the noise that the inner one adds is added all the same."""
 
     @staticmethod
-    def around(host, name: str, lowered: float = 1.0):
+    def around(host, name: str, lowered: float = 1.0, own: str = "outer_sampler"):
         def outer_sampler(model, x, sigmas, wrapped_sampler=None, **kwargs):
             def asked(x, sigma, **extra):
                 return model(x, sigma * (lowered if sigma[0] < 0.6 * sigmas[0] else 1.0), **extra)
@@ -167,6 +167,7 @@ class TestASamplerAroundAnother:
             asked.inner_model = model.inner_model
             return wrapped_sampler.sampler_function(asked, x, sigmas, **kwargs, **wrapped_sampler.extra_options)
 
+        outer_sampler.__name__ = own
         inner = host.comfy.samplers.ksampler(name)
         return host.comfy.samplers.KSAMPLER(outer_sampler, extra_options={"wrapped_sampler": inner})
 
@@ -183,6 +184,32 @@ class TestASamplerAroundAnother:
         by_sampler(host, model, Forecast(2.0), self.around(host, "euler"), trace)
         assert len(computed(trace.runs[0])) == 5
         assert trace.runs[0].about.startswith("outer_sampler of euler, ")
+
+    @pytest.mark.parametrize(("own", "every_second"), [("detail_daemon_sampler", True), ("outer_sampler", False)])
+    @pytest.mark.parametrize("policy", [FORA(2, "aligned"), Forecast(2.0)], ids=lambda p: p.describe())
+    def test_whose_noise_is_not_what_is_there_keeps_step_where_it_is_known_to(
+        self, host, model, policy, own, every_second
+    ):
+        trace, sampler = Trace(), self.around(host, "euler", 0.4, own)
+        cached = along(host, host.attach(model, policy, trace), torch.linspace(10, 0, 13), sampler)
+        assert torch.isfinite(cached).all()
+        run = trace.runs[0]
+        assert ([moment.step.position for moment in run.moments] == list(range(12))) == every_second
+        if every_second:
+            assert (len(computed(run)), run.notes) == (6, [])
+
+    @pytest.mark.parametrize(
+        ("options", "name", "often"),
+        [({"rk_type": "gauss-legendre_2s"}, "rk gauss-legendre_2s", True), ({"rk_type": "euler"}, "rk euler", False), ({}, "res_2m", True)],
+    )  # fmt: skip
+    def test_those_of_res4lyf_are_told_apart(self, host, model, options, name, often):
+        def sample_res_2m(model, x, sigmas, **_):
+            return x
+
+        sampler = host.comfy.samplers.KSAMPLER(sample_res_2m, extra_options=options)
+        schedule = host.node.schedule_of(model, sampler, torch.linspace(1, 0, 13), 1.0)
+        assert schedule.sampler == name
+        assert ("several times per step" in (Forecast(2.0).objection(schedule) or "")) == often
 
 
 def test_of_two_steps_at_almost_the_same_noise_it_is_the_ones_whose_turn_it_is(host, model):
@@ -308,13 +335,13 @@ def test_rising_noise_is_computed_and_said_once(host, model, policy):
     assert "the noise of this schedule rises" in trace.runs[0].notes[-1]
 
 
-def along(host, model, sigmas):
+def along(host, model, sigmas, sampler=None):
     """Sampled by SamplerCustom's function."""
     import comfy.sample
     import comfy.samplers
 
     latent, labels = torch.ones(1, 3, 16, 16), host.dit.conditioning(torch.tensor([1]))
-    sampler = comfy.samplers.sampler_object("euler")
+    sampler = sampler or comfy.samplers.sampler_object("euler")
     with torch.inference_mode():
         return comfy.sample.sample_custom(
             model, torch.zeros_like(latent), 1.5, sampler, sigmas, labels, labels, latent, disable_pbar=True
