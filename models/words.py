@@ -75,8 +75,9 @@ class FoldedPixels:
         return ((pictures + 1) / 2).clamp(0, 1).movedim(1, -1)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """IMAGE (B, H, W, 3) in [0, 1] with even sides -> latents."""
-        return fold(pixels[..., :3].movedim(-1, 1) * 2 - 1) / SCALE + SHIFT
+        """IMAGE (B, H, W, 3) in [0, 1] -> latents; the last row or column of odd sides is left out, as ComfyUI's VAE does."""
+        height, width = (side // 2 * 2 for side in pixels.shape[1:3])
+        return fold(pixels[:, :height, :width, :3].movedim(-1, 1) * 2 - 1) / SCALE + SHIFT
 
     def spacial_compression_encode(self) -> int:
         return 2

@@ -55,6 +55,8 @@ def test_the_vae_gives_back_what_it_got():
     latents = FoldedPixels().encode(pixels)
     assert latents.shape == (2, 16, 4, 6)
     torch.testing.assert_close(FoldedPixels().decode(latents), pixels)
+    odd = torch.cat((pixels, pixels[:, :1]), dim=1)  # a detailer's crop
+    assert torch.equal(FoldedPixels().encode(odd), latents)
 
 
 def test_it_speaks_the_latent_format_of_flux(comfy):
