@@ -52,9 +52,8 @@ def _stateful(schedule: Schedule) -> str | None:
 
 
 def _rising(schedule: Schedule) -> str | None:
-    last = next(
-        (sigma for sigma in reversed(schedule.sigmas) if sigma > 0), 0.0
-    )  # some that rise say 0 behind their end
+    # Some schedules that rise have a 0 behind their end.
+    last = next((sigma for sigma in reversed(schedule.sigmas) if sigma > 0), 0.0)
     if len(schedule.sigmas) < 2 or schedule.sigmas[0] >= last:
         return None
     return "the noise of this schedule rises, and every policy counts on less noise from step to step"
@@ -252,14 +251,14 @@ class CacheRun:
         """By how much what last went back to the sampler is not the picture that the model tells of."""
         return self.corrector.excess if self.corrector else 0.0
 
-    def next_forward(self, conds: Iterable[tuple[int, Hashable]]) -> Forward:
-        """The cache as one forward sees it, for rows of these (cond index, key) in batch order."""
+    def next_forward(self, conds: Iterable[tuple[int, Hashable]], rows: int = 0) -> Forward:
+        """The cache as one forward sees it, for rows of these (cond index, key) in batch order; all of them are so many."""
         streams = []
         for cond in conds:
             visit = self._visits[cond] = self._visits.get(cond, -1) + 1
             streams.append(Lane(visit, *cond))
         self._lanes.update(streams)
-        return Forward(self, tuple(streams))
+        return Forward(self, tuple(streams), rows)
 
     def _count_lanes(self) -> None:
         if self._before:
@@ -307,10 +306,10 @@ def _alone(method: Callable) -> Callable:
 
 
 class Forward:
-    """What an adapter talks to: the run, for the rows of one forward."""
+    """What an adapter talks to: the run, for the rows of one forward; 0 of them where their number is not known."""
 
-    def __init__(self, run: CacheRun, streams: Streams):
-        self.run, self.streams, self.step = run, streams, run.step
+    def __init__(self, run: CacheRun, streams: Streams, rows: int = 0):
+        self.run, self.streams, self.rows, self.step = run, streams, rows, run.step
         self._actions: dict[str, Action] = {}
         self._marks: dict[str, Tensor] = {}
         self._changed: set[str] = set()  # sites whose past the policy did not take as it was
@@ -322,6 +321,13 @@ class Forward:
         for name in ("action", "approximate", "reused", "computed"):
             setattr(self, name, eager(getattr(self, name)))
         self.branch = MethodType(untraced(type(self).branch), self)
+
+    def whole(self, rows: Tensor) -> bool:
+        """Whether these are all rows of the forward; of some of them it is not known whose they are, and the run declines."""
+        if self.rows in (0, len(rows)):
+            return True
+        self.run.decline("another node runs some of the pictures through a part of the blocks of this model")
+        return False
 
     @_alone
     def action(self, site: Site) -> Action:
@@ -342,7 +348,7 @@ class Forward:
 
         tokenwise: fn may be called with some of the tokens of x (B, N, D) alone; where it may not, PARTIAL computes.
         """
-        action, out = self.action(site), None
+        action, out = self.action(site) if self.whole(x) else Action.COMPUTE, None
         if action is Action.REUSE or (action is Action.PARTIAL and tokenwise):
             out, where = self.approximate(site, action, x)
         if out is None:
@@ -361,9 +367,7 @@ class Forward:
         run = self.run
         try:
             past = run.store.get(site, self.streams)[: run.policy.history]  # observers may keep more
-            if not past or (
-                site not in (MODEL, STACK) and len(past[0].value) != len(x)
-            ):  # another node runs some rows only
+            if not past:
                 return None, None
             out = run.policy.reuse(self.step, site, past)
             if out is not past[0].value:
@@ -400,7 +404,7 @@ class Forward:
     def computed(self, site: Site, out: Tensor) -> Tensor:
         """Take note of an output that was computed, here or by the host's own forward."""
         run = self.run
-        if run.keeps or run.trace.rows:
+        if self.whole(out) and (run.keeps or run.trace.rows):
             error = self._keep(site, out, computed=True) if run.keeps else None
             run.trace.rows.append(Row(self.step.index, site, Action.COMPUTE, error))
         return out

@@ -21,7 +21,7 @@ NOISY = ("ancestral", "sde", "seeds", "lcm", "ddpm", "sa_solver")
 MULTISTEP = ("2m", "3m", "lms", "ipndm", "deis", "multistep", "unipc", "uni_pc", "gradient_estimation")
 """Parts of the names of those that extrapolate past outputs themselves, and with them the error of a forecast."""
 
-RUNGE_KUTTA = re.compile(r"rk (?!(euler|ddim)$).+|(res|deis)_\d[ms](_ode)?")
+RUNGE_KUTTA = re.compile(r"rk (?!(euler|ddim)( sde)?$).+|(res|deis)_\d[ms](_ode)?")
 """Those of RES4LYF, which call it several times per step, be it only until they have past outputs to go on from."""
 
 LYING = ("detail_daemon_sampler", "lying_sigma_sampler")

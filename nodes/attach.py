@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from torch import nn
 
-from ..cache_core.adapters import Adapter, adapter_for, installed, misfit, sites_of, unbroken_graph, unwrapped
+from ..cache_core.adapters import Adapter, adapter_for, installed, misfit, sites_of, uncompiled, unwrapped
 from ..cache_core.codecs import CODECS
 from ..cache_core.extrapolation import FLOW
 from ..cache_core.policies import CachePolicy
@@ -88,8 +88,8 @@ def attach(
         if len(sigmas) < 2:  # nothing is sampled, as behind a split at the first step
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
         parts = parts_of(guider, noise.shape)
-        unbroken = bool((guider.model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph"))
-        unbroken |= unbroken_graph(guider.model_patcher.get_model_object("diffusion_model"))
+        told = (guider.model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph")
+        unbroken = bool(told) or _unbroken(guider.model_patcher)
         schedule = schedule_of(guider.model_patcher, sampler, sigmas, guidance_of(guider), unbroken)
         schedule = informed(schedule, guider.model_patcher, policy, parts, CODECS[store])
         run = CacheRun(
@@ -107,6 +107,10 @@ def attach(
         run.trace.record = recorded(run.policy)
         if reason and policy.level != "model" and policy.history:
             run.decline(reason)
+        if type(guider.model_options.get("model_function_wrapper")).__name__ == MOVING:
+            run.decline(
+                f"the tiles of {MOVING} move at every step; MultiDiffusion and Mixture of Diffusers leave them in place"
+            )
         expected = expected_bytes(guider.model_patcher, run, parts)
         if large := beyond(guider.model_patcher, run, expected):
             run.forgo(large)
@@ -115,10 +119,6 @@ def attach(
         if expected and policy.history:
             log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
         on_device = expected if run.store.codec.on_device else bytes_aside(guider.model_patcher, run, parts)
-        if type(guider.model_options.get("model_function_wrapper")).__name__ == MOVING:
-            run.decline(
-                f"the tiles of {MOVING} move at every step; MultiDiffusion and Mixture of Diffusers leave them in place"
-            )
         options[RUN] = _Sampling(run, sigmas.tolist(), noise, on_device, in_turn(schedule))
         if run.corrector and callback:
             callback = _uncorrected(callback, run, denoise_mask)
@@ -162,19 +162,19 @@ class _Sampling:
     def __init__(self, run: CacheRun, sigmas: list[float], noise: torch.Tensor, reserve: int, in_turn: bool):
         self.run, self.sigmas, self.rows, self.reserve, self.guider = run, sigmas, len(noise), reserve, None
         self._in_turn = in_turn
-        self._shape = None if noise.is_nested else noise.shape
+        self._size = 0 if noise.is_nested else noise.numel()
         self._adapters: dict[nn.Module, Adapter | None] = {}
 
     def begins(self, x: torch.Tensor) -> None:
-        """Before an evaluation of x: one of a part of the picture is not the same function from step to step."""
-        if self._shape not in (None, x.shape) and not self.run.declined:
+        """An evaluation of x: one of a part of the picture is not the same function from step to step."""
+        if self._size and x.numel() < self._size:
             self.run.decline(
                 "the sampler calls the model for parts of the picture (tiles), which cannot be told apart here"
             )
 
-    def under_way(self) -> bool:
-        """Whether an evaluation is; a guider of another node may go past what tells where one begins."""
-        if not self.run.evaluations and not self.run.declined:
+    def begun(self) -> bool:
+        """Whether there was an evaluation; a guider of another node may go past what tells where one begins."""
+        if not self.run.evaluations:
             self.run.decline(
                 "the guider of another node calls the model in a way of its own, so that steps cannot be told apart"
             )
@@ -218,19 +218,15 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):  # noqa:
     if sampling is None:
         return executor(x, timestep, model_options, seed)
     sigma, sampling.guider = float(timestep.flatten()[0]), executor.class_obj
-    sampling.begins(x)
     with sampling.run.evaluation(sigma, sampling.progress(sigma)):
+        sampling.begins(x)
         return sampling.run.guided(x, executor(x, timestep, model_options, seed))
 
 
 def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     options = model_options.get("transformer_options", {})
     sampling = _run_of(options)
-    if (
-        sampling is None
-        or not (sampling.run.policy.level == "model" or sampling.run.observers)
-        or not sampling.under_way()
-    ):
+    if sampling is None or not (sampling.run.policy.level == "model" or sampling.run.observers) or not sampling.begun():
         return executor(model, conds, x_in, timestep, model_options)
     sigma, known = timestep.flatten()[0], sampling.run.step.sigma
     if sampling.guider is not None:
@@ -293,7 +289,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     sampling = _run_of(transformer_options)
-    if sampling is None or not sampling.run.wants_branches or not sampling.under_way():
+    if sampling is None or not sampling.run.wants_branches or not sampling.begun():
         return host()
     network = unwrapped(executor.class_obj.diffusion_model)
     sampling.run.compiled |= network is not executor.class_obj.diffusion_model
@@ -311,7 +307,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     if rows != sampling.rows:  # tiles in one batch, which may stand in any order: that of other conds says nothing
         manner = (*manner, tuple(conds))
     place = (rows, *x.shape[1:], *manner, str(x.device))
-    forward = sampling.run.next_forward((cond, (str(uuid), *place)) for uuid, cond in conds)
+    forward = sampling.run.next_forward(((cond, (str(uuid), *place)) for uuid, cond in conds), rows=x.shape[0])
     run = sampling.run
     try:
         with installed(adapter, network, forward):
@@ -339,6 +335,22 @@ def _refuse_branches(run: CacheRun) -> None:
         )
 
 
+def _unbroken(model) -> bool:
+    """Whether torch.compile was told to make one graph without breaks of a block, by what this patcher puts in place.
+
+    What is in the network already may be another patcher's, which the host takes out when it loads this one.
+    """
+    root, network = "diffusion_model", unwrapped(model.model.diffusion_model)
+    parts = [model.get_model_object(root), *(p for n, p in model.object_patches.items() if n.startswith(f"{root}."))]
+    whole = [unwrapped(p) for p in parts if getattr(getattr(p, "dynamo_ctx", None), "fullgraph", False)]
+    if not whole:
+        return False
+    with uncompiled(network):
+        adapter = adapter_for(network)
+        blocks = {block.module for block in adapter.blocks(network)} if adapter else set()
+    return any(not blocks.isdisjoint(part.modules()) for part in whole)
+
+
 def named(sampler) -> str:
     """A SAMPLER as a Schedule names it: by its function, so that "ddim" is "euler".
 
@@ -348,7 +360,7 @@ def named(sampler) -> str:
     name = getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
     options = getattr(sampler, "extra_options", None) or {}
     if kind := options.get("rk_type"):  # RES4LYF has one function for all of its own
-        name = f"rk {kind}"
+        name = f"rk {kind}{' sde' if options.get('eta') else ''}"
     return OF.join([name, *(named(inner) for inner in options.values() if hasattr(inner, "sampler_function"))])
 
 

@@ -32,7 +32,7 @@ def sampling(prompt: dict | None, node: str | None, entry: str, trace: str = "tr
     following: dict[str, list[str]] = {}
     for name in found:
         links = [(before, _carried(prompt.get(before), output)) for before, output in _links(prompt[name])]
-        passed = RESULTS if any(kind == "MODEL" for _, kind in links) else ()
+        passed = RESULTS if any(kind in ("MODEL", "GUIDER") for _, kind in links) else ()
         for before, kind in links:
             if kind not in passed and _kind(prompt[name]) not in CACHES:
                 following.setdefault(before, []).append(name)
@@ -53,7 +53,8 @@ def _carried(node: dict | None, output: int) -> str | None:
     import nodes
 
     types = getattr(nodes.NODE_CLASS_MAPPINGS.get(_kind(node)), "RETURN_TYPES", ())
-    return types[output] if output < len(types) else None
+    kind = types[output] if output < len(types) else None
+    return str.__str__(kind) if isinstance(kind, str) else None  # some packs have a type that equals all others
 
 
 def _links(node: dict) -> list[tuple[str, int]]:
@@ -63,5 +64,5 @@ def _links(node: dict) -> list[tuple[str, int]]:
 def _link(node: dict, entry: str) -> tuple[str, int] | None:
     """The node that an input comes from, and which of its outputs; values that are lists are no links."""
     value = node.get("inputs", {}).get(entry)
-    linked = isinstance(value, list) and len(value) == 2 and isinstance(value[1], int)
-    return (str(value[0]), value[1]) if linked else None
+    linked = isinstance(value, list) and len(value) == 2 and isinstance(value[1], (int, float)) and value[1] >= 0
+    return (str(value[0]), int(value[1])) if linked else None

@@ -168,6 +168,8 @@ def advice(run: RunTrace) -> str:
     mean, possible = np.nanmean(errors), 1 / max(run.computed_fraction, 1e-9)
     if mean > TORN:
         return f"Try {less}: what is reused has little in common with what would be computed."
+    if possible < LITTLE and any(DECLINED in note for note in run.notes):
+        return f"Try to mend that: {run.computed_fraction:.0%} of the work was done all the same."
     if possible < LITTLE:
         return f"Try {_bound(run) or more}: {run.computed_fraction:.0%} of the work was done all the same."
     if run.speedup is not None and run.speedup - 1 < 0.3 * (possible - 1):

@@ -11,7 +11,7 @@ from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .pixartms import PixArtMSAdapter
 from .qwen_image import QwenImageAdapter
-from .routes import MISFITS, installed, overridden, unbroken_graph, uncompiled, unlike, unwrapped
+from .routes import MISFITS, installed, overridden, uncompiled, unlike, unwrapped
 from .sd3 import SD3Adapter
 from .wan import WanAdapter
 
@@ -75,6 +75,5 @@ __all__ = [
     "overridden",
     "returns",
     "sites_of",
-    "unbroken_graph",
     "unwrapped",
 ]

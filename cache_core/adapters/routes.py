@@ -101,12 +101,6 @@ def compiled(network: nn.Module) -> bool:
     return in_place or unwrapped(network) is not network or bool(_wrapped(network))
 
 
-def unbroken_graph(network: nn.Module) -> bool:
-    """Whether torch.compile was told of a network or a part of it, to make one graph without breaks."""
-    parts = [network, *(child for _, _, child in _wrapped(unwrapped(network)))]
-    return any(getattr(getattr(part, "dynamo_ctx", None), "fullgraph", False) for part in parts)
-
-
 def _wrapped(network: nn.Module) -> list[tuple[dict[str, nn.Module], str, nn.Module]]:
     """(its parent's children, its name, the module) of everything in a network that torch.compile wrapped."""
     parents = (module._modules for module in network.modules())
@@ -252,16 +246,15 @@ class Routes:
         return [(module, noting(module, place)) for place, module in enumerate(modules)]
 
     def _note(self, site: Site, outs: list[Tensor]) -> None:
-        run, joined = self.cache.run, len(outs) > 1 and self.holds(site)
-        if joined and len({len(out) for out in outs}) > 1 and not run.observers:
-            run.decline("another node runs some of the pictures through a part of the blocks of this model")
-            return
-        self.cache.computed(site, torch.cat(outs, dim=1) if joined else outs[0])
+        if all(map(self.cache.whole, outs)):
+            joined = len(outs) > 1 and self.holds(site)
+            self.cache.computed(site, torch.cat(outs, dim=1) if joined else outs[0])
 
     def _mark(self, marks: list[tuple[Site, Mark]], outs: list[Tensor]) -> None:
-        noted = marks[0][1].note(*outs)  # of the same modules, the same is noted
-        for site, _ in marks:
-            self.cache.mark(site, noted)
+        if all(map(self.cache.whole, outs)):
+            noted = marks[0][1].note(*outs)  # of the same modules, the same is noted
+            for site, _ in marks:
+                self.cache.mark(site, noted)
 
     def _hosting(self, block: Block) -> Callable:
         """The host's own forward, after asking whether it will write to what is noted."""

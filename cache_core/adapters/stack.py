@@ -55,11 +55,11 @@ class Stack:
         routes, equation = self.routes, block.equation
         names = list(inspect.signature(equation).parameters)[2:]  # after the module and what takes the branches
         places = [(names.index(name), name) for name in equation.returns]
-        picture = equation.returns.index(equation.picture)
+        picture, ends = equation.returns.index(equation.picture), (routes.blocks[0], self.last)
 
         def passing(*args, **kwargs):
             out = [args[place] if place < len(args) else kwargs[name] for place, name in places]
-            if block is routes.blocks[0] and len(out[picture]) != len(self.output):  # another node runs some rows only
+            if block in ends and not routes.cache.whole(out[picture]):
                 self.output = None
             if self.output is None or routes.declined(kwargs):
                 return routes.originals[block.module](*args, **kwargs)

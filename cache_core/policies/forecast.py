@@ -60,7 +60,7 @@ DENSE = 0.3
 """The share of all steps that must be computed for it, too, of models of noise and velocity."""
 
 FINE, FINE_MULTISTEP = 40, 28
-"""Steps of a schedule so fine that the step before a leap of noise is worth computing, too, where so many are computed."""
+"""Steps of a schedule so fine that more than the last step is worth computing where noise leaps at its end."""
 
 CURVATURES = (0.5, 1.0)
 """What a search tries as the gain of the second difference before it gives each step one of its own."""

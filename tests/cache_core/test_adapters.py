@@ -48,8 +48,10 @@ def sample(network, inputs, adapter, run: CacheRun, steps: int = 4, conds=((0, "
     out = []
     for step in range(steps):
         sigma = float(steps - step)
-        with run.evaluation(sigma, step / run.total), installed(adapter, network, run.next_forward(conds)):
-            out.append(network(**inputs(step)))
+        given = inputs(step)
+        rows = len(next(value for value in given.values() if isinstance(value, torch.Tensor)))
+        with run.evaluation(sigma, step / run.total), installed(adapter, network, run.next_forward(conds, rows)):
+            out.append(network(**given))
     return out
 
 
@@ -306,23 +308,26 @@ def test_a_forward_that_somebody_else_replaced_is_kept_and_computed(case):
 
 
 @BOOKKEEPING
-def test_a_block_that_is_not_the_known_one_declines_and_computes(case):
+@pytest.mark.parametrize("module", ["comfy.ldm.later", "custom_nodes.patcher"])
+def test_a_block_that_is_not_the_known_one_declines_and_computes(case, module):
     network, inputs, adapter = case
-    for module in {block.kind: block.module for block in reversed(adapter.blocks(network))}.values():
-        known = type(module)
+    whose = host_name() if module.startswith("comfy.") else "another node"
+    for block in {block.kind: block.module for block in reversed(adapter.blocks(network))}.values():
+        known = type(block)
 
         class Changed(known):
             def forward(self, *args, **kwargs):
                 return scaled(super().forward(*args, **kwargs), 1.5)
 
-        module.__class__ = Changed
+        Changed.__module__ = module
+        block.__class__ = Changed
         run = CacheRun(FORA(2, "aligned"), 4)
         found, stock = (s(network, inputs, *more, steps=2) for s, more in ((sample, (adapter, run)), (plain, ())))
         assert all(map(torch.equal, found, stock))
         assert len(run.trace.notes) == 1
-        assert f"the {adapter.architecture} block of {host_name()} is not the one known here" in run.trace.notes[0]
+        assert f"the {adapter.architecture} block of {whose} is not the one known here" in run.trace.notes[0]
         assert "scope 'whole network', still speed this model up" in run.trace.notes[0]
-        module.__class__ = known
+        block.__class__ = known
 
 
 def test_a_host_function_that_is_gone_declines_and_computes(comfy, monkeypatch):

@@ -197,14 +197,25 @@ def test_an_unbroken_graph_has_no_room_for_decisions(host, model):
         host.sample(host.attach(by_block(model, fullgraph=True), ALIGNED))
 
 
-def test_an_unbroken_graph_of_a_node_that_tells_the_host_nothing(host, model):
-    """As WaveSpeed's and TeaCache's compile nodes, which put the compiled network in its place themselves."""
+@pytest.mark.parametrize("part", ["diffusion_model", "diffusion_model.blocks.0"])
+def test_an_unbroken_graph_of_a_node_that_tells_the_host_nothing(host, model, part):
+    """As WaveSpeed's and TeaCache's compile nodes, which put what they compiled in its place themselves."""
     theirs = model.clone()
-    theirs.add_object_patch(
-        "diffusion_model", torch.compile(model.model.diffusion_model, backend="eager", fullgraph=True)
-    )
+    theirs.add_object_patch(part, torch.compile(model.get_model_object(part), backend="eager", fullgraph=True))
     with pytest.raises(host.node.CacheError, match="fullgraph off"):
         host.sample(host.attach(theirs, ALIGNED))
+
+
+def test_an_unbroken_graph_that_another_patcher_left_or_below_a_block_is_none(host, model):
+    network, theirs = model.model.diffusion_model, model.clone()
+    mlp, left = (
+        torch.compile(part, backend="eager", fullgraph=True) for part in (network.blocks[0].mlp, network.blocks[1])
+    )
+    theirs.add_object_patch("diffusion_model.blocks.0.mlp", mlp)
+    stock = host.sample(theirs)
+    theirs.object_patches_backup["diffusion_model.blocks.1"] = network.blocks[1]  # of a patcher that was loaded before
+    network.blocks[1] = left
+    assert torch.equal(host.sample(host.attach(theirs, FORA(1))), stock)
 
 
 def test_in_an_unbroken_graph_auto_takes_the_whole_network(host, model):

@@ -327,24 +327,31 @@ class TestReplacedNetworks:
 
 
 class TestSomeRows:
-    def test_of_a_block_are_not_taken_for_all(self, host, tmp_path):
-        """Skip-layer guidance that runs a block for the cond alone: it gets nothing of what was kept of both."""
+    @pytest.mark.parametrize("measure", ["off", "errors", "truth"])
+    @pytest.mark.parametrize("batch", [1, 2])
+    @pytest.mark.parametrize("begins", [0.0, 0.8])
+    @pytest.mark.parametrize(
+        ("policy", "block"), [(FORA(3, "aligned"), 1), (FORA(2, level="stack"), 0)], ids=["branches", "stack"]
+    )
+    def test_of_a_block_are_not_taken_for_all(self, host, tmp_path, measure, batch, begins, policy, block):
+        """Skip-layer guidance that runs a block for the cond alone, from some noise on or throughout."""
         subject = subjects.flux(tmp_path)
 
-        def first_row_only(args, extra):
+        def conds_only(args, extra):
             rows = args["img"].shape[0]
-            if rows != 2 or args["transformer_options"]["sigmas"][0] > 0.8:
+            if rows != 2 * batch or args["transformer_options"]["sigmas"][0] > 0.8 + begins:
                 return extra["original_block"](args)
-            mine = {k: v[:1] if isinstance(v, torch.Tensor) and len(v) == rows else v for k, v in args.items()}
+            mine = {k: v[:batch] if isinstance(v, torch.Tensor) and len(v) == rows else v for k, v in args.items()}
             out = extra["original_block"](mine)
-            return {k: torch.cat((v, args[k][1:])) for k, v in out.items()}
+            return {k: torch.cat((v, args[k][batch:])) for k, v in out.items()}
 
         theirs, trace = subject.model.clone(), Trace()
-        theirs.set_model_patch_replace(first_row_only, "dit", "double_block", 1)
-        stock = subject.sample(theirs)
-        assert not torch.equal(stock, subject.sample())
-        assert close(subject.sample(host.attach(theirs, FORA(3, "aligned"), trace)), stock) < 0.3
-        assert 0.5 < trace.runs[0].computed_fraction < 1
+        theirs.set_model_patch_replace(conds_only, "dit", "double_block", block)
+        stock = subject.sample(theirs, batch=batch)
+        assert not torch.equal(stock, subject.sample(batch=batch))
+        assert close(subject.sample(host.attach(theirs, policy, trace, measure), batch=batch), stock) < 0.3
+        unseen = policy.level == "stack" and measure == "truth"  # all blocks run, and only the last one's output counts
+        assert unseen or "some of the pictures through a part" in trace.runs[0].notes[0]
 
     def test_of_one_stream_make_the_cache_decline(self, host, tmp_path):
         """As NAG, which runs three rows of text beside two of the picture."""

@@ -200,7 +200,7 @@ class TestASamplerAroundAnother:
 
     @pytest.mark.parametrize(
         ("options", "name", "often"),
-        [({"rk_type": "gauss-legendre_2s"}, "rk gauss-legendre_2s", True), ({"rk_type": "euler"}, "rk euler", False), ({}, "res_2m", True)],
+        [({"rk_type": "gauss-legendre_2s"}, "rk gauss-legendre_2s", True), ({"rk_type": "euler", "eta": 0.0}, "rk euler", False), ({}, "res_2m", True)],
     )  # fmt: skip
     def test_those_of_res4lyf_are_told_apart(self, host, model, options, name, often):
         def sample_res_2m(model, x, sigmas, **_):
@@ -210,6 +210,10 @@ class TestASamplerAroundAnother:
         schedule = host.node.schedule_of(model, sampler, torch.linspace(1, 0, 13), 1.0)
         assert schedule.sampler == name
         assert ("several times per step" in (Forecast(2.0).objection(schedule) or "")) == often
+        noisy = host.comfy.samplers.KSAMPLER(sample_res_2m, extra_options=options | {"rk_type": "euler", "eta": 0.5})
+        assert "adds noise" in Forecast(2.0).objection(
+            host.node.schedule_of(model, noisy, torch.linspace(1, 0, 13), 1.0)
+        )
 
 
 def test_of_two_steps_at_almost_the_same_noise_it_is_the_ones_whose_turn_it_is(host, model):

@@ -640,6 +640,38 @@ class TestInspect:
         assert sampling(unknown, "9", "latent") == {"1", "6", "7"}
         assert sampling({"9": {"inputs": {"trace": ["2", 1]}}}, "9", "latent") is None
 
+    def test_a_second_pass_by_a_guider_of_its_own_does_not_count(self):
+        """And a switch of any type, which some packs make equal to all others, passes the cache on."""
+        from priorcache.nodes.graph import sampling
+
+        import nodes as theirs
+
+        class Any(str):
+            __eq__ = lambda self, other: True  # noqa: E731
+            __hash__ = str.__hash__
+
+        class Switch:
+            RETURN_TYPES = (Any("*"),)
+
+        prompt = {
+            "1": {"class_type": "UNETLoader", "inputs": {"odd": ["a", -1]}},
+            "2": {"class_type": "PriorCacheApply", "inputs": {"model": ["1", 0]}},
+            "5:3": {"class_type": "Switch", "inputs": {"on": ["2", 0]}},
+            "6": {"class_type": "KSampler", "inputs": {"model": ["5:3", 0]}},
+            "7": {"class_type": "BasicGuider", "inputs": {"model": ["1", 0]}},
+            "8": {"class_type": "SamplerCustomAdvanced", "inputs": {"guider": ["7", 0], "latent_image": ["6", 0]}},
+            "9": {"class_type": "PriorCacheInspect", "inputs": {"latent": ["8", 0], "trace": ["2", 1.0]}},
+        }
+        theirs.NODE_CLASS_MAPPINGS["Switch"] = Switch
+        guider = type("BasicGuider", (), {"RETURN_TYPES": ("GUIDER",)})
+        known = theirs.NODE_CLASS_MAPPINGS.setdefault("BasicGuider", guider)
+        try:
+            assert sampling(prompt, "9", "latent") == {"2", "5:3", "6"}
+        finally:
+            del theirs.NODE_CLASS_MAPPINGS["Switch"]
+            if known is guider:
+                del theirs.NODE_CLASS_MAPPINGS["BasicGuider"]
+
     def test_pictures_of_different_size_become_one_batch(self):
         import numpy as np
         from priorcache.nodes.inspect import _batch
