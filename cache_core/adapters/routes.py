@@ -251,10 +251,9 @@ class Routes:
             self.cache.computed(site, torch.cat(outs, dim=1) if joined else outs[0])
 
     def _mark(self, marks: list[tuple[Site, Mark]], outs: list[Tensor]) -> None:
-        if all(map(self.cache.whole, outs)):
-            noted = marks[0][1].note(*outs)  # of the same modules, the same is noted
-            for site, _ in marks:
-                self.cache.mark(site, noted)
+        noted = marks[0][1].note(*outs)  # of the same modules, the same is noted
+        for site, _ in marks:
+            self.cache.mark(site, noted)
 
     def _hosting(self, block: Block) -> Callable:
         """The host's own forward, after asking whether it will write to what is noted."""
