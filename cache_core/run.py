@@ -354,7 +354,8 @@ class Forward:
         if out is None:
             out = fn(x)
             return self.computed(site, out.clone() if self._copies and self.run.holds(site) else out)
-        fresh = None if where is None else fn(x.gather(1, where[..., None].expand(-1, -1, x.shape[-1])))
+        some = where is not None and where.shape[1] > 0
+        fresh = fn(x.gather(1, where[..., None].expand(-1, -1, x.shape[-1]))) if some else None
         exact = fn(x) if self.run.measure == "truth" else None
         return self.reused(site, out, where, fresh, exact)
 
@@ -372,8 +373,7 @@ class Forward:
             out = run.policy.reuse(self.step, site, past)
             if out is not past[0].value:
                 self._changed.add(site.name)
-            where = run.policy.select(self.step, site, x, past) if action is Action.PARTIAL else None
-            return out, where if where is not None and where.shape[1] else None
+            return out, run.policy.select(self.step, site, x, past) if action is Action.PARTIAL else None
         except Decline as reason:
             run.decline(str(reason))
             return None, None
@@ -386,18 +386,20 @@ class Forward:
     def reused(
         self, site: Site, out: Tensor, where: Tensor | None, fresh: Tensor | None, exact: Tensor | None
     ) -> Tensor:
-        """Take note of an output that was not computed, or only at the tokens `where`, which are `fresh`."""
+        """Take note of an output that was not computed, or only at the tokens `where`, which are `fresh` if there are any."""
         run = self.run
-        if where is not None:
+        if fresh is not None:
             out = out.scatter(1, where[..., None].expand(-1, -1, out.shape[-1]), fresh)
         error = None if exact is None else relative_error(out, exact)
         run._guessed |= site == MODEL
-        action = Action.REUSE if where is None else Action.PARTIAL
+        action = Action.REUSE if fresh is None else Action.PARTIAL
         changed = run.policy.changes if site.name in self._changed else ""
-        tokens = 0.0 if where is None else where.shape[1] / out.shape[1]
+        tokens = 0.0 if fresh is None else where.shape[1] / out.shape[1]
         run.trace.rows.append(Row(self.step.index, site, action, error, changed, tokens))
         if run.policy.keeps_reused or action is Action.PARTIAL:
             self._keep(site, out, computed=False, where=where)
+        elif where is not None:
+            run.store.passed_by(site, self.streams, where)
         return out
 
     @_alone

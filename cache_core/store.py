@@ -73,6 +73,12 @@ class FeatureStore:
         group.appendleft(past)
         self._nbytes = None
 
+    def passed_by(self, site: Site, streams: Streams, where: Tensor) -> None:
+        """All tokens of the newest output are one older; where: indices (B, 0)."""
+        group = self._find(site.name, streams)
+        group[0] = group[0]._replace(age=_aged(group[0].age, where, group[0].kept.parts[0].shape[1]))
+        self._nbytes = None
+
     def only(self, lanes: Container[Lane]) -> None:
         """Drop what any other lanes hold."""
         for site, lane in [held for held in self._owner if held[1] not in lanes]:

@@ -29,7 +29,7 @@ class DuCa(ToCa):
     at random by default, as the later version of the paper finds no worse; "small values" is the V-caching of the
     earlier one (its sign is disputed, hence "large values"). Fused attention stays in use with all three.
 
-    faithful: the first block of an "F0+a" step, which the published code computes and throws away, is skipped too.
+    faithful: the first block of an "F0+a" step, which the published code computes for nothing but the cache, is skipped too.
     """
 
     stack: ClassVar[bool] = True

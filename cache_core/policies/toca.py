@@ -199,21 +199,28 @@ class ToCa(CachePolicy):
         kind = self.kind(step)
         if kind == "F" or (kind.startswith("F0") and site.block == 0):
             return Action.COMPUTE
-        some = kind.endswith("c") and self.share(step, site) > 0
+        some = kind.endswith("c") and self._weight(site) > 0  # where it computes none, all are passed by once more
         return Action.PARTIAL if some else Action.REUSE
 
     def share(self, step: Step, site: Site) -> float:
         """The share of tokens of a branch that a conservative step computes."""
         s = self.settings
-        factor = next((f for end, f in s.branches if site.branch.endswith(end)), 0.0)
         u = s.index(step.position, step.total) / step.total
+        return min(max(at(s.steps, u), 0.0) * self._weight(site), 1.0)
+
+    def _weight(self, site: Site) -> float:
+        """What of that share does not depend on the step."""
+        s = self.settings
+        factor = next((f for end, f in s.branches if site.branch.endswith(end)), 0.0)
         layer = site.block / max(site.depth - 1, 1)
-        return min(max(s.ratio * at(s.steps, u), 0.0) * max(at(s.layers, layer), 0.0) * factor, 1.0)
+        return max(s.ratio, 0.0) * max(at(s.layers, layer), 0.0) * factor
 
     def select(self, step: Step, site: Site, x: Tensor, past: list[Feature]) -> Tensor:
         """(B, K) indices of the tokens with the highest scores."""
         rows, tokens = x.shape[:2]
         count = int(self.share(step, site) * tokens)
+        if count == 0:
+            return torch.empty(rows, 0, dtype=torch.long, device=x.device)
         score = self._score(step, site, x, past[0].marks)
         if past[0].age is not None:
             score = score + self.settings.staleness / self.settings.interval * past[0].age
@@ -224,9 +231,7 @@ class ToCa(CachePolicy):
     def _score(self, step: Step, site: Site, x: Tensor, marks: Tensor | None) -> Tensor:
         """(B, N), or (1, N) where all rows share it."""
         if marks is None:
-            seed = zlib.crc32(f"{site.name} at {step.index}".encode())
-            drawn = torch.rand(1, x.shape[1], generator=torch.Generator().manual_seed(seed))  # alike on every device
-            return drawn.to(x.device, non_blocking=True)
+            return drawn(step, site, x.shape[1]).to(x.device, non_blocking=True)
         if self.selection == "small values":
             marks = 1 - marks if self.faithful else marks.amax(1, keepdim=True) - marks
         if self.selection == "entropy":
@@ -256,6 +261,12 @@ class ToCa(CachePolicy):
     def describe(self) -> str:
         s, faithful = self.settings, ", faithful" if self.faithful else ""
         return f"{type(self).__name__} N={s.interval} r={s.ratio:g} ({self.preset}, {self.selection}{faithful})"
+
+
+def drawn(step: Step, site: Site, tokens: int) -> Tensor:
+    """(1, N) random scores, alike on every device."""
+    seed = zlib.crc32(f"{site.name} at {step.index}".encode())
+    return torch.rand(1, tokens, generator=torch.Generator().manual_seed(seed))
 
 
 def spread(score: Tensor, cell: int, bonus: float) -> Tensor:

@@ -1,0 +1,108 @@
+"""Every policy draws what its authors' own code drew, and that code is found, told and forgotten as it should be."""
+
+import sys
+
+import pytest
+import torch
+from priorcache.benchmarks import authors
+from priorcache.benchmarks.authors import CASES, UNCACHED, Case, Source
+from priorcache.cache_core.policies import FORA, Full
+from priorcache.plots.metrics import relative_l2
+
+pytestmark = pytest.mark.usefixtures("comfy")
+DRAWN, COMMITS = authors.known()
+THEIR_FIRST_BLOCK = {"DuCa N=3, random", "DuCa N=3, small values"}
+"""Where they compute it in a step that skips all blocks, for what the next step then reuses; ours skips it, too."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_picture_is_that_of_their_code(name):
+    case = CASES[name]
+    near = 1e-4 if name in THEIR_FIRST_BLOCK else 5e-6
+    assert relative_l2(authors.ours(case.policy(), case.steps), DRAWN[name]).max() < near
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_caching_moves_that_picture_far_further(name):
+    uncached = DRAWN[f"none, {CASES[name].steps} steps"]
+    assert relative_l2(DRAWN[name], uncached).min() > 0.01
+
+
+def test_all_that_was_drawn_is_looked_at():
+    assert set(DRAWN) == {*CASES, *(f"none, {steps} steps" for steps in UNCACHED)}
+    assert set(COMMITS) == {case.source.repository for case in (*CASES.values(), *UNCACHED.values())}
+
+
+THEIRS = {
+    "models.py": """
+import torch
+import priorcache.models.dit as ours
+
+class DiT(ours.DiT):
+    def __init__(self, size, patch, channels, width, depth, heads, num_classes):
+        super().__init__(ours.DiTConfig(width, depth, heads, patch, channels, num_classes, True, size // patch))
+
+    def forward_with_cfg(self, x, t, y, cfg_scale):
+        print("as they do")
+        both, half = self.forward(x, t, y=y), len(x) // 2
+        noise = both[half:, :3] + cfg_scale * (both[:half, :3] - both[half:, :3])
+        return torch.cat((noise, noise))
+""",
+    "diffusion.py": """
+import torch
+
+class Diffusion:
+    def __init__(self, steps):
+        self.times = torch.linspace(0, 999, steps, dtype=torch.float64).round().long()
+        kept = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)
+        self.kept = torch.cat((torch.ones(1), kept[self.times]))
+
+    def ddim_sample_loop(self, model, shape, x, clip_denoised, device, model_kwargs):
+        for i in reversed(range(len(self.times))):
+            noise = model(x, self.times[i].expand(len(x)), **model_kwargs)
+            clean = (x - (1 - self.kept[i + 1]) ** 0.5 * noise) / self.kept[i + 1] ** 0.5
+            x = (self.kept[i] ** 0.5 * clean + (1 - self.kept[i]) ** 0.5 * noise).float()
+        return x
+
+def create_diffusion(steps):
+    return Diffusion(int(steps))
+""",
+}
+"""What a published repository has, in few lines."""
+
+
+@pytest.fixture
+def code(tmp_path):
+    folder = tmp_path / "theirs" / "DiT"
+    folder.mkdir(parents=True)
+    for name, text in THEIRS.items():
+        (folder / name).write_text(text)
+    return tmp_path
+
+
+def test_their_code_draws_with_our_weights_labels_and_noise(code, capsys):
+    case = Case(Source("someone/theirs", "DiT"), 20, Full)
+    there = case.theirs(code)
+    assert relative_l2(authors.ours(Full(), 20), there).max() < 5e-6
+    assert relative_l2(authors.ours(FORA(3), 20), there).min() > 0.01
+    assert capsys.readouterr().out == ""
+    assert not {"models", "diffusion"} & set(sys.modules)
+    assert str(code / "theirs" / "DiT") not in sys.path
+
+
+def test_a_repository_that_is_not_there_is_named_with_where_to_get_it(tmp_path):
+    with pytest.raises(SystemExit, match=r"https://github\.com/someone/theirs"):
+        Case(Source("someone/theirs", "DiT"), 4, Full).theirs(tmp_path)
+
+
+def test_the_page_tells_of_every_case():
+    moved = dict.fromkeys(DRAWN, (0.5, 1e-7))
+    page = authors.markdown(moved, COMMITS)
+    assert all(f"| {name} |" in page for name in DRAWN)
+    assert "| 0.500 | 1.0e-07 |" in page
+
+
+def test_noise_is_about_normal():
+    assert abs(authors.noise().mean()) < 0.1
+    assert authors.noise().std() == pytest.approx(1, abs=0.1)
+    assert torch.equal(authors.noise(), authors.noise.__wrapped__())
