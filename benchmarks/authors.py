@@ -1,7 +1,7 @@
 """Every policy beside its authors' own code: python tools/dev.py bench authors FOLDER [--write].
 
 FOLDER holds the public repositories named below, each cloned under its own name; their networks need `timm` (pip install
-timm). One small DiT of 28 blocks, as many as that code counts on, is sampled by their sampler with their caching and in
+timm). EOC's is there as compiled for Python 3.10 only, so run this with Python 3.10. One small DiT of 28 blocks, as many as that code counts on, is sampled by their sampler with their caching and in
 ComfyUI with ours: the same weights, labels and noise. What theirs draws is kept (--write) in
 tests/benchmarks/authors.safetensors, which the tests hold our policies to, and docs/authors.md says how near they are.
 """
@@ -15,11 +15,14 @@ import json
 import math
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from functools import cache, partial
+from importlib.machinery import SourcelessFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -29,7 +32,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..cache_core.policies import FORA, GOC, L2C, CachePolicy, DuCa, Full, Taylor, ToCa
+from ..cache_core.policies import EOC, FORA, GOC, L2C, CachePolicy, DuCa, Full, Taylor, ToCa
 from ..cache_core.policies.fora import PRESETS
 from ..cache_core.policies.goc import PUBLISHED_INFLECTIONS, PUBLISHED_STEPS
 from ..cache_core.policies.toca import drawn
@@ -47,6 +50,7 @@ DRAWN, PAGE, MASKS = (
 )
 CONFIG = DiTConfig(32, 28, 2, 2, 3, 12, learn_sigma=True, grid_size=8)
 """Three channels, as their guidance is of three."""
+BRANCHES = ("attn", "mlp")
 LABELS, CFG = (3, 8), 1.5
 
 
@@ -72,11 +76,11 @@ def noise() -> Tensor:
 
 
 @contextmanager
-def imported(folder: Path) -> Iterator[Callable[[str], ModuleType]]:
-    """Imports modules of this folder; they are gone afterwards, as those of the other folders have the same names."""
+def within(folder: Path) -> Iterator[None]:
+    """Modules of this folder can be imported, and are gone afterwards, as those of the other folders have the same names."""
     sys.path.insert(0, str(folder))
     try:
-        yield importlib.import_module
+        yield
     finally:
         sys.path.remove(str(folder))
         own = {path.stem for path in folder.iterdir()}
@@ -86,7 +90,7 @@ def imported(folder: Path) -> Iterator[Callable[[str], ModuleType]]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a method was published. folder: within the repository; network: the module that has the DiT."""
+    """Where a method was published. folder: within the repository; network: the module that has the DiT, or its .pyc."""
 
     repository: str
     folder: str
@@ -95,6 +99,20 @@ class Source:
     @property
     def name(self) -> str:
         return self.repository.partition("/")[2]
+
+    def loaded(self, folder: Path) -> ModuleType:
+        """The module that has the network."""
+        if not self.network.endswith(".pyc"):
+            return importlib.import_module(self.network)
+        loader = SourcelessFileLoader("compiled", str(folder / self.network))
+        try:
+            module = module_from_spec(spec_from_loader("compiled", loader))
+            loader.exec_module(module)
+        except ImportError as error:
+            raise SystemExit(
+                f"{self.network} is of another Python: run this as python3.10 tools/dev.py ({error})"
+            ) from None
+        return module
 
     def commit(self, code: Path) -> str:
         return subprocess.check_output(["git", "-C", code / self.name, "rev-parse", "HEAD"], text=True).strip()
@@ -115,8 +133,9 @@ class Case:
         folder = code / self.source.name / self.source.folder
         if not folder.is_dir():
             raise SystemExit(f"{folder} is not there: clone https://github.com/{self.source.repository} into {code}")
-        with imported(folder) as module, torch.no_grad(), redirect_stdout(io.StringIO()):
-            models, diffusion = module(self.source.network), module("diffusion").create_diffusion(str(self.steps))
+        with within(folder), torch.no_grad(), redirect_stdout(io.StringIO()):
+            models = self.source.loaded(folder)
+            diffusion = importlib.import_module("diffusion").create_diffusion(str(self.steps))
             models.device = "cpu"  # a name that one of them uses and does not define
             network = models.DiT(
                 CONFIG.grid_size * CONFIG.patch_size, CONFIG.patch_size, CONFIG.in_channels, CONFIG.hidden_size,
@@ -170,13 +189,48 @@ def dealt(network, diffusion) -> Callable:
     return network.forward_with_cfg
 
 
+def knowing(network, diffusion) -> Callable:
+    """EOC reads the mean features of every block and step."""
+    blocks = [
+        {
+            branch: [[mean] for mean in Means(diffusion.num_timesteps).of(f"blocks.{block}.{branch}")]
+            for branch in BRANCHES
+        }
+        for block in range(CONFIG.depth)
+    ]
+    return lambda x, t, block_outputs, **kwargs: network.forward_with_cfg(x, t, block_outputs=blocks, **kwargs)
+
+
 # Ours.
+
+
+@dataclass(frozen=True)
+class Means:
+    """Mean features for EOC, drawn at random and large enough for its theta to be seen."""
+
+    steps: int
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        return tuple(dit_sigmas(self.steps).tolist())
+
+    def of(self, site: str) -> Tensor:
+        """(T, N, C)"""
+        rng = torch.Generator().manual_seed(zlib.crc32(site.encode()))
+        return 40 * torch.rand(self.steps, CONFIG.grid_size**2, CONFIG.hidden_size, generator=rng) - 20
+
+    def knows(self, site: str) -> bool:
+        return True
+
+    def at(self, step: int, site: str) -> Tensor:
+        mean = self.of(site)
+        return mean[step] - mean[step - 1]
 
 
 def router(steps: int) -> L2C:
     """The published router's decisions as a policy."""
     masks = json.loads(MASKS.read_text())[f"dit_xl2_256_ddim{steps}"]["masks"]
-    sites = tuple(f"blocks.{block}.{branch}" for block in range(CONFIG.depth) for branch in ("attn", "mlp"))
+    sites = tuple(f"blocks.{block}.{branch}" for block in range(CONFIG.depth) for branch in BRANCHES)
     rows = [(math.inf,) * len(sites) for _ in range(steps)]
     for entry, (attention, mlp) in masks.items():
         gates = tuple(float(bit) for pair in zip(attention, mlp, strict=True) for bit in pair)
@@ -207,6 +261,7 @@ def ours(policy: CachePolicy, steps: int) -> Tensor:
 FORA_CODE = Source("prathebaselva/FORA", "src")
 L2C_CODE = Source("horseee/learning-to-cache", "DiT", "models.dynamic_models")
 GOC_CODE = Source("qiujx0520/GOC_ICCV2025", "DiT", "models.models")
+EOC_CODE = Source("qiujx0520/GOC_ICCV2025", "DiT", "models/__pycache__/models.cpython-310.pyc")
 TOCA_CODE = Source("Shenyi-Z/ToCa", "DiT-ToCa")
 DUCA_CODE = Source("Shenyi-Z/DuCa", "DuCa-DiT")
 TAYLOR_CODE = Source("Shenyi-Z/TaylorSeer", "TaylorSeer-DiT")
@@ -243,6 +298,7 @@ CASES = {
         replaced(GOC_CODE, network="models.dynamic_models"), 20,
         lambda: GOC(router(20), 0.8, inflections=PUBLISHED_INFLECTIONS, steps=PUBLISHED_STEPS), opened=routed,
     ),
+    "EOC 0.01 on FORA 25 %": Case(EOC_CODE, 20, lambda: EOC(FORA(**PRESETS["25 %"]), Means(20)), opened=knowing),
     "ToCa N=3, random": tokens(ToCa, "random", 3),
     "ToCa N=3, attention": tokens(ToCa, "attention", 3),
     "ToCa N=5, small values": tokens(ToCa, "small values", 5),

@@ -233,8 +233,7 @@ def measured(
             seconds[name].append(took)
             if model.load_device.type == "cuda":
                 peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(model.load_device))
-                if not done:
-                    single[name].append(sample(ground, models[name], STEPS, now, cfg)[1])
+                single[name].append(sample(ground, models[name], STEPS, now, cfg)[1])
     whole = {name: [sum(run[1:]) for run in runs] for name, runs in seconds.items()}  # the first step warms up
     found = {}
     for name in models:
@@ -281,7 +280,7 @@ def table(results: dict) -> str:
         "*faster* and *fewer FLOPs* are those of a whole run without its first step, against the run without a cache "
         "beside it; *wall / FLOPs* is one over the other. Bytes are what was held, and what Apply Cache said before. "
         "*calibrating* is what Calibrate does on top of the sampling that it watches. An accelerator may run ahead from step to "
-        "step as it does in use, and *ms a step* is of one more run in which it may not.\n"
+        "step as it does in use, and *ms a step* is of further runs in which it may not.\n"
     )
     for device, of_device in results.items():
         text += f"\n## {device}\n\n{of_device['about']}\n"

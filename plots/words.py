@@ -118,6 +118,11 @@ def explained(run: RunTrace) -> str:
     return f"{cost}{f'; {reason}' if reason else ''}."
 
 
+def _declined(run: RunTrace) -> bool:
+    """Whether the policy gave up, for all or for the rest of it."""
+    return any(DECLINED in note for note in run.notes)
+
+
 def _reason(note: str) -> str:
     """Why a policy declined, without saying again which."""
     before, found, after = note.rstrip(".").partition(DECLINED)
@@ -168,7 +173,7 @@ def advice(run: RunTrace) -> str:
     mean, possible = np.nanmean(errors), 1 / max(run.computed_fraction, 1e-9)
     if mean > TORN:
         return f"Try {less}: what is reused has little in common with what would be computed."
-    if possible < LITTLE and any(DECLINED in note for note in run.notes):
+    if possible < LITTLE and _declined(run):
         return f"Try to mend that: {run.computed_fraction:.0%} of the work was done all the same."
     if possible < LITTLE:
         return f"Try {_bound(run) or more}: {run.computed_fraction:.0%} of the work was done all the same."
@@ -237,7 +242,7 @@ def _disturbed(run: RunTrace) -> bool:
 def _to_skip_at_all(run: RunTrace, named: str) -> str:
     if run.evaluations <= FEW:
         return "Try 20 steps or more, or leave this model uncached: it is fast because it has no steps to spare."
-    if any(DECLINED in note for note in run.notes):
+    if _declined(run):
         if run.automatic:
             return "Try to mend that."
         other = "FORA Policy, which serves every sampler" if named == "Forecast" else "Forecast Policy, which needs no prior and no adapter"  # fmt: skip

@@ -7,6 +7,7 @@ import torch
 from priorcache.benchmarks import authors
 from priorcache.benchmarks.authors import CASES, UNCACHED, Case, Source
 from priorcache.cache_core.policies import FORA, Full
+from priorcache.cache_core.policies.correction import Correction
 from priorcache.plots.metrics import relative_l2
 
 pytestmark = pytest.mark.usefixtures("comfy")
@@ -26,6 +27,12 @@ def test_the_picture_is_that_of_their_code(name):
 def test_caching_moves_that_picture_far_further(name):
     uncached = DRAWN[f"none, {CASES[name].steps} steps"]
     assert relative_l2(DRAWN[name], uncached).min() > 0.01
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case.policy(), Correction)])
+def test_a_correction_is_seen_in_it(name):
+    case = CASES[name]
+    assert relative_l2(authors.ours(case.policy().base, case.steps), DRAWN[name]).min() > 1e-3
 
 
 def test_all_that_was_drawn_is_looked_at():
