@@ -1,43 +1,51 @@
 """Every policy draws what its authors' own code drew, and that code is found, told and forgotten as it should be."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from priorcache.benchmarks import authors
-from priorcache.benchmarks.authors import CASES, UNCACHED, Case, Source
+from priorcache.benchmarks.authors import CASES, ROUTER, uncached
+from priorcache.benchmarks.published import dit, router
+from priorcache.benchmarks.published.dit import OfDiT
+from priorcache.benchmarks.published.source import Source
 from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.policies.correction import Correction
 from priorcache.plots.metrics import relative_l2
 
 pytestmark = pytest.mark.usefixtures("comfy")
 DRAWN, COMMITS = authors.known()
-THEIR_FIRST_BLOCK = {"DuCa N=3, random", "DuCa N=3, small values"}
+CACHED = [name for name in CASES if name != uncached(name)]
+THEIR_FIRST_BLOCK = {"DiT: DuCa N=3, random", "DiT: DuCa N=3, small values"}
 """Where they compute it in a step that skips all blocks, for what the next step then reuses; ours skips it, too."""
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_picture_is_that_of_their_code(name):
-    case = CASES[name]
     near = 1e-4 if name in THEIR_FIRST_BLOCK else 5e-6
-    assert relative_l2(authors.ours(case.policy(), case.steps), DRAWN[name]).max() < near
+    assert relative_l2(CASES[name].ours(), DRAWN[name]).max() < near
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CACHED)
 def test_caching_moves_that_picture_far_further(name):
-    uncached = DRAWN[f"none, {CASES[name].steps} steps"]
-    assert relative_l2(DRAWN[name], uncached).min() > 0.01
+    assert relative_l2(DRAWN[name], DRAWN[uncached(name)]).min() > 0.01
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case.policy(), Correction)])
+@pytest.mark.parametrize("name", [name for name in CACHED if isinstance(CASES[name].policy(), Correction)])
 def test_a_correction_is_seen_in_it(name):
     case = CASES[name]
-    assert relative_l2(authors.ours(case.policy().base, case.steps), DRAWN[name]).min() > 1e-3
+    assert relative_l2(case.drawn(case.policy().base), DRAWN[name]).min() > 1e-3
+
+
+def test_a_router_learns_what_theirs_learns():
+    torch.testing.assert_close(router.ours(), DRAWN[ROUTER], atol=1e-5, rtol=0)
+    assert (DRAWN[ROUTER] - router.gates()).abs().mean() > 0.05
 
 
 def test_all_that_was_drawn_is_looked_at():
-    assert set(DRAWN) == {*CASES, *(f"none, {steps} steps" for steps in UNCACHED)}
-    assert set(COMMITS) == {case.source.repository for case in (*CASES.values(), *UNCACHED.values())}
+    assert set(DRAWN) == {*CASES, ROUTER}
+    assert set(COMMITS) == {case.source.repository for case in CASES.values()}
 
 
 THEIRS = {
@@ -78,6 +86,9 @@ def create_diffusion(steps):
 """What a published repository has, in few lines."""
 
 
+CASE = OfDiT(Source("someone/theirs", "DiT"), 20, Full)
+
+
 @pytest.fixture
 def code(tmp_path):
     folder = tmp_path / "theirs" / "DiT"
@@ -88,10 +99,9 @@ def code(tmp_path):
 
 
 def test_their_code_draws_with_our_weights_labels_and_noise(code, capsys):
-    case = Case(Source("someone/theirs", "DiT"), 20, Full)
-    there = case.theirs(code)
-    assert relative_l2(authors.ours(Full(), 20), there).max() < 5e-6
-    assert relative_l2(authors.ours(FORA(3), 20), there).min() > 0.01
+    there = CASE.theirs(code)
+    assert relative_l2(CASE.ours(), there).max() < 5e-6
+    assert relative_l2(CASE.drawn(FORA(3)), there).min() > 0.01
     assert capsys.readouterr().out == ""
     assert not {"models", "diffusion"} & set(sys.modules)
     assert str(code / "theirs" / "DiT") not in sys.path
@@ -99,17 +109,22 @@ def test_their_code_draws_with_our_weights_labels_and_noise(code, capsys):
 
 def test_a_repository_that_is_not_there_is_named_with_where_to_get_it(tmp_path):
     with pytest.raises(SystemExit, match=r"https://github\.com/someone/theirs"):
-        Case(Source("someone/theirs", "DiT"), 4, Full).theirs(tmp_path)
+        CASE.theirs(tmp_path)
+
+
+def test_what_another_python_compiled_is_told(code):
+    (code / "theirs" / "DiT" / "models.pyc").write_bytes(bytes(64))
+    with pytest.raises(SystemExit, match=r"python3\.10"):
+        replace(CASE, source=replace(CASE.source, network="models.pyc")).theirs(code)
 
 
 def test_the_page_tells_of_every_case():
-    moved = dict.fromkeys(DRAWN, (0.5, 1e-7))
-    page = authors.markdown(moved, COMMITS)
-    assert all(f"| {name} |" in page for name in DRAWN)
-    assert "| 0.500 | 1.0e-07 |" in page
+    page = authors.markdown(DRAWN, {name: drawn * 1.5 for name, drawn in DRAWN.items()}, COMMITS)
+    assert all(f"| {name.partition(': ')[2]} |" in page for name in CASES)
+    assert page.count("| 5.0e-01 |") == len(CASES)
+    assert "ours differ from theirs by" in page
 
 
 def test_noise_is_about_normal():
-    assert abs(authors.noise().mean()) < 0.1
-    assert authors.noise().std() == pytest.approx(1, abs=0.1)
-    assert torch.equal(authors.noise(), authors.noise.__wrapped__())
+    assert abs(dit.noise().mean()) < 0.1
+    assert dit.noise().std() == pytest.approx(1, abs=0.1)
