@@ -17,6 +17,7 @@ PRESETS = {
 """From the authors' commands and code; of the last two, the share per layer is that of their ToCa for Flux.
 
 A comment in their Flux code reuses single branches in the aggressive steps of the first half; here all blocks are skipped in all.
+Such a step of that code goes on from what the last block was given, here from what it gave.
 """
 
 

@@ -78,7 +78,8 @@ PRESETS = {
     "pixart": PIXART,
     "flux": FLUX,
 }
-"""From the authors' commands and code. The single-stream blocks of Flux, whose one branch holds attention, are reused."""
+"""From the authors' commands and code. The single-stream blocks of Flux, whose one branch holds attention, are reused, where
+the authors compute the MLP of some tokens of them."""
 
 
 OPEN = {
