@@ -36,7 +36,7 @@ def received(projection: nn.Module, heads: int) -> Mark:
 
 
 def entropy(query: nn.Module, key_value: nn.Module, heads: int) -> Mark:
-    """`key_value` puts out the keys and values of the text."""
+    """`key_value` puts out the keys and values of the text, of all rows one after another where it has but one row."""
     return Mark((query, key_value), partial(_entropy, heads=heads))
 
 
@@ -57,5 +57,5 @@ def _received(qkv: Tensor, heads: int) -> Tensor:
 
 
 def _entropy(q: Tensor, kv: Tensor, heads: int) -> Tensor:
-    mean = sum(_maps(q, kv.chunk(2, -1)[0], heads)) / heads
+    mean = sum(_maps(q, kv.chunk(2, -1)[0].reshape(len(q), -1, q.shape[-1]), heads)) / heads
     return -torch.xlogy(mean, mean + 1e-7).sum(-1)

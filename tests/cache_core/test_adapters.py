@@ -9,6 +9,7 @@ import architectures
 import pytest
 import torch
 from priorcache.cache_core.adapters import ADAPTERS, Adapter, adapter_for, computing, installed, overridden
+from priorcache.cache_core.adapters.marks import entropy
 from priorcache.cache_core.adapters.routes import host_name
 from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.run import CacheRun
@@ -478,6 +479,15 @@ def test_recomputing_every_token_equals_the_stock_network(case):
     for a, b in zip(ours, plain(network, inputs, steps=2), strict=True):
         assert_close(a, b)
     assert {r.site.name for r in run.trace.rows if r.action is Action.PARTIAL} == tokenwise(network, inputs, adapter)
+
+
+def test_a_row_spreads_its_attention_over_the_words_of_its_own():
+    """PixArt lays the text of all rows end to end."""
+    query, key_value = nn.Linear(8, 8), nn.Linear(8, 16)
+    (q, kv), mark = (torch.randn(2, 6, 8), torch.randn(2, 5, 16)), entropy(query, key_value, 2)
+    alone = torch.cat([mark.note(q[row : row + 1], kv[row : row + 1]) for row in range(2)])
+    assert_close(mark.note(q, kv), alone)
+    assert_close(mark.note(q, kv.reshape(1, 10, 16)), alone)
 
 
 def test_what_is_noted_of_tokens_is_theirs_and_changes_nothing(case):
