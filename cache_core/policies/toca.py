@@ -219,7 +219,7 @@ class ToCa(CachePolicy):
     def select(self, step: Step, site: Site, x: Tensor, past: list[Feature]) -> Tensor:
         """(B, K) indices of the tokens with the highest scores."""
         rows, tokens = x.shape[:2]
-        count = int(self.share(step, site) * tokens)
+        count = int(round(self.share(step, site) * tokens, 4))  # 24 but for rounding is 24
         if count == 0:
             return torch.empty(rows, 0, dtype=torch.long, device=x.device)
         score = self._score(step, site, x, past[0].marks)

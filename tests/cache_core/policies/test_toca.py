@@ -92,6 +92,12 @@ class TestTokens:
             past = [Feature(x, step(0, total), True)]
             assert policy.select(step(total - 1 - index, total), site, x, past).shape == (2, count)
 
+    def test_a_share_that_is_a_whole_number_of_tokens_is_that_number(self):
+        site, x = Site("blocks.11.cross_attn", 11, 28), torch.zeros(1, 144, 1)
+        exact = 0.3 * (1.9 - 1.8 * 16 / 27) * (1.6 - 1.2 * 11 / 27) * 0.6 * 144
+        assert exact == pytest.approx(24)
+        assert ToCa("pixart").select(step(16, 27), site, x, [Feature(x, step(0, 27), True)]).shape == (1, 24)
+
     def test_pixart_computes_words_and_mlp_and_no_attention(self):
         policy, now = ToCa("pixart"), step(10, 20)
         actions = [policy.decide(now, Site(f"blocks.0.{b}", 0, 28)) for b in ("attn", "cross_attn", "mlp")]
