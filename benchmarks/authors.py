@@ -18,12 +18,12 @@ from torch import Tensor
 from ..plots.metrics import relative_l2
 from ..priors.files import replace
 from .pages import remarked
-from .published import dit, flux, router
+from .published import dit, flux, pixart, router
 from .published.source import Case
 
 ROOT = Path(__file__).resolve().parent.parent
 DRAWN, PAGE = ROOT / "tests" / "benchmarks" / "authors.safetensors", ROOT / "docs" / "authors.md"
-NETWORKS = {"DiT": dit, "Flux": flux}
+NETWORKS = {"DiT": dit, "PixArt": pixart, "Flux": flux}
 CASES: dict[str, Case] = {
     f"{network}: {name}": case for network, module in NETWORKS.items() for name, case in module.CASES.items()
 }

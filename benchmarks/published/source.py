@@ -43,6 +43,7 @@ class Source:
         folder = code / self.name / self.folder
         if not folder.is_dir():
             raise SystemExit(f"{folder} is not there: clone https://github.com/{self.repository} into {code}")
+        before = set(sys.modules)
         sys.path.insert(0, str(folder))
         try:
             with redirect_stdout(io.StringIO()):
@@ -50,7 +51,7 @@ class Source:
         finally:
             sys.path.remove(str(folder))
             own = {path.stem for path in folder.iterdir()}
-            for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+            for name in [name for name in set(sys.modules) - before if name.partition(".")[0] in own]:
                 del sys.modules[name]
 
     def _compiled(self, folder: Path) -> ModuleType:
