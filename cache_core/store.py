@@ -74,10 +74,10 @@ class FeatureStore:
         self._nbytes = None
 
     def passed_by(self, site: Site, streams: Streams, where: Tensor) -> None:
-        """All tokens of the newest output are one older; where: indices (B, 0)."""
-        group = self._find(site.name, streams)
-        group[0] = group[0]._replace(age=_aged(group[0].age, where, group[0].kept.parts[0].shape[1]))
-        self._nbytes = None
+        """All tokens of the newest output, if there still is one, are one older; where: indices (B, 0)."""
+        if group := self._find(site.name, streams):
+            group[0] = group[0]._replace(age=_aged(group[0].age, where, group[0].kept.parts[0].shape[1]))
+            self._nbytes = None
 
     def only(self, lanes: Container[Lane]) -> None:
         """Drop what any other lanes hold."""

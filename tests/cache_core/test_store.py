@@ -194,3 +194,6 @@ def test_tokens_that_are_all_passed_by_become_older():
     with_ages = store.nbytes
     store.put(SITE, (A, B), torch.zeros(2, 3, 4), step(3), True)
     assert store.nbytes < with_ages
+    store.clear()
+    store.passed_by(SITE, (A, B), none)
+    assert store.nbytes == 0
