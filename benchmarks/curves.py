@@ -10,7 +10,8 @@ from .standings import DEFAULT, PLAN, Setting, pictured
 LOOKS = {
     "fewer steps, euler": ("#8A929B", "-", "s"), "fewer steps, dpmpp_2m": ("#8A929B", "--", "s"),
     "reuse": ("#E69F00", "-", "v"), "linear in sigma": ("#56B4E9", "-", "<"), "Taylor 1": ("#009E73", "--", "^"),
-    "Taylor 2": ("#009E73", "-", "^"), "Taylor 2, Spectrum's steps": ("#009E73", ":", "d"), "Spectrum": ("#CC79A7", "-", "D"), "EasyCache": ("#A6761D", "-", "P"),
+    "Taylor 2": ("#009E73", "-", "^"), "Taylor 2, Spectrum's steps": ("#009E73", ":", "d"), "Spectrum": ("#CC79A7", "-", "D"),
+    "Spectrum, at the output": ("#CC79A7", "--", "D"), "Spectrum, ComfyUI node": ("#CC79A7", ":", "D"), "EasyCache": ("#A6761D", "-", "P"),
     "LazyCache": ("#D55E00", "-", "X"), DEFAULT: ("#0072B2", "-", "o"), PLAN: ("#1B1F24", "-", "*"),
 }  # fmt: skip
 """Method -> colour, line, marker."""

@@ -36,7 +36,7 @@ from ..priors.files import replace
 from ..priors.plan import Plan, forecasts, search_plans
 from ..priors.search import Outcome, Search
 from ..priors.statistics import Statistics
-from .baselines import WINDOWS, Given, Spectrum, growing, host_cache
+from .baselines import WINDOWS, Given, Spectrum, growing, host_cache, spectrum_node
 from .curves import draw
 from .machine import machine
 from .pages import remarked
@@ -118,12 +118,14 @@ class Bench:
 
 @contextmanager
 def counted(model) -> Iterator[list[int]]:
-    """The rows of every call that reaches the network's first block."""
+    """The rows of every call that the network's last block computes.
+
+    Where it is skipped, its layers are not called; the first block's are once more, when the adapter is tried on it.
+    """
     network, calls = unwrapped(model.model.diffusion_model), []
-    first = adapter_for(network).blocks(network)[0].module
-    hook = first.register_forward_pre_hook(
-        lambda _, args, kwargs: calls.append(len(args[0] if args else kwargs["img"])), with_kwargs=True
-    )
+    last = adapter_for(network).blocks(network)[-1].module
+    layer = next(layer for layer in last.modules() if isinstance(layer, torch.nn.Linear))
+    hook = layer.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     try:
         yield calls
     finally:
@@ -150,6 +152,8 @@ def settings(steps: int, count: int) -> dict[str, CachePolicy]:
         "Taylor 2": Taylor(Given(even), order=2),
         "Taylor 2, Spectrum's steps": Taylor(Given(growing(steps, count)), order=2),
         "Spectrum": Spectrum(growing(steps, count)),
+        "Spectrum, at the output": Spectrum(growing(steps, count), level="model"),
+        "Spectrum, ComfyUI node": spectrum_node(steps, count),
         DEFAULT: Forecast(speedup=steps / count),
     }
 

@@ -10,7 +10,8 @@ from itertools import pairwise
 
 HOST = ("EasyCache", "LazyCache")
 """The host's own caches: they have thresholds in place of a number of evaluations."""
-PEERS = ("reuse", "Taylor 1", "Taylor 2", "Taylor 2, Spectrum's steps", "Spectrum", *HOST)
+SPECTRUM = ("Spectrum", "Spectrum, at the output", "Spectrum, ComfyUI node")
+PEERS = ("reuse", "Taylor 1", "Taylor 2", "Taylor 2, Spectrum's steps", *SPECTRUM, *HOST)
 BASELINES = ("fewer steps, euler", "fewer steps, dpmpp_2m", "linear in sigma", *PEERS)
 DEFAULT, PLAN = "Forecast (ours)", "Plan (ours)"
 SAME = 1.001
@@ -253,11 +254,13 @@ def page(settings: list[Setting], command: str) -> str:
         "# Error of the final latent against evaluations",
         f"Written by `python tools/dev.py bench frontier {command}`, on {'; '.join(machines)}. Relative L2 distance of the final "
         f"latent to that of all steps, mean of {_numbers(pairs)} prompt x seed pairs that nothing was planned with; plans were "
-        f"searched on {_numbers(calibration)} others, and judged by as many again. Evaluations are counted at the network's first block; every method "
+        f"searched on {_numbers(calibration)} others, and judged by as many again. Evaluations are counted at the network's last block; every method "
         "skips whole ones, so that operations are saved in the same ratio. One whose schedule cannot have as many is told with one less."
         f"{_more(settings)} EasyCache gets a copy of its input: in 32 bits it otherwise adds to the sampler's own tensor. It and LazyCache "
         "decide once for all pictures of a batch, at the window that their nodes begin with, and without one where that leaves no "
-        "room for so few evaluations. Spectrum mixes its regression and the line half and half, as it was released.",
+        "room for so few evaluations. Spectrum forecasts the hidden state after the last block and mixes its regression and the line "
+        "half and half, as it was released; a row has it forecast the output, as all others do, and one is a node for ComfyUI, which "
+        "gives the regression a larger share the wider the window.",
         "## Targets",
         "\n".join(targets(settings)),
         "## In short",

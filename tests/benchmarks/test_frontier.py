@@ -6,22 +6,83 @@ from itertools import pairwise
 
 import pytest
 import torch
-from priorcache.benchmarks.baselines import Spectrum, growing, spectrum_weights
+from priorcache.benchmarks.baselines import Spectrum, growing, grown, spectrum_node
 from priorcache.benchmarks.frontier import Sampled, measured, settings
 from priorcache.benchmarks.standings import Setting
 from priorcache.cache_core.policies import Forecast
-from priorcache.cache_core.sites import MODEL, Action, Schedule, Step
+from priorcache.cache_core.sites import MODEL, STACK, Action, Schedule, Step
+
+
+def at(index, total):
+    return Step(index, total, index / total, 0.0)
 
 
 def test_spectrum_without_ridge_is_exact_for_polynomials_of_its_degree():
-    policy = Spectrum(degree=2, ridge=1e-12, mix=1.0)
-    weights = spectrum_weights([9, 6, 3, 0], 14, 20, policy)
+    weights = Spectrum(degree=2, ridge=1e-12, mix=1.0).weights([9, 6, 3, 0], at(14, 20))
     assert sum(w * (t * t - 3 * t) for w, t in zip(weights, [9, 6, 3, 0], strict=True)) == pytest.approx(14 * 14 - 42)
 
 
 def test_spectrum_without_regression_is_a_line():
-    assert spectrum_weights([6, 4, 1], 7, 20, Spectrum(mix=0.0)) == pytest.approx([1.5, -0.5, 0.0])
-    assert spectrum_weights([6], 7, 20, Spectrum(mix=0.0)) == [1.0]
+    assert Spectrum(mix=0.0).weights([6, 4, 1], at(7, 20)) == pytest.approx([1.5, -0.5, 0.0])
+    assert Spectrum(mix=0.0).weights([6], at(7, 20)) == [1.0]
+
+
+# What the published code made of features that are 1 at one step and 0 at the others, in 32 bits.
+
+PUBLISHED = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46)
+AGGRESSIVE = (0, 1, 2, 3, 4, 6, 11, 19, 30, 44)
+NODE = (0, 1, 2, 4, 6, 9, 13, 18)
+
+
+def before(step, computed):
+    return [i for i in computed if i < step][::-1]
+
+
+@pytest.mark.parametrize(
+    ("step", "mix", "weights"),
+    [
+        (5, 0.5, [1.30871, -0.29208, 0.10031, -0.01375, -0.13384]),
+        (19, 0.5, [1.51293, -0.34929, -0.04374, -0.11223, -0.11504, -0.08702, -0.03669, 0.03803, 0.1393]),
+        (19, 1.0, [1.02586, 0.30143, -0.08747, -0.22445, -0.23008, -0.17404, -0.07338, 0.07606, 0.2786]),
+        (
+            49,
+            0.5,
+            [
+                *(1.43326, -0.50463, -0.18444, 0.07506, 0.17805, 0.12714, 0.01127),
+                *(-0.07284, -0.10248, -0.09118, -0.06409, -0.01911, 0.04662, 0.13616),
+            ],
+        ),
+    ],
+)
+def test_spectrum_weighs_as_its_authors(step, mix, weights):
+    """hanjq17/Spectrum at f7b7841, 50 steps."""
+    assert Spectrum(mix=mix).weights(before(step, PUBLISHED), at(step, 50)) == pytest.approx(weights, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("step", "weights"),
+    [
+        (3, [1.94674, -0.93972, -0.01362]),
+        (11, [1.5854, -0.60428, -0.03311, 0.01666, 0.02257, -0.01037]),
+        (19, [1.2, -0.2, 0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_spectrum_weighs_as_its_comfyui_node(step, weights):
+    """judian17/ComfyUI-Spectrum at fb1ca58, 20 steps, as it is put on the canvas."""
+    policy = spectrum_node(20, 8)
+    assert policy.computed == NODE
+    assert policy.weights(before(step, NODE), at(step, 20)) == pytest.approx(weights, abs=1e-5)
+
+
+def test_spectrum_computes_the_published_steps():
+    assert growing(50, 14) == grown(50, 0.75) == PUBLISHED
+    assert grown(50, 3.0) == AGGRESSIVE
+    assert growing(28, 11) == (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25)
+
+
+def test_spectrum_keeps_the_hidden_state():
+    assert Spectrum().serves(STACK)
+    assert spectrum_node(20, 8).serves(STACK)
 
 
 def test_spectrum_computes_more_at_first_and_less_and_less():
@@ -46,7 +107,7 @@ def test_every_method_computes_as_many_steps_as_it_is_compared_at(count):
         ready = policy.prepared(schedule)
         steps = [Step(i, 20, i / 20, 20.0 - i) for i in range(20)]
         computed = sum(ready.decide(step, MODEL) is Action.COMPUTE for step in steps)
-        assert computed == count or (name == "Spectrum" and count - 1 <= computed <= count), name
+        assert computed == count or ("Spectrum" in name and count - 1 <= computed <= count), name
 
 
 def test_error_and_psnr_by_hand():
