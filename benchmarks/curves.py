@@ -39,7 +39,7 @@ def draw(settings: list[Setting]) -> Figure:
     lines = {line.get_label(): line for at in axes.flat for line in at.get_lines()}
     handles = [lines[name] for name in LOOKS if name in lines]
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=9.5, labelcolor=LIGHT.ink
+        handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9.5, labelcolor=LIGHT.ink
     )
     return figure
 
