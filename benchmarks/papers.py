@@ -45,7 +45,9 @@ CLASSIFIER = ROOT / "demo" / "shapes-classifier.safetensors"
 
 def joined(report: dict, before: dict, order: Iterable[str]) -> dict:
     """A report with what an earlier one of the same setting has beyond it: rows, claims, and pictures of a row."""
-    found = {name: [r["rows"][name] for r in (report, before) if name in r["rows"]] for name in order}
+    found = {
+        name: [{"made": r["made"], **r["rows"][name]} for r in (report, before) if name in r["rows"]] for name in order
+    }
     rows = {name: max(of, key=lambda row: row["images"]) for name, of in found.items() if of}
     claims: dict[str, dict] = {}
     for of in (before, report):
@@ -94,7 +96,16 @@ def markdown(report: dict) -> str:
         lines += ["", "| change of the Frechet distance | published | here |", "|---|---|---|"]
     for c in report["claims"]:
         lines.append(f"| {c['claim']} | {c['published']:+.1f} % | {c['here']:+.1f} +- {c['deviation']:.1f} % |")
-    return "\n".join([*lines, "", f"Made in batches of {report['batch']} on {'; '.join(report['made'])}."])
+    return "\n".join([*lines, "", f"Made in batches of {report['batch']} on {makers(report)}."])
+
+
+def makers(report: dict) -> str:
+    """The machines of a table; all but the one of most rows with the names of theirs."""
+    rows: dict[tuple, list[str]] = {}
+    for name, row in report["rows"].items():
+        rows.setdefault(tuple(row.get("made", report["made"])), []).append(name)
+    most, *others = sorted(rows, key=lambda made: -len(rows[made])) or [tuple(report["made"])]
+    return "; ".join(["; ".join(most), *(f"{', '.join(rows[made])} on {'; '.join(made)}" for made in others)])
 
 
 def document(reports: list[dict], command: str) -> str:
@@ -123,6 +134,9 @@ def parsed(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--cfg", type=float, default=1.5)
     parser.add_argument("--images", type=int, default=5000, help="per row")
     parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument(
+        "--together", type=int, default=0, help="of a batch in one forward, by default all: a processor likes few"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then, after the batch at hand")
     parser.add_argument("--table", action="store_true", help="sample nothing, show what there is")
     parser.add_argument("--write", action="store_true", help="write docs/papers.md")
@@ -176,7 +190,7 @@ def judge_of(args: argparse.Namespace, setting: tuple, count: int) -> Judge:
 
 def tables_of(args: argparse.Namespace, steps: int, folder: Path, setting: tuple, judge: Judge) -> Tables:
     model, size, vae = setting
-    bench = Bench(model, steps, args.cfg, size, vae)
+    bench = Bench(model, steps, args.cfg, size, vae, args.together)
     chosen = {name: getattr(args, name) for name in ("penalty", "iterations", "share", "threshold")}
     aids = Aids(bench, folder, args.calibration, **chosen)
     return Tables(bench, judge, aids, folder, args.images, args.batch, args.export)

@@ -22,13 +22,17 @@ CALIBRATION_SEED, ROUTER_SEED = 100_000, 200_000
 
 @dataclass
 class Bench:
-    """A DiT in the host, and how it is sampled. vae: decodes its latents; None for a model of pixels, or without one."""
+    """A DiT in the host, and how it is sampled.
+
+    vae: decodes its latents; None for a model of pixels, or without one. together: pictures of a batch in one forward, 0 all.
+    """
 
     model: object
     steps: int
     cfg: float
     size: int
     vae: object = None
+    together: int = 0
 
     @property
     def config(self) -> DiTConfig:
@@ -47,11 +51,15 @@ class Bench:
 
         from ..nodes.dit import conditioning
 
-        latent = self.latent(len(labels))
-        return comfy.sample.sample(
-            model, comfy.sample.prepare_noise(latent, seed), self.schedule(steps or self.steps)[0], self.cfg, *SAMPLER,
-            conditioning(labels), conditioning(torch.full_like(labels, -1)), latent, disable_pbar=True, seed=seed,
-        )  # fmt: skip
+        asked, count = self.schedule(steps or self.steps)[0], self.together or len(labels)
+        noise = comfy.sample.prepare_noise(self.latent(len(labels)), seed)
+        return torch.cat([
+            comfy.sample.sample(
+                model, noise, asked, self.cfg, *SAMPLER, conditioning(part), conditioning(torch.full_like(part, -1)),
+                self.latent(len(part)), disable_pbar=True, seed=seed,
+            )
+            for part, noise in zip(labels.split(count), noise.split(count), strict=True)
+        ])  # fmt: skip
 
     def sigmas(self) -> list[float]:
         """The noise level of every step."""

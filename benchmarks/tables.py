@@ -221,7 +221,12 @@ class Tables:
         if error is None:
             return None
         features, notes = self.features(name), cell.notes
-        out = {"images": len(error), "relative_l2": error.mean().item(), "flops": notes.get("flops")}
+        out = {
+            "images": len(error),
+            "relative_l2": error.mean().item(),
+            "flops": notes.get("flops"),
+            "made": sorted(cell.made()),
+        }
         for key, table in (("psnr", "psnr"), ("ssim", "ssim"), ("named_right", "right")):
             values = cell.table(table, self.images)
             out[key] = None if values is None else values.double().mean().item()

@@ -133,7 +133,7 @@ def test_two_rows_of_24_images(papers, shapes_dit, tmp_path, monkeypatch, capsys
     assert list(report["rows"]) == ["none", "fora-50"]
     assert none["relative_l2"] == 0.0
     assert (none["flops"], none["time"], none["ssim"], none["psnr"]) == (1.0, 1.0, pytest.approx(1), None)
-    assert all(math.isfinite(v) for v in fora.values())
+    assert all(math.isfinite(v) for key, v in fora.items() if key != "made")
     assert fora["relative_l2"] > 0
     assert 0.5 < fora["flops"] < 0.6
     assert set(fora) >= {"frechet", "precision", "recall", "named_right", "psnr", "ssim", "time"}
@@ -160,6 +160,7 @@ def test_what_was_measured_before_stays_until_there_is_as_much(papers):
     }  # fmt: skip
     assert [(c["claim"], c["by"]) for c in found["claims"]] == [(first, "there"), (second, "here"), (third, "there")]
     assert found["made"] == ["here", "there"]
+    assert papers.makers(found) == "here; few, old on there"
     assert papers.setting_of(found) == {"steps": 20}
 
 
@@ -187,6 +188,14 @@ def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(papers, shapes_d
     }
     run(papers, shapes_dit, tmp_path / "parts", *wanted)
     assert len(calls) == 10  # nothing is done twice
+
+
+def test_a_batch_may_be_sampled_in_parts(papers, shapes_dit, tmp_path):
+    wanted = ["--images", "20", "--batch", "10", "--rows", "fora-75", "--rounds", "0"]
+    whole, parts = (run(papers, shapes_dit, tmp_path / n, *wanted, "--together", n)["rows"] for n in "04")
+    latents = (Cell(tmp_path / n / f"tiny-{STEPS}" / "none").get(1)["latents"] for n in "04")
+    torch.testing.assert_close(*latents)
+    assert whole["fora-75"]["relative_l2"] == pytest.approx(parts["fora-75"]["relative_l2"], rel=1e-3)
 
 
 def test_time_that_is_up_ends_a_run_between_batches(papers, shapes_dit, tmp_path):
