@@ -7,6 +7,7 @@ from .auraflow import AuraFlowAdapter
 from .base import Adapter, Block, Branch, computing, numbered, returns, width
 from .dit import DiTAdapter
 from .flux import FluxAdapter
+from .krea2 import Krea2Adapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .pixartms import PixArtMSAdapter
@@ -25,6 +26,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     LuminaAdapter(),
     AuraFlowAdapter(),
     LTXVAdapter(),
+    Krea2Adapter(),
 )
 
 
