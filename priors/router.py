@@ -223,7 +223,7 @@ class RouterTraining:
         for full, now in pair:
             features = self._features(full)
             loss = (self._student(now, row.sigmoid(), features).float() - now.out.float()).square().sum()
-            loss.backward()  # of the sum: gradients of the mean would vanish in half precision
+            self._backward(loss)  # of the sum: gradients of the mean would vanish in half precision
             error += loss.item()
         row.grad = row.grad / count + self.penalty * torch.autograd.grad(row.sigmoid().sum(), row)[0]
         self.optimizer.step()
@@ -232,6 +232,18 @@ class RouterTraining:
             row.clamp_(-BOUND, BOUND)
         self._trained.add(k)
         self.losses.append((k, error / count))
+
+    def _backward(self, loss: Tensor) -> None:
+        """Kernels that a host runs in training, too, may have no gradient."""
+        try:
+            loss.backward()
+        except RuntimeError as error:
+            if "autograd formula" not in str(error):
+                raise
+            raise RouterError(
+                f"this ComfyUI runs {type(self.network).__name__} by a kernel that has no gradient, so that no router can be "
+                f"trained on it ({error}); every policy but L2C needs none"
+            ) from error
 
     @torch.no_grad()
     def _features(self, call: Call) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from ..sites import Site
 from .auraflow import AuraFlowAdapter
 from .base import Adapter, Block, Branch, computing, numbered, returns, width
 from .dit import DiTAdapter
+from .ernie_image import ErnieImageAdapter
 from .flux import FluxAdapter
 from .krea2 import Krea2Adapter
 from .ltxv import LTXVAdapter
@@ -27,6 +28,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     AuraFlowAdapter(),
     LTXVAdapter(),
     Krea2Adapter(),
+    ErnieImageAdapter(),
 )
 
 

@@ -17,6 +17,8 @@ CHOSEN = [
     "wan", "auraflow", "krea 2 clean references",
 ]  # fmt: skip
 """Every adapter, with the cases whose networks write most to what passes through them."""
+WITHOUT_GRADIENT = ["ernie image"]
+"""Networks for whose rotation of positions the host has a kernel without a gradient, in training as well."""
 
 
 def recorded(network, inputs, steps: int = 4, runs: int = 1) -> list:
@@ -65,7 +67,20 @@ def test_gates_learn_in_inference_mode_and_the_network_stays_as_it_is(name, requ
 
 
 def test_every_adapter_is_among_them():
-    assert {CASES[name][0] for name in CHOSEN} == {architecture for architecture, _ in CASES.values()}
+    named = {CASES[name][0] for name in (*CHOSEN, *WITHOUT_GRADIENT)}
+    assert named == {architecture for architecture, _ in CASES.values()}
+
+
+@pytest.mark.parametrize("name", WITHOUT_GRADIENT)
+def test_a_network_that_no_gradient_passes_through_is_refused(name, comfy, monkeypatch):
+    monkeypatch.setattr(comfy.model_management, "in_training", True)
+    with torch.inference_mode():
+        network, inputs = CASES[name][1]()
+        stock = network(**inputs(0))
+        with pytest.raises(RouterError, match="a kernel that has no gradient"):
+            training(network, inputs).run(1)
+        assert torch.equal(network(**inputs(0)), stock)
+    assert left_over(network) == []
 
 
 @pytest.mark.parametrize("save_memory", [True, False])
