@@ -220,11 +220,21 @@ def flux2() -> Subject:
     return Subject(built("Flux2", image_model="flux2", **settings), (6, 6))
 
 
+def ideogram4() -> Subject:
+    """With words or, where a cond has none, without: what the host samples by two models."""
+    settings = {
+        "in_channels": 128, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 32, "intermediate_size": 96,
+        "adaln_dim": 16, "llm_features_dim": WORDS, "mrope_section": (6, 5, 5),
+    }  # fmt: skip
+    return Subject(built("Ideogram4", image_model="ideogram4", **settings), (6, 6))
+
+
 def built(name: str, **settings):
     """A ModelPatcher of an architecture that the host's loader would not recognise in this size."""
     import comfy.model_patcher
 
     config = getattr(import_module("comfy.supported_models"), name)(settings)
+    config.unet_config |= settings  # over what the host fixes for the published size
     config.set_inference_dtype(torch.float32, None)
     with torch.inference_mode():
         base = config.get_model({}, "")

@@ -8,6 +8,7 @@ from .base import Adapter, Block, Branch, computing, numbered, returns, width
 from .dit import DiTAdapter
 from .ernie_image import ErnieImageAdapter
 from .flux import FluxAdapter
+from .ideogram4 import Ideogram4Adapter
 from .krea2 import Krea2Adapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
@@ -29,6 +30,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     LTXVAdapter(),
     Krea2Adapter(),
     ErnieImageAdapter(),
+    Ideogram4Adapter(),
 )
 
 
