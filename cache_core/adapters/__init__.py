@@ -10,6 +10,7 @@ from .ernie_image import ErnieImageAdapter
 from .flux import FluxAdapter
 from .ideogram4 import Ideogram4Adapter
 from .krea2 import Krea2Adapter
+from .lens import LensAdapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .pixartms import PixArtMSAdapter
@@ -31,6 +32,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     Krea2Adapter(),
     ErnieImageAdapter(),
     Ideogram4Adapter(),
+    LensAdapter(),
 )
 
 

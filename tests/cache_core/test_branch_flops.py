@@ -12,7 +12,7 @@ NAMES = [
     "auraflow", "dit learned sigma", "flux kontext", "flux.2 with yak mlp", "chroma", "hunyuan video", "ltxv modulated text",
     "lumina", "z-image", "pixart sigma", "qwen image one word, two references", "sd3 second attention",
     "sd3 register tokens, rms norm", "wan image to video", "krea 2", "krea 2 references",
-    "ernie image", "ideogram 4",
+    "ernie image", "ideogram 4", "lens",
 ]  # fmt: skip
 """One of every kind of block, and of every architecture; others are told roughly, such as keys that are thinned or come from sounds."""
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -14,7 +14,7 @@ CASES = architectures.cases()
 CHOSEN = [
     "dit", "dit learned sigma", "flux dev", "flux controlnet", "flux float16", "flux.2 references at timestep zero",
     "chroma", "hunyuan video padded text", "ltxv", "lumina", "z-image bfloat16", "pixart sigma", "qwen image", "sd3",
-    "wan", "auraflow", "krea 2 clean references", "ideogram 4",
+    "wan", "auraflow", "krea 2 clean references", "ideogram 4", "lens",
 ]  # fmt: skip
 """Every adapter, with the cases whose networks write most to what passes through them."""
 WITHOUT_GRADIENT = ["ernie image"]
