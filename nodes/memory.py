@@ -25,6 +25,9 @@ TEXT, STEPS = 256, 50
 PADDED = {"Flux2": 512}
 """Tokens to which the host, for a model of this class of its own, fills up a shorter text."""
 
+BESIDE = {"HiDream"}
+"""Models, by the host's class, that lay a given picture beside their own where others lay it over it."""
+
 
 class Part(NamedTuple):
     """One cond of a sampling run."""
@@ -128,11 +131,13 @@ def parts_of(guider, shape: tuple[int, ...]) -> list[Part]:
     whole = guider.model_options.get("disable_cfg1_optimization")
     skipped = {"negative"} if math.isclose(guidance_of(guider), 1.0) and not whole else set()
     batch, *latent = shape
-    least = max(PADDED.get(kind.__name__, 0) for kind in type(guider.model_patcher.model).__mro__)
+    kinds = {kind.__name__ for kind in type(guider.model_patcher.model).__mro__}
+    least = max(PADDED.get(kind, 0) for kind in kinds)
     return [
         Part(
             batch,
-            [tuple(latent), *(tuple(r.shape[1:]) for r in cond.get("reference_latents") or ())],
+            [tuple(latent) for _ in range(2 if kinds & BESIDE and "concat_latent_image" in cond else 1)]
+            + [tuple(r.shape[1:]) for r in cond.get("reference_latents") or ()],
             max(_text(cond), least),
         )
         for role, conds in guider.conds.items()

@@ -227,6 +227,14 @@ def ideogram4() -> Subject:
         "adaln_dim": 16, "llm_features_dim": WORDS, "mrope_section": (6, 5, 5),
     }  # fmt: skip
     return Subject(built("Ideogram4", image_model="ideogram4", **settings), (6, 6))
+def hidream() -> Subject:
+    """Two heads of 32, a block of either kind; its prompts need `conditioning_llama3`, (B, 2, words, WORDS)."""
+    settings = {
+        "patch_size": 2, "in_channels": 16, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 32,
+        "num_attention_heads": 2, "caption_channels": [WORDS, WORDS], "text_emb_dim": POOLED, "axes_dims_rope": (16, 8, 8),
+        "max_resolution": (16, 16), "llama_layers": [0, 1],
+    }  # fmt: skip
+    return Subject(built("HiDream", image_model="hidream", **settings), (12, 12))
 
 
 def built(name: str, **settings):

@@ -11,6 +11,7 @@ from .flux import FluxAdapter
 from .ideogram4 import Ideogram4Adapter
 from .krea2 import Krea2Adapter
 from .lens import LensAdapter
+from .hidream import HiDreamAdapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .pixartms import PixArtMSAdapter
@@ -33,6 +34,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     ErnieImageAdapter(),
     Ideogram4Adapter(),
     LensAdapter(),
+    HiDreamAdapter(),
 )
 
 

@@ -395,7 +395,7 @@ def test_conds_may_be_batched_split_and_reordered_without_a_difference(case, kin
 
 
 ROUGH = {
-    "hunyuan video 1.5", "ltxv guide frame", "z-image omni, one reference",
+    "hidream long prompt", "hunyuan video 1.5", "ltxv guide frame", "z-image omni, one reference",
     "z-image two references",
 }  # fmt: skip
 """Cases that put in or leave out tokens of their own, such as those of vision or of a guide: told roughly."""
@@ -409,7 +409,7 @@ def test_the_size_of_every_branch_is_told_beforehand(case, request):
     text = given["context"].shape[1] if "context" in given else 0
     references = [
         *(given.get("ref_latents") or ()),
-        *([given["reference_latent"]] if "reference_latent" in given else ()),
+        *(given[name] for name in ("reference_latent", "image_cond") if name in given),
     ]
     latents = [tuple(x.shape[1:]) for x in [given["x"], *references]]
     told = adapter.sizes(network, latents, text)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import subjects
 import torch
 from priorcache.cache_core.codecs import CODECS
 from priorcache.cache_core.policies import FORA, GOC, Forecast, Full
@@ -59,6 +60,17 @@ class TestTold:
         policy = Forecast(2.0, corrector=corrector)
         host.sample(host.attach(model, policy, trace), steps=12, sampler=sampler, batch=2, labels=(1, 2))
         assert trace.runs[0].expected_bytes == trace.runs[0].peak_bytes > 0
+
+    @pytest.mark.parametrize("given", [{}, {"concat_latent_image": torch.zeros(1, 16, 12, 12)}], ids=["i1", "e1"])
+    def test_for_a_picture_beside_the_one_that_is_made(self, host, given):
+        subject, trace = subjects.hidream(), Trace()
+        llama = torch.randn(1, 2, 5, subjects.WORDS, generator=torch.Generator().manual_seed(3))
+        prompts = [subject.prompt(n, conditioning_llama3=llama, **given) for n in (1, 2)]
+        subject.sample(host.attach(subject.model, ALIGNED, trace), positive=prompts[0], negative=prompts[1])
+        (run,) = trace.runs
+        assert run.notes == []
+        assert run.computed_fraction == 0.5
+        assert run.expected_bytes == pytest.approx(run.peak_bytes, rel=0.05)
 
     def test_for_every_positive(self, host, model):
         trace = Trace()

@@ -15,6 +15,7 @@ CHOSEN = [
     "dit", "dit learned sigma", "flux dev", "flux controlnet", "flux float16", "flux.2 references at timestep zero",
     "chroma", "hunyuan video padded text", "ltxv", "lumina", "z-image bfloat16", "pixart sigma", "qwen image", "sd3",
     "wan", "auraflow", "krea 2 clean references", "ideogram 4", "lens",
+    "wan", "auraflow", "hidream",
 ]  # fmt: skip
 """Every adapter, with the cases whose networks write most to what passes through them."""
 WITHOUT_GRADIENT = ["ernie image"]
