@@ -237,6 +237,15 @@ def hidream() -> Subject:
     return Subject(built("HiDream", image_model="hidream", **settings), (12, 12))
 
 
+def omnigen2() -> Subject:
+    """Two heads of 30; its prompts need `attention_mask`."""
+    settings = {
+        "in_channels": 16, "hidden_size": 60, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2,
+        "num_kv_heads": 1, "multiple_of": 32, "axes_dim_rope": (10, 10, 10), "text_feat_dim": WORDS,
+    }  # fmt: skip
+    return Subject(built("Omnigen2", image_model="omnigen2", **settings), (12, 12))
+
+
 def built(name: str, **settings):
     """A ModelPatcher of an architecture that the host's loader would not recognise in this size."""
     import comfy.model_patcher

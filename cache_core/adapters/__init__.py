@@ -14,6 +14,7 @@ from .lens import LensAdapter
 from .hidream import HiDreamAdapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
+from .omnigen2 import OmniGen2Adapter
 from .pixartms import PixArtMSAdapter
 from .qwen_image import QwenImageAdapter
 from .routes import MISFITS, installed, overridden, uncompiled, unlike, unwrapped
@@ -35,6 +36,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     Ideogram4Adapter(),
     LensAdapter(),
     HiDreamAdapter(),
+    OmniGen2Adapter(),
 )
 
 

@@ -14,7 +14,8 @@ NAMES = [
     "sd3 register tokens, rms norm", "wan image to video", "krea 2", "krea 2 references",
     "ernie image", "ideogram 4", "lens",
     "auraflow", "dit learned sigma", "flux kontext", "flux.2 with yak mlp", "chroma", "hunyuan video", "hidream",
-    "hidream three of five experts", "ltxv modulated text", "lumina", "z-image", "pixart sigma", "qwen image one word, two references", "sd3 second attention",
+    "hidream three of five experts", "ltxv modulated text", "lumina", "z-image", "omnigen2 two references",
+    "boogu two references", "pixart sigma", "qwen image one word, two references", "sd3 second attention",
     "sd3 register tokens, rms norm", "wan image to video",
 ]  # fmt: skip
 """One of every kind of block, and of every architecture; others are told roughly, such as keys that are thinned or come from sounds."""

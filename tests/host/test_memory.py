@@ -14,6 +14,15 @@ NETWORK = FORA(2, "aligned", level="model")
 POLICIES = pytest.mark.parametrize("policy", [ALIGNED, NETWORK], ids=["branches", "network"])
 STORES = pytest.mark.parametrize("store", CODECS)
 
+LLAMA = {"conditioning_llama3": torch.linspace(-1, 1, 2 * 5 * subjects.WORDS).reshape(1, 2, 5, -1)}
+EDITED = {"attention_mask": torch.ones(1, 5, dtype=torch.long), "reference_latents": [torch.zeros(1, 16, 8, 12)]}
+FURTHER = {
+    "hidream": (subjects.hidream, LLAMA),
+    "hidream e1": (subjects.hidream, LLAMA | {"concat_latent_image": torch.zeros(1, 16, 12, 12)}),
+    "omnigen2": (subjects.omnigen2, EDITED),
+}
+"""A model -> how to make it, and what its prompts bring along."""
+
 
 def close(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
@@ -61,12 +70,12 @@ class TestTold:
         host.sample(host.attach(model, policy, trace), steps=12, sampler=sampler, batch=2, labels=(1, 2))
         assert trace.runs[0].expected_bytes == trace.runs[0].peak_bytes > 0
 
-    @pytest.mark.parametrize("given", [{}, {"concat_latent_image": torch.zeros(1, 16, 12, 12)}], ids=["i1", "e1"])
-    def test_for_a_picture_beside_the_one_that_is_made(self, host, given):
-        subject, trace = subjects.hidream(), Trace()
-        llama = torch.randn(1, 2, 5, subjects.WORDS, generator=torch.Generator().manual_seed(3))
-        prompts = [subject.prompt(n, conditioning_llama3=llama, **given) for n in (1, 2)]
-        subject.sample(host.attach(subject.model, ALIGNED, trace), positive=prompts[0], negative=prompts[1])
+    @pytest.mark.parametrize("kind", FURTHER)
+    def test_for_what_comes_with_the_prompt(self, host, kind):
+        make, further = FURTHER[kind]
+        subject, trace = make(), Trace()
+        positive, negative = (subject.prompt(n, **further) for n in (1, 2))
+        subject.sample(host.attach(subject.model, ALIGNED, trace), positive=positive, negative=negative)
         (run,) = trace.runs
         assert run.notes == []
         assert run.computed_fraction == 0.5

@@ -16,6 +16,7 @@ CHOSEN = [
     "chroma", "hunyuan video padded text", "ltxv", "lumina", "z-image bfloat16", "pixart sigma", "qwen image", "sd3",
     "wan", "auraflow", "krea 2 clean references", "ideogram 4", "lens",
     "wan", "auraflow", "hidream",
+    "wan", "auraflow", "hidream", "omnigen2 two references", "boogu",
 ]  # fmt: skip
 """Every adapter, with the cases whose networks write most to what passes through them."""
 WITHOUT_GRADIENT = ["ernie image"]
