@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
+import pytest
 import torch
 from architectures import generator, opened
 from safetensors.torch import save_file
@@ -244,6 +245,13 @@ def omnigen2() -> Subject:
         "num_kv_heads": 1, "multiple_of": 32, "axes_dim_rope": (10, 10, 10), "text_feat_dim": WORDS,
     }  # fmt: skip
     return Subject(built("Omnigen2", image_model="omnigen2", **settings), (12, 12))
+
+
+def joyimage() -> Subject:
+    """One head of 128, as the host's settings have it."""
+    pytest.importorskip("comfy.ldm.joyimage.model", reason="newer than this host")
+    settings = {"in_channels": 16, "hidden_size": 128, "num_attention_heads": 1, "num_layers": 2, "text_dim": WORDS}
+    return Subject(built("JoyImage", image_model="joyimage", **settings), (1, 12, 12))
 
 
 def built(name: str, **settings):

@@ -12,6 +12,7 @@ from .ideogram4 import Ideogram4Adapter
 from .krea2 import Krea2Adapter
 from .lens import LensAdapter
 from .hidream import HiDreamAdapter
+from .joyimage import JoyImageAdapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .omnigen2 import OmniGen2Adapter
@@ -37,6 +38,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     LensAdapter(),
     HiDreamAdapter(),
     OmniGen2Adapter(),
+    JoyImageAdapter(),
 )
 
 

@@ -1,8 +1,8 @@
 """Small random networks of every architecture that has an adapter, for the contract tests.
 
 One file per architecture. Its CASES map a name to a function without arguments that returns (network, inputs), where
-`inputs(step)` gives the keyword arguments of the network's call at that step, always for two rows that may be split or
-reordered along dim 0. Host code is imported inside the functions: `comfy` is importable only once the fixture has run.
+`inputs(step)` gives the keyword arguments of the network's call at that step, the latent first, always for two rows that
+may be split or reordered along dim 0. Host code is imported inside the functions: `comfy` is importable only once the fixture has run.
 """
 
 from collections.abc import Callable

@@ -411,7 +411,7 @@ def test_the_size_of_every_branch_is_told_beforehand(case, request):
         *(given.get("ref_latents") or ()),
         *(given[name] for name in ("reference_latent", "image_cond") if name in given),
     ]
-    latents = [tuple(x.shape[1:]) for x in [given["x"], *references]]
+    latents = [tuple(x.shape[1:]) for x in [next(iter(given.values())), *references]]
     told = adapter.sizes(network, latents, text)
     kept = {site: run.store.get(site, cache.streams)[0].value for site in told}
     assert {site: size[1] for site, size in told.items()} == {site: k.shape[-1] for site, k in kept.items()}

@@ -14,8 +14,8 @@ NAMES = [
     "sd3 register tokens, rms norm", "wan image to video", "krea 2", "krea 2 references",
     "ernie image", "ideogram 4", "lens",
     "auraflow", "dit learned sigma", "flux kontext", "flux.2 with yak mlp", "chroma", "hunyuan video", "hidream",
-    "hidream three of five experts", "ltxv modulated text", "lumina", "z-image", "omnigen2 two references",
-    "boogu two references", "pixart sigma", "qwen image one word, two references", "sd3 second attention",
+    "hidream three of five experts", "joyimage one word, two references", "ltxv modulated text", "lumina", "z-image",
+    "omnigen2 two references", "boogu two references", "pixart sigma", "qwen image one word, two references", "sd3 second attention",
     "sd3 register tokens, rms norm", "wan image to video",
 ]  # fmt: skip
 """One of every kind of block, and of every architecture; others are told roughly, such as keys that are thinned or come from sounds."""
@@ -56,7 +56,7 @@ def test_operations_are_told_beforehand(request, name):
     references = [*(given.get("ref_latents") or ())]
     references += [given["reference_latent"]] if "reference_latent" in given else []
     text = given["context"].shape[1] if "context" in given else 0
-    told = adapter.flops(network, [tuple(x.shape[1:]) for x in (given["x"], *references)], text)
+    told = adapter.flops(network, [tuple(x.shape[1:]) for x in (next(iter(given.values())), *references)], text)
     assert told.pop(STACK) == sum(told.values())
     assert {site: told[site] for site in found} == {site: pytest.approx(n, rel=0.1) for site, n in found.items()}
 

@@ -82,6 +82,15 @@ def test_a_network_that_no_gradient_passes_through_is_refused(name, comfy, monke
         with pytest.raises(RouterError, match="a kernel that has no gradient"):
             training(network, inputs).run(1)
         assert torch.equal(network(**inputs(0)), stock)
+    assert {CASES[name][0] for name in CHOSEN} | {"joyimage"} == {architecture for architecture, _ in CASES.values()}
+
+
+def test_a_network_through_which_no_gradient_passes_is_refused(comfy):
+    with torch.inference_mode():
+        network, inputs = CASES["joyimage"][1]()
+        made = training(network, inputs)
+        with pytest.raises(RouterError, match="JoyImageTransformer3DModel has an operation without a gradient"):
+            made.run(1)
     assert left_over(network) == []
 
 
