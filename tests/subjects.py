@@ -239,12 +239,22 @@ def hidream() -> Subject:
 
 
 def omnigen2() -> Subject:
-    """Two heads of 30; its prompts need `attention_mask`."""
-    settings = {
-        "in_channels": 16, "hidden_size": 60, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2,
-        "num_kv_heads": 1, "multiple_of": 32, "axes_dim_rope": (10, 10, 10), "text_feat_dim": WORDS,
-    }  # fmt: skip
-    return Subject(built("Omnigen2", image_model="omnigen2", **settings), (12, 12))
+    """Its prompts need `attention_mask`."""
+    return Subject(built("Omnigen2", image_model="omnigen2", text_feat_dim=WORDS, **OMNIGEN2), (12, 12))
+
+
+def boogu() -> Subject:
+    """The same with blocks of two streams."""
+    pytest.importorskip("comfy.ldm.boogu.model", reason="newer than this host")
+    settings = OMNIGEN2 | {"num_double_stream_layers": 1, "instruction_feat_dim": WORDS}
+    return Subject(built("Boogu", image_model="boogu", **settings), (12, 12))
+
+
+OMNIGEN2 = {
+    "in_channels": 16, "hidden_size": 60, "num_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 2,
+    "num_kv_heads": 1, "multiple_of": 32, "axes_dim_rope": (10, 10, 10),
+}  # fmt: skip
+"""Two heads of 30, one of keys and values."""
 
 
 def joyimage() -> Subject:

@@ -20,6 +20,7 @@ FURTHER = {
     "hidream": (subjects.hidream, LLAMA),
     "hidream e1": (subjects.hidream, LLAMA | {"concat_latent_image": torch.zeros(1, 16, 12, 12)}),
     "omnigen2": (subjects.omnigen2, EDITED),
+    "boogu": (subjects.boogu, EDITED),
     "joyimage": (subjects.joyimage, {"reference_latents": [torch.zeros(1, 16, 1, 8, 12)]}),
 }
 """A model -> how to make it, and what its prompts bring along."""
