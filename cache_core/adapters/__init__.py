@@ -5,6 +5,7 @@ from torch import nn
 from ..sites import Site
 from .auraflow import AuraFlowAdapter
 from .base import Adapter, Block, Branch, computing, numbered, returns, width
+from .cosmos_predict2 import CosmosPredict2Adapter
 from .dit import DiTAdapter
 from .ernie_image import ErnieImageAdapter
 from .flux import FluxAdapter
@@ -39,6 +40,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     HiDreamAdapter(),
     OmniGen2Adapter(),
     JoyImageAdapter(),
+    CosmosPredict2Adapter(),
 )
 
 

@@ -76,6 +76,10 @@ class Adapter(ABC):
         """Whether the host's block, called with these, writes into the pre-gate outputs that are noted from it."""
         return False
 
+    def heeds(self, patch: Callable) -> bool:
+        """Whether a patch of the attention is known to keep nothing from call to call, and the equation to call it."""
+        return False
+
     def sizes(self, network: nn.Module, latents: list[tuple[int, ...]], text: int) -> dict[Site, tuple[int, int]]:
         """(tokens, width) of every branch's output and of STACK for one row, told before sampling to declare memory.
 

@@ -247,6 +247,7 @@ class Routes:
 
     def _note(self, site: Site, outs: list[Tensor]) -> None:
         if all(map(self.cache.whole, outs)):
+            outs = [out.flatten(1, -2) for out in outs]  # some networks keep the tokens of a video in a grid
             joined = len(outs) > 1 and self.holds(site)
             self.cache.computed(site, torch.cat(outs, dim=1) if joined else outs[0])
 
@@ -282,8 +283,8 @@ class Routes:
 
     def _declined(self, kwargs: dict) -> bool:
         """Another node that reaches into the attention, unseen by the equation, is no block to cache."""
-        patches = (kwargs.get("transformer_options") or {}).get("patches")
-        names = [name for name in ATTENTION_PATCHES if patches.get(name)] if patches else ()
+        patches, heeds = (kwargs.get("transformer_options") or {}).get("patches"), self.adapter.heeds
+        names = [n for n in ATTENTION_PATCHES if not all(map(heeds, patches.get(n) or ()))] if patches else ()
         if names:
             told = ", ".join(names)
             self.cache.run.decline(f"another node patches the attention inside the blocks of this model ({told})")

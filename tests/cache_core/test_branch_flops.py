@@ -17,6 +17,7 @@ NAMES = [
     "hidream three of five experts", "joyimage one word, two references", "ltxv modulated text", "lumina", "z-image",
     "omnigen2 two references", "boogu two references", "pixart sigma", "qwen image one word, two references", "sd3 second attention",
     "sd3 register tokens, rms norm", "wan image to video",
+    "sd3 register tokens, rms norm", "wan image to video", "cosmos predict2",
 ]  # fmt: skip
 """One of every kind of block, and of every architecture; others are told roughly, such as keys that are thinned or come from sounds."""
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -17,6 +17,7 @@ CHOSEN = [
     "wan", "auraflow", "krea 2 clean references", "ideogram 4", "lens",
     "wan", "auraflow", "hidream",
     "wan", "auraflow", "hidream", "omnigen2 two references", "boogu",
+    "wan", "auraflow", "cosmos predict2",
 ]  # fmt: skip
 """Every adapter, with the cases whose networks write most to what passes through them."""
 WITHOUT_GRADIENT = ["ernie image"]

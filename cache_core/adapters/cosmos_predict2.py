@@ -1,0 +1,105 @@
+"""Cosmos-Predict2 (https://github.com/nvidia-cosmos/cosmos-predict2) and Anima, whose network is the same behind a text adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+
+from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .marks import values
+
+
+class CosmosPredict2Adapter(Adapter):
+    """Anima's text adapter runs once per prompt, before all steps: it is left to the host."""
+
+    architecture = "cosmos_predict2"
+
+    def matches(self, network: nn.Module) -> bool:
+        return kinds(network, "blocks") == [{"Block"}] and hasattr(network, "patch_temporal")
+
+    def patches(self, network: nn.Module, latent: tuple[int, ...]) -> int:
+        size = (network.patch_temporal, network.patch_spatial, network.patch_spatial)
+        return math.prod(-(-n // p) for n, p in zip(latent[1:], size, strict=True))
+
+    def blocks(self, network: nn.Module) -> list[Block]:
+        branches = {"attn": lambda b: b.self_attn, "cross_attn": lambda b: b.cross_attn, "mlp": lambda b: b.mlp}
+        marks = {name: lambda b: values(b.self_attn.v_proj, b.self_attn.n_heads) for name in ("cross_attn", "mlp")}
+        return numbered(network, ("blocks", block, branches, {"values": marks}))
+
+    def heeds(self, patch: Callable) -> bool:
+        return type(patch).__name__ == "AnimaLLLiteAttentionPatch"
+
+
+@returns("x_B_T_H_W_D")
+def block(
+    self: nn.Module,
+    branch: Branch,
+    x_B_T_H_W_D: Tensor,
+    emb_B_T_D: Tensor,
+    crossattn_emb: Tensor,
+    rope_emb_L_1_1_D: Tensor | None = None,
+    adaln_lora_B_T_3D: Tensor | None = None,
+    extra_per_block_pos_emb: Tensor | None = None,
+    transformer_options: dict | None = None,
+) -> Tensor:
+    x, emb, options = x_B_T_H_W_D, emb_B_T_D, transformer_options or {}
+    space, steady = x.shape[1:4], emb.shape[1] == 1  # else each frame has its own noise level
+    patches = options.get("patches", {})
+    if extra_per_block_pos_emb is not None:
+        x = x + extra_per_block_pos_emb
+    x = x.flatten(1, 3)
+
+    def modulation(of: nn.Module) -> tuple[Tensor, ...]:
+        """Shift, scale and gate (B, 1 or N, D)."""
+        found = of(emb) if adaln_lora_B_T_3D is None else of(emb) + adaln_lora_B_T_3D
+        return (found if steady else found.repeat_interleave(space[1] * space[2], dim=1)).chunk(3, dim=-1)
+
+    shift_a, scale_a, gate_a = modulation(self.adaln_modulation_self_attn)
+    shift_c, scale_c, gate_c = modulation(self.adaln_modulation_cross_attn)
+    shift_m, scale_m, gate_m = modulation(self.adaln_modulation_mlp)
+
+    def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        return (x * (1 + scale) + shift).to(emb.dtype)  # x is in float32 where branches compute in float16
+
+    def attention(x: Tensor) -> Tensor:
+        x = modulate(self.layer_norm_self_attn(x), shift_a, scale_a)
+        attn = self.self_attn if not x.requires_grad or "attn1_patch" in patches else partial(in_parts, self.self_attn)
+        return attn(x, None, rope_emb=rope_emb_L_1_1_D, transformer_options=options)
+
+    def cross_attention(x: Tensor) -> Tensor:
+        x = modulate(self.layer_norm_cross_attn(x), shift_c, scale_c)
+        return self.cross_attn(x, crossattn_emb, rope_emb=rope_emb_L_1_1_D, transformer_options=options)
+
+    def mlp(x: Tensor) -> Tensor:
+        x = modulate(self.layer_norm_mlp(x), shift_m, scale_m)
+        if "mlp_patch" in patches:
+            args = {"x": x.unflatten(1, space), "transformer_options": options}
+            for patch in patches["mlp_patch"]:
+                args = patch(args)
+            x = args["x"].flatten(1, 3)
+        return self.mlp(x)
+
+    def added(x: Tensor, gate: Tensor, out: Tensor) -> Tensor:
+        return x.addcmul(gate.to(x.dtype), out.to(x.dtype))
+
+    x = added(x, gate_a, branch("attn", attention, x))
+    # Control for every token of the picture takes no fewer tokens.
+    x = added(x, gate_c, branch("cross_attn", cross_attention, x, tokenwise=steady and not patches.get("attn2_patch")))
+    x = added(x, gate_m, branch("mlp", mlp, x, tokenwise=steady and not patches.get("mlp_patch")))
+    return x.unflatten(1, space)
+
+
+def in_parts(self: nn.Module, x: Tensor, context: None, rope_emb: Tensor, transformer_options: dict) -> Tensor:
+    """The host's self-attention for gradients, for which its kernel of norm and rotation has no formula."""
+    q, k, v = (linear(x).unflatten(-1, (self.n_heads, -1)) for linear in (self.q_proj, self.k_proj, self.v_proj))
+    q, k = rotated(self.q_norm(q), rope_emb), rotated(self.k_norm(k), rope_emb)
+    return self.compute_attention(q, k, v, transformer_options=transformer_options)
+
+
+def rotated(x: Tensor, by: Tensor) -> Tensor:
+    """The pairs (first half, second half) of the channels of x (B, N, H, C) by (1, N, 1, C / 2, 2, 2)."""
+    turned = (by * x.float().unflatten(-1, (2, -1)).mT.unsqueeze(-2)).sum(-1)
+    return turned.mT.flatten(-2).type_as(x)
