@@ -14,6 +14,7 @@ from .krea2 import Krea2Adapter
 from .lens import LensAdapter
 from .hidream import HiDreamAdapter
 from .joyimage import JoyImageAdapter
+from .kandinsky5 import Kandinsky5Adapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .omnigen2 import OmniGen2Adapter
@@ -41,6 +42,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     OmniGen2Adapter(),
     JoyImageAdapter(),
     CosmosPredict2Adapter(),
+    Kandinsky5Adapter(),
 )
 
 

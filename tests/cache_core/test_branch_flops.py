@@ -18,6 +18,7 @@ NAMES = [
     "omnigen2 two references", "boogu two references", "pixart sigma", "qwen image one word, two references", "sd3 second attention",
     "sd3 register tokens, rms norm", "wan image to video",
     "sd3 register tokens, rms norm", "wan image to video", "cosmos predict2",
+    "sd3 register tokens, rms norm", "wan image to video", "cosmos predict2", "kandinsky 5",
 ]  # fmt: skip
 """One of every kind of block, and of every architecture; others are told roughly, such as keys that are thinned or come from sounds."""
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -18,6 +18,7 @@ CHOSEN = [
     "wan", "auraflow", "hidream",
     "wan", "auraflow", "hidream", "omnigen2 two references", "boogu",
     "wan", "auraflow", "cosmos predict2",
+    "wan", "auraflow", "cosmos predict2", "kandinsky 5",
 ]  # fmt: skip
 """Every adapter, with the cases whose networks write most to what passes through them."""
 WITHOUT_GRADIENT = ["ernie image"]
