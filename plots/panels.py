@@ -22,7 +22,7 @@ from .style import Sheet, Theme, grid, legend, log_scale, note, statistics_over_
 NAMES = {
     STACK.name: "All blocks", MODEL.name: "Whole network", "attn": "Attention", "attn2": "Second attention",
     "cross_attn": "Cross-attention", "audio_attn": "Audio attention", "mlp": "MLP", "img_mlp": "Image MLP",
-    "txt_mlp": "Text MLP", "single": "Single-stream blocks",
+    "txt_mlp": "Text MLP", "txt_attn": "Text attention", "single": "Single-stream blocks",
 }  # fmt: skip
 """How a kind of branch is called over its map."""
 ERRORS = "Error of reuse: mean over branches, shaded up to the worst"

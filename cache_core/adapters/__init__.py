@@ -18,6 +18,7 @@ from .kandinsky5 import Kandinsky5Adapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .omnigen2 import OmniGen2Adapter
+from .mochi import MochiAdapter
 from .pixartms import PixArtMSAdapter
 from .qwen_image import QwenImageAdapter
 from .routes import MISFITS, installed, overridden, uncompiled, unlike, unwrapped
@@ -43,6 +44,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     JoyImageAdapter(),
     CosmosPredict2Adapter(),
     Kandinsky5Adapter(),
+    MochiAdapter(),
 )
 
 

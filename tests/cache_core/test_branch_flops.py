@@ -19,6 +19,7 @@ NAMES = [
     "sd3 register tokens, rms norm", "wan image to video",
     "sd3 register tokens, rms norm", "wan image to video", "cosmos predict2",
     "sd3 register tokens, rms norm", "wan image to video", "cosmos predict2", "kandinsky 5",
+    "sd3 register tokens, rms norm", "wan image to video", "cosmos predict2", "kandinsky 5", "mochi",
 ]  # fmt: skip
 """One of every kind of block, and of every architecture; others are told roughly, such as keys that are thinned or come from sounds."""
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -19,6 +19,7 @@ CHOSEN = [
     "wan", "auraflow", "hidream", "omnigen2 two references", "boogu",
     "wan", "auraflow", "cosmos predict2",
     "wan", "auraflow", "cosmos predict2", "kandinsky 5",
+    "wan", "auraflow", "cosmos predict2", "kandinsky 5", "mochi",
 ]  # fmt: skip
 """Every adapter, with the cases whose networks write most to what passes through them."""
 WITHOUT_GRADIENT = ["ernie image"]
