@@ -231,7 +231,8 @@ class PriorCacheTrainRouter(io.ComfyNode):
         points = []
         try:
             for training.penalty in penalties:
-                with _training(watched):
+                comfy.model_management.load_models_gpu([watched])
+                with differentiable():
                     training.run(iterations, lambda done: progress.update(1))
                 made = _with_router(made, training)
                 points.append(judged(f"{training.penalty:g}", policy(made, threshold)))
@@ -287,15 +288,26 @@ def _attention(theirs, *args, **kwargs) -> torch.Tensor:
 
 
 @contextmanager
-def _training(model) -> Iterator[None]:
-    """The model on its device, and the host told to use functions that have a backward pass."""
-    comfy.model_management.load_models_gpu([model])
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
+def differentiable() -> Iterator[None]:
+    """The host told to use functions that have a backward pass. Some networks ask for its fused rotations all the same:
+    their plain forms, which have one, stand in for them."""
+    changed = {(comfy.model_management, "in_training"): True}
     try:
+        import comfy_kitchen as fused
+        from comfy_kitchen.backends.eager import rope as plain
+    except ImportError:  # this host has none
+        pass
+    else:
+        names = [name for name in vars(plain) if "rope" in name and not name.endswith("_") and hasattr(fused, name)]
+        changed |= {(fused, name): getattr(plain, name) for name in names}
+    before = {place: getattr(*place) for place in changed}
+    try:
+        for (module, name), value in changed.items():
+            setattr(module, name, value)
         yield
     finally:
-        comfy.model_management.in_training = before
+        for (module, name), value in before.items():
+            setattr(module, name, value)
 
 
 def parse_penalties(text: str) -> list[float]:

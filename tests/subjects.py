@@ -228,6 +228,8 @@ def ideogram4() -> Subject:
         "adaln_dim": 16, "llm_features_dim": WORDS, "mrope_section": (6, 5, 5),
     }  # fmt: skip
     return Subject(built("Ideogram4", image_model="ideogram4", **settings), (6, 6))
+
+
 def hidream() -> Subject:
     """Two heads of 32, a block of either kind; its prompts need `conditioning_llama3`, (B, 2, words, WORDS)."""
     settings = {

@@ -9,16 +9,16 @@ from .cosmos_predict2 import CosmosPredict2Adapter
 from .dit import DiTAdapter
 from .ernie_image import ErnieImageAdapter
 from .flux import FluxAdapter
-from .ideogram4 import Ideogram4Adapter
-from .krea2 import Krea2Adapter
-from .lens import LensAdapter
 from .hidream import HiDreamAdapter
+from .ideogram4 import Ideogram4Adapter
 from .joyimage import JoyImageAdapter
 from .kandinsky5 import Kandinsky5Adapter
+from .krea2 import Krea2Adapter
+from .lens import LensAdapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
-from .omnigen2 import OmniGen2Adapter
 from .mochi import MochiAdapter
+from .omnigen2 import OmniGen2Adapter
 from .pixartms import PixArtMSAdapter
 from .qwen_image import QwenImageAdapter
 from .routes import MISFITS, installed, overridden, uncompiled, unlike, unwrapped

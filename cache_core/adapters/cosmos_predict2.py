@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor, nn
 
@@ -66,8 +65,7 @@ def block(
 
     def attention(x: Tensor) -> Tensor:
         x = modulate(self.layer_norm_self_attn(x), shift_a, scale_a)
-        attn = self.self_attn if not x.requires_grad or "attn1_patch" in patches else partial(in_parts, self.self_attn)
-        return attn(x, None, rope_emb=rope_emb_L_1_1_D, transformer_options=options)
+        return self.self_attn(x, None, rope_emb=rope_emb_L_1_1_D, transformer_options=options)
 
     def cross_attention(x: Tensor) -> Tensor:
         x = modulate(self.layer_norm_cross_attn(x), shift_c, scale_c)
@@ -90,16 +88,3 @@ def block(
     x = added(x, gate_c, branch("cross_attn", cross_attention, x, tokenwise=steady and not patches.get("attn2_patch")))
     x = added(x, gate_m, branch("mlp", mlp, x, tokenwise=steady and not patches.get("mlp_patch")))
     return x.unflatten(1, space)
-
-
-def in_parts(self: nn.Module, x: Tensor, context: None, rope_emb: Tensor, transformer_options: dict) -> Tensor:
-    """The host's self-attention for gradients, for which its kernel of norm and rotation has no formula."""
-    q, k, v = (linear(x).unflatten(-1, (self.n_heads, -1)) for linear in (self.q_proj, self.k_proj, self.v_proj))
-    q, k = rotated(self.q_norm(q), rope_emb), rotated(self.k_norm(k), rope_emb)
-    return self.compute_attention(q, k, v, transformer_options=transformer_options)
-
-
-def rotated(x: Tensor, by: Tensor) -> Tensor:
-    """The pairs (first half, second half) of the channels of x (B, N, H, C) by (1, N, 1, C / 2, 2, 2)."""
-    turned = (by * x.float().unflatten(-1, (2, -1)).mT.unsqueeze(-2)).sum(-1)
-    return turned.mT.flatten(-2).type_as(x)
