@@ -136,7 +136,7 @@ def parts_of(guider, shape: tuple[int, ...]) -> list[Part]:
     return [
         Part(
             batch,
-            [tuple(latent) for _ in range(2 if kinds & BESIDE and "concat_latent_image" in cond else 1)]
+            [tuple(latent)] * (2 if kinds & BESIDE and "concat_latent_image" in cond else 1)
             + [tuple(r.shape[1:]) for r in cond.get("reference_latents") or ()],
             max(_text(cond), least),
         )
