@@ -399,7 +399,7 @@ class Forward:
         if run.policy.keeps_reused or action is Action.PARTIAL:
             self._keep(site, out, computed=False, where=where)
         elif where is not None:
-            run.store.passed_by(site, self.streams, where)
+            run.store.passed_by(site, self.streams)
         return out
 
     @_alone

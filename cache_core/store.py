@@ -62,8 +62,8 @@ class FeatureStore:
         group = self._find(site.name, streams)
         past = Past(self.codec.encode(value), step, computed, None, marks)
         if group and not computed:
-            age, marks = group[0].age, group[0].marks
-            past = past._replace(age=age if where is None else _aged(age, where, value.shape[1]), marks=marks)
+            age = group[0].age if where is None else _older(group[0]).scatter(1, where, 0)
+            past = past._replace(age=age, marks=group[0].marks)
         if group is None:
             for lane in streams:
                 self._forget(site.name, lane)
@@ -73,10 +73,10 @@ class FeatureStore:
         group.appendleft(past)
         self._nbytes = None
 
-    def passed_by(self, site: Site, streams: Streams, where: Tensor) -> None:
-        """All tokens of the newest output, if there still is one, are one older; where: indices (B, 0)."""
+    def passed_by(self, site: Site, streams: Streams) -> None:
+        """All tokens of the newest output, if there still is one, are one older."""
         if group := self._find(site.name, streams):
-            group[0] = group[0]._replace(age=_aged(group[0].age, where, group[0].kept.parts[0].shape[1]))
+            group[0] = group[0]._replace(age=_older(group[0]))
             self._nbytes = None
 
     def only(self, lanes: Container[Lane]) -> None:
@@ -167,10 +167,11 @@ def _moment(past: Past) -> tuple:
     return past.step.index, past.computed, past.age is None, past.marks is None
 
 
-def _aged(age: Tensor | None, where: Tensor, tokens: int) -> Tensor:
-    if age is None:
-        age = torch.zeros(len(where), tokens, dtype=torch.int16, device=where.device)
-    return (age + 1).scatter(1, where, 0)
+def _older(past: Past) -> Tensor:
+    """(B, N): the age of its tokens, where each is passed by once more."""
+    if past.age is not None:
+        return past.age + 1
+    return torch.ones(past.kept.parts[0].shape[:2], dtype=torch.int16, device=past.kept.device)
 
 
 def _of_tokens(past: Past) -> list[Tensor]:

@@ -182,18 +182,18 @@ def test_what_is_known_of_tokens_goes_with_the_rows():
 
 
 def test_tokens_that_are_all_passed_by_become_older():
-    store, none = FeatureStore(2), torch.empty(2, 0, dtype=torch.long)
+    store = FeatureStore(2)
     store.put(SITE, (A, B), torch.zeros(2, 3, 4), step(0), True)
-    store.passed_by(SITE, (A, B), none)
+    store.passed_by(SITE, (A, B))
     (only,) = store.get(SITE, (A, B))
     assert only.age.tolist() == [[1, 1, 1], [1, 1, 1]]
     assert (only.step, only.computed) == (step(0), True)
     store.put(SITE, (A, B), torch.zeros(2, 3, 4), step(2), False, torch.tensor([[0], [2]]))
-    store.passed_by(SITE, (A, B), none)
+    store.passed_by(SITE, (A, B))
     assert store.get(SITE, (A, B))[0].age.tolist() == [[1, 3, 3], [3, 3, 1]]
     with_ages = store.nbytes
     store.put(SITE, (A, B), torch.zeros(2, 3, 4), step(3), True)
     assert store.nbytes < with_ages
     store.clear()
-    store.passed_by(SITE, (A, B), none)
+    store.passed_by(SITE, (A, B))
     assert store.nbytes == 0
