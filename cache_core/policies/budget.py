@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -75,15 +75,15 @@ class Budget(Wrapper):
         if not schedule.nbytes:
             return ()
         each = {name: nbytes * self.history for name, nbytes in schedule.nbytes.items()}
-        steps = schedule.evaluations
-        stack = self._skipped(steps) and each[STACK.name] <= self.limit
+        steps, skipped = schedule.evaluations, self._skipped(schedule)
+        stack = bool(skipped) and each[STACK.name] <= self.limit
         if stack:
-            steps = [step for step in steps if step not in self._skipped(steps)]
+            steps = [step for step in steps if step not in skipped]
         errors = dict(self.errors)
         unknown = max(errors.values(), default=1.0)
         worth = {
             site.name: schedule.flops[site.name]
-            * sum(self.base.decide(step, site) is not Action.COMPUTE for step in steps)
+            * self._reuses(site, steps)
             / max(errors.get(site.name, unknown), SMALLEST)
             for site in schedule.sites
         }
@@ -93,26 +93,20 @@ class Budget(Wrapper):
     def share(self, schedule: Schedule, kept: frozenset[str] | None = None) -> float:
         """The part of the blocks' arithmetic over such a run that is reused with these kept, or with everything."""
         everything = sum(schedule.flops[site.name] for site in schedule.sites)
-        steps, found = schedule.evaluations, 0.0
-        skipped = self._skipped(steps) if kept is None or STACK.name in kept else []
-        for step in steps:
-            found += (
-                everything
-                if step in skipped
-                else sum(
-                    schedule.flops[site.name]
-                    for site in schedule.sites
-                    if (kept is None or site.name in kept) and self.base.decide(step, site) is not Action.COMPUTE
-                )
-            )
-        return found / max(everything * len(steps), 1)
+        skipped = self._skipped(schedule) if kept is None or STACK.name in kept else frozenset()
+        steps = [step for step in schedule.evaluations if step not in skipped]
+        branches = [site for site in schedule.sites if kept is None or site.name in kept]
+        found = everything * len(skipped) + sum(schedule.flops[s.name] * self._reuses(s, steps) for s in branches)
+        return found / max(everything * schedule.total, 1)
 
-    def _reuses(self, site: Site, schedule: Schedule) -> bool:
-        return any(self.base.decide(step, site) is not Action.COMPUTE for step in schedule.evaluations[1:])
+    def _reuses(self, site: Site, steps: Iterable[Step]) -> int:
+        """At how many of these steps base reuses a branch, wholly or in part."""
+        return sum(self.base.decide(step, site) is not Action.COMPUTE for step in steps)
 
-    def _skipped(self, steps: list[Step]) -> list[Step]:
+    def _skipped(self, schedule: Schedule) -> frozenset[Step]:
         """The steps at which all blocks are reused at once."""
-        return [s for s in steps if self.base.serves(STACK) and s.index and self.base.decide(s, STACK) is Action.REUSE]
+        later = schedule.evaluations[1:] if self.base.serves(STACK) else ()
+        return frozenset(step for step in later if self.base.decide(step, STACK) is Action.REUSE)
 
     def remark(self, schedule: Schedule) -> str | None:
         """What was chosen, once the sizes are known."""
@@ -135,7 +129,7 @@ class Budget(Wrapper):
         if objection := super().objection(schedule):
             return objection
         if schedule.nbytes and not self.sites:
-            reused = [site for site in schedule.sites if self._reuses(site, schedule)]
+            reused = [site for site in schedule.sites if self._reuses(site, schedule.evaluations[1:])]
             if not reused:
                 return f"{self.base.describe()} reuses nothing in this run"
             least = min(schedule.nbytes[site.name] for site in reused) * self.history
