@@ -40,7 +40,7 @@ class Tried:
                 if path.stat().st_size > LARGEST:
                     raise ValueError("it is too large")
                 found._read(json.loads(path.read_text()))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             log.warning("PriorCache: %s cannot be read (%s); this search begins anew.", path.name, error)
             return Tried(path)
         found._saved = len(found)
