@@ -11,8 +11,6 @@ import numpy as np
 from .sites import Schedule
 
 COORDINATES = ("auto", "sigma", "log snr", "step")
-FLOW = ("FLOW", "FLUX", "IMG_TO_IMG_FLOW")
-"""The host's names of predictions on a straight path, x = (1 - sigma) picture + sigma noise."""
 
 LEAP, GONE = 3.0, 0.02
 """What noise falls by, in one step, where it leaps; and noise below which there is none to speak of."""
@@ -76,7 +74,7 @@ def axis(schedule: Schedule, coordinate: str) -> tuple[float, ...]:
     if coordinate == "sigma" and sigmas:
         return tuple(sigmas)
     if coordinate == "log snr" and sigmas:
-        signal = [max(1 - s, 1e-3) if schedule.prediction in FLOW else 1.0 for s in sigmas]
+        signal = [max(1 - s, 1e-3) if schedule.flow else 1.0 for s in sigmas]
         return tuple(2 * math.log(a / s) for a, s in zip(signal, sigmas, strict=True))
     return tuple(map(float, range(schedule.total)))
 

@@ -46,6 +46,16 @@ def once(schedule: Schedule) -> bool:
     return not (several(schedule) or among(schedule, *SEVERAL_NOISY))
 
 
+def noisy(schedule: Schedule) -> bool:
+    """Whether a run's sampler adds noise on the way, as far as its name tells."""
+    return any(part in schedule.sampler for part in NOISY)
+
+
+def multistep(schedule: Schedule) -> bool:
+    """Whether a run's sampler extrapolates past outputs itself, as far as its name tells."""
+    return any(part in schedule.sampler for part in MULTISTEP)
+
+
 def in_turn(schedule: Schedule) -> bool:
     """Whether a run's calls of the model are its steps, one after the other, whatever noise they tell of."""
     return among(schedule, *LYING) and once(schedule)

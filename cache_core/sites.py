@@ -43,6 +43,9 @@ class Step(NamedTuple):
         return min(round(self.progress * self.total), max(self.total - 1, 0))
 
 
+FLOW = ("FLOW", "FLUX", "IMG_TO_IMG_FLOW")
+"""The host's names of predictions on a straight path, x = (1 - sigma) picture + sigma noise."""
+
 OF = " of "
 """What stands between the name of a sampler that works around another, and that other's."""
 
@@ -64,6 +67,11 @@ class Schedule:
     nbytes: dict[str, int] = field(default_factory=dict, hash=False)  # what keeping one output takes
     flops: dict[str, int] = field(default_factory=dict, hash=False)  # operations that computing one takes
     limit: int | None = None  # bytes that may be kept at most, where a policy around this one says so
+
+    @property
+    def flow(self) -> bool:
+        """Whether the model is known to predict a straight path."""
+        return self.prediction in FLOW
 
     @property
     def samplers(self) -> list[str]:

@@ -14,11 +14,10 @@ from torch import nn
 
 from ..cache_core.adapters import Adapter, adapter_for, installed, misfit, sites_of, uncompiled, unwrapped
 from ..cache_core.codecs import CODECS
-from ..cache_core.extrapolation import FLOW
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun, Observer
 from ..cache_core.samplers import in_turn
-from ..cache_core.sites import MODEL, OF, Action, Schedule
+from ..cache_core.sites import FLOW, MODEL, OF, Action, Schedule
 from ..cache_core.trace import RunTrace, Trace, human_bytes
 from ..priors.record import recorded
 from .memory import beyond, bytes_aside, expected_bytes, guidance_of, informed, parts_of

@@ -19,7 +19,6 @@ from ...errors import SettingError, shown
 from ..corrector import DEGREES, SAMPLERS, Corrector
 from ..extrapolation import (
     COORDINATES,
-    FLOW,
     axis,
     coefficients,
     ending,
@@ -30,7 +29,7 @@ from ..extrapolation import (
     widening,
 )
 from ..knobs import Choice, Knob, Numbers, Steps, choice
-from ..samplers import MULTISTEP, NOISY, several, told
+from ..samplers import multistep, noisy, several, told
 from ..sites import Action, Feature, Schedule, Site, Step
 from .base import CachePolicy
 
@@ -158,19 +157,15 @@ class Forecast(CachePolicy):
         computed, gains, sigmas = self.computed, self.gains, self.sigmas
         if self._of_other_steps(schedule):
             (computed, gains), sigmas = resampled(computed, gains, sigmas, schedule.sigmas), schedule.sigmas
-        flow = schedule.prediction in FLOW
-        multistep = any(part in schedule.sampler for part in MULTISTEP)
-        if not computed:
-            shape, count = front_loaded if flow else spread if multistep else widening, self.count(schedule.total)
-            computed = ending(shape, schedule.total, count, 0 if flow else self._last(schedule, count, multistep))
+        computed = computed or self._chosen(schedule)
         coordinate = self.coordinate
         if coordinate == "auto":
             # Log SNR begins far away: it serves the later steps only where the first ones are all computed.
-            coordinate = ("log snr" if computed[:4] == (0, 1, 2, 3) else "sigma") if flow else "step"
+            coordinate = ("log snr" if computed[:4] == (0, 1, 2, 3) else "sigma") if schedule.flow else "step"
         order, curvature = self.order, self.curvature
         if not order:
-            order = 1 if len(computed) < (FEWEST_MULTISTEP if multistep else FEWEST) else 2
-            curvature = 0.5 if flow or multistep or len(computed) < CLOSE else 1.0
+            order = 1 if len(computed) < (FEWEST_MULTISTEP if multistep(schedule) else FEWEST) else 2
+            curvature = 0.5 if schedule.flow or multistep(schedule) or len(computed) < CLOSE else 1.0
         settled = {
             "computed": computed,
             "gains": gains,
@@ -181,19 +176,26 @@ class Forecast(CachePolicy):
             "order": order,
             "curvature": curvature,
             "corrector": self._corrector(schedule, len(computed)),
-            "follows": self.follows if self.follows >= 0 else FOLLOWS_FLOW if flow else FOLLOWS,
+            "follows": self.follows if self.follows >= 0 else FOLLOWS_FLOW if schedule.flow else FOLLOWS,
         }
         return replace(self, **settled, places=axis(schedule, coordinate))
 
+    def _chosen(self, schedule: Schedule) -> tuple[int, ...]:
+        """Which steps are computed where none are listed."""
+        total, count = schedule.total, self.count(schedule.total)
+        if schedule.flow:
+            return front_loaded(total, count)
+        return ending(spread if multistep(schedule) else widening, total, count, self._last(schedule, count))
+
     @staticmethod
-    def _last(schedule: Schedule, count: int, multistep: bool) -> int:
+    def _last(schedule: Schedule, count: int) -> int:
         """How many steps at the end are all computed where noise leaps there, of models of noise and velocity."""
         leaps = leaping(schedule.sigmas)
         if not leaps or schedule.sampler not in SAMPLERS or not _dense(schedule, count):
             return 0
-        if schedule.total < (FINE_MULTISTEP if multistep else FINE):
+        if schedule.total < (FINE_MULTISTEP if multistep(schedule) else FINE):
             return int(leaps == 1)
-        return max(leaps + multistep, 2)
+        return max(leaps + multistep(schedule), 2)
 
     def _of_other_steps(self, schedule: Schedule) -> bool:
         """Whether the plan is for other steps over the same noise."""
@@ -214,9 +216,8 @@ class Forecast(CachePolicy):
         """The one of a run of which `count` steps are computed."""
         if self.corrector != "auto":
             return self.corrector if self.corrector in self._correctors(schedule) else "off"
-        flow = schedule.prediction in FLOW
         enough = "quadratic" if _dense(schedule, count) else "off"
-        found = "linear" if flow and schedule.cfg == 1 else enough
+        found = "linear" if schedule.flow and schedule.cfg == 1 else enough
         return found if count < schedule.total and found in self._correctors(schedule) else "off"
 
     def count(self, total: int) -> int:
@@ -256,7 +257,7 @@ class Forecast(CachePolicy):
         if schedule.total < SHORTEST:
             return f"a schedule of {schedule.total} step{'s'[: schedule.total > 1]} has none to spare; {SHORTEST} are the least"
         name = told(schedule)
-        if any(part in name for part in NOISY):
+        if noisy(schedule):
             return f"the sampler {name} adds noise, which no past step foretells; use one without, such as euler or dpmpp_2m"
         if several(schedule):
             return f"the sampler {name} calls the model several times per step; use one that does not, such as euler or dpmpp_2m"
@@ -273,7 +274,7 @@ class Forecast(CachePolicy):
             return f"the sampler {self.sampler}, and this run has {schedule.sampler}"
         if self.cfg and schedule.cfg and (self.cfg == 1) != (schedule.cfg == 1):
             return f"cfg {self.cfg:g}, and this run has {schedule.cfg:g}"
-        finer = schedule.prediction in FLOW and len(self.sigmas) < len(schedule.sigmas)
+        finer = schedule.flow and len(self.sigmas) < len(schedule.sigmas)
         return "" if finer or not self._of_other_steps(schedule) else self.other_noise(schedule)
 
     def other_noise(self, schedule: Schedule) -> str:
@@ -331,15 +332,15 @@ class Forecast(CachePolicy):
         if not self.computed:
             return f"Forecast {self.speedup:g}x"
         kind = "planned" if self.gains else ("", "linear", "quadratic")[self.order]
-        axis = "" if self.coordinate == "auto" else f"in {self.coordinate}"
+        along = "" if self.coordinate == "auto" else f"in {self.coordinate}"
         corrected = f"{self.corrector} corrector" if self.corrector in DEGREES else ""
-        parts = (f"Forecast, {len(self.computed)} computed", f"{kind} {axis}".strip(), corrected)
+        parts = (f"Forecast, {len(self.computed)} computed", f"{kind} {along}".strip(), corrected)
         return ", ".join(part for part in parts if part)
 
 
 def _dense(schedule: Schedule, count: int) -> bool:
     """Whether a picture of which so many steps are computed is near enough to its own path."""
-    return count >= FEWEST_CORRECTED and (schedule.prediction in FLOW or count >= DENSE * schedule.total)
+    return count >= FEWEST_CORRECTED and (schedule.flow or count >= DENSE * schedule.total)
 
 
 def _plannable(sigmas: tuple[float, ...]) -> bool:
