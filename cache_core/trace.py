@@ -17,9 +17,10 @@ from .sites import STACK, Action, Site, Step
 
 
 def human_bytes(count: float) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}" if unit == "GiB" else f"{count / size:.1f} {unit}"
+    if count >= 2**30:
+        return f"{count / 2**30:.2f} GiB"
+    if count >= 2**20:
+        return f"{count / 2**20:.1f} MiB"
     return f"{count / 2**10:.0f} KiB"
 
 

@@ -179,7 +179,7 @@ def forecasts(schedule: Schedule, gram: Tensor | None = None) -> Callable[[int, 
 
 
 def step_errors_of(policy: CachePolicy, steps: int, prior: Prior) -> list[float]:
-    """Predicted relative error (T,) of the derivative at each step of a Forecast; () where the prior is of other steps."""
+    """Predicted relative error (T,) of the derivative at each step of a Forecast; empty where the prior is of other steps."""
     gram = prior.tables.get("gram/positive")
     if not isinstance(policy, Forecast) or gram is None or len(gram) != steps:
         return []

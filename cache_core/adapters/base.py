@@ -171,7 +171,9 @@ Branches = dict[str, Callable[[nn.Module], nn.Module | tuple[nn.Module, ...] | N
 """Branch name -> how to find, in a block, what makes its pre-gate output; None: this block has no such branch."""
 
 
-def numbered(network: nn.Module, *lists: tuple[str, Callable, Branches] | tuple[str, Callable, Branches, Marks]):
+def numbered(
+    network: nn.Module, *lists: tuple[str, Callable, Branches] | tuple[str, Callable, Branches, Marks]
+) -> list[Block]:
     """The blocks of a network's lists, each (name, equation of its blocks, their branches, marks), numbered through."""
     depth = sum(len(getattr(network, name)) for name, *_ in lists)
     found: list[Block] = []

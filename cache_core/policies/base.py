@@ -23,6 +23,14 @@ class Decline(Exception):
     """Raised by `reuse` or `select` when a policy finds in mid-run that it cannot serve it: one sentence, with the remedy."""
 
 
+def check_steps(policy: str, computed: tuple[int, ...], total: int | None) -> None:
+    """Raise SettingError unless the listed steps of a policy rise from 0 and are among `total`; None for any number."""
+    if computed and (computed[0] != 0 or list(computed) != sorted(set(computed))):
+        raise SettingError(f"{policy}: computed is {shown(computed)}; it must rise from 0, the step that begins")
+    if computed and total is not None and computed[-1] >= total:
+        raise SettingError(f"{policy}: step {computed[-1]} is computed, but there are {total} steps")
+
+
 class Aside(Protocol):
     """What a prepared policy holds besides the features in the store, until the run ends."""
 

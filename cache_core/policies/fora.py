@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from ...errors import SettingError, shown
 from ..knobs import Knob, Steps
 from ..sites import Action, Schedule, Site, Step
-from .base import CachePolicy
+from .base import CachePolicy, check_steps
 
 PHASES = ("published", "aligned")
 PRESETS = {
@@ -48,11 +48,7 @@ class FORA(CachePolicy):
             raise SettingError(f"FORA: phase is {shown(self.phase)}; choose one of {', '.join(PHASES)}")
         if not 0.0 <= self.start <= self.end <= 1.0:
             raise SettingError(f"FORA: start {self.start} and end {self.end} must satisfy 0 <= start <= end <= 1")
-
-        if self.computed and (self.computed[0] != 0 or list(self.computed) != sorted(set(self.computed))):
-            raise SettingError(f"FORA: computed is {shown(self.computed)}; it must rise from 0, the step that begins")
-        if self.computed and not self.computed[-1] < self.steps:
-            raise SettingError(f"FORA: step {self.computed[-1]} is computed, but there are {self.steps} steps")
+        check_steps("FORA", self.computed, self.steps)
 
     def decide(self, step: Step, site: Site) -> Action:
         if self.computed:
@@ -72,9 +68,11 @@ class FORA(CachePolicy):
         return None
 
     def opened(self, schedule: Schedule) -> FORA:
+        if self.computed:
+            return self
         cached = self.cached(schedule)
         computed = tuple(t for t in range(schedule.total) if t not in cached)
-        return self if self.computed else replace(self, computed=computed, steps=schedule.total)
+        return replace(self, computed=computed, steps=schedule.total)
 
     def knobs(self, schedule: Schedule) -> tuple[Knob, ...]:
         return (Steps("computed"),) if 1 < len(self.computed) < self.steps else ()

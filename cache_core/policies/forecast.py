@@ -31,7 +31,7 @@ from ..extrapolation import (
 from ..knobs import Choice, Knob, Numbers, Steps, choice
 from ..samplers import multistep, noisy, several, told
 from ..sites import Action, Feature, Schedule, Site, Step
-from .base import CachePolicy
+from .base import CachePolicy, check_steps
 
 FASTEST = 20.0
 """The largest speed-up."""
@@ -123,20 +123,13 @@ class Forecast(CachePolicy):
             raise SettingError(f"Forecast: follows is {self.follows}; 0 to 1 are meant, below 0 chooses")
         if not math.isfinite(self.curvature):
             raise SettingError(f"Forecast: curvature is {self.curvature}; a finite number is meant, such as 0.5")
-        if self.computed and (self.computed[0] != 0 or list(self.computed) != sorted(set(self.computed))):
-            raise SettingError(
-                f"Forecast: computed is {shown(self.computed)}; it must rise from 0, the step that begins"
-            )
         if not self.cfg >= 0:
             raise SettingError(f"Forecast: cfg is {self.cfg}; the scale of guidance that it was planned for is meant")
         if self.sigmas and not _plannable(self.sigmas):
             raise SettingError(
                 f"Forecast: sigmas is {shown(self.sigmas)}; positive noise levels are meant, and the last may be 0"
             )
-        if self.sigmas and self.computed and self.computed[-1] >= len(self.sigmas) - 1:
-            raise SettingError(
-                f"Forecast: step {self.computed[-1]} is computed, but there are {len(self.sigmas) - 1} steps"
-            )
+        check_steps("Forecast", self.computed, len(self.sigmas) - 1 if self.sigmas else None)
         if self.sigmas and self.gains and len(self.gains) != len(self.sigmas) - 1:
             raise SettingError(
                 f"Forecast: {len(self.gains)} gains for {len(self.sigmas) - 1} steps; give each step one"
