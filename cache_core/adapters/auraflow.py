@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -57,7 +57,7 @@ def double_block(
     c: Tensor,
     x: Tensor,
     global_cond: Tensor,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
     **_,
 ) -> tuple[Tensor, Tensor]:
     from comfy.ldm.aura.mmdit import modulate
@@ -68,7 +68,7 @@ def double_block(
     def attention(x: Tensor) -> Tensor:
         of_txt = modulate(self.normC1(c), c_shift_a, c_scale_a)
         of_img = modulate(self.normX1(x), x_shift_a, x_scale_a)
-        return torch.cat(self.attn(of_txt, of_img, transformer_options=transformer_options or {}), dim=1)
+        return torch.cat(self.attn(of_txt, of_img, transformer_options=transformer_options), dim=1)
 
     def txt_mlp(c: Tensor) -> Tensor:
         return self.mlpC(modulate(self.normC2(c), c_shift_m, c_scale_m))
@@ -86,14 +86,14 @@ def double_block(
 
 @returns("cx")
 def single_block(
-    self: nn.Module, branch: Branch, cx: Tensor, global_cond: Tensor, transformer_options: dict | None = None, **_
+    self: nn.Module, branch: Branch, cx: Tensor, global_cond: Tensor, transformer_options: dict = NO_OPTIONS, **_
 ) -> Tensor:
     from comfy.ldm.aura.mmdit import modulate
 
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modCX(global_cond).chunk(6, dim=1)
 
     def attention(cx: Tensor) -> Tensor:
-        return self.attn(modulate(self.norm1(cx), shift_a, scale_a), transformer_options=transformer_options or {})
+        return self.attn(modulate(self.norm1(cx), shift_a, scale_a), transformer_options=transformer_options)
 
     def mlp(cx: Tensor) -> Tensor:
         return self.mlp(modulate(self.norm2(cx), shift_m, scale_m))

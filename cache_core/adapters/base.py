@@ -24,6 +24,10 @@ class Branch(Protocol):
     def __call__(self, name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor: ...
 
 
+NO_OPTIONS: dict = {}
+"""The transformer_options of a block that is given none, as in the host's own signatures; nobody writes to it."""
+
+
 def returns(*streams: str, picture: str | None = None) -> Callable[[Callable], Callable]:
     """Says of an equation which of its arguments it returns changed, in this order; `picture` is one of them, or the last.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -59,7 +59,7 @@ def double_block(
     attn_mask: Tensor | None = None,
     modulation_dims_img: list | None = None,
     modulation_dims_txt: list | None = None,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> tuple[Tensor, Tensor]:
     from comfy.ldm.flux.math import attention
 
@@ -71,7 +71,7 @@ def double_block(
         of_img = self.img_attn.qkv(modulate(self.img_norm1(img), img_1, img_dims))
         pairs = zip(heads(self.txt_attn, of_txt), heads(self.img_attn, of_img), strict=True)
         q, k, v = (torch.cat(pair, dim=2) for pair in pairs)
-        out = attention(q, k, v, pe=pe, mask=attn_mask, transformer_options=transformer_options or {})
+        out = attention(q, k, v, pe=pe, mask=attn_mask, transformer_options=transformer_options)
         return torch.cat((self.txt_attn.proj(out[:, :n]), self.img_attn.proj(out[:, n:])), dim=1)
 
     def img_mlp(img: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def single_block(
     pe: Tensor | None,
     attn_mask: Tensor | None = None,
     modulation_dims: list | None = None,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> Tensor:
     from comfy.ldm.flux.math import attention
 
@@ -107,7 +107,7 @@ def single_block(
         wide = self.linear1(modulate(self.pre_norm(x), mod, modulation_dims))
         qkv, mlp = wide.split((3 * self.hidden_size, self.mlp_hidden_dim_first), dim=-1)
         q, k, v = heads(self, qkv)
-        attn = attention(q, k, v, pe=pe, mask=attn_mask, transformer_options=transformer_options or {})
+        attn = attention(q, k, v, pe=pe, mask=attn_mask, transformer_options=transformer_options)
         if self.yak_mlp:
             up, through = mlp.chunk(2, dim=-1)
             mlp = self.mlp_act(through) * up

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -30,14 +30,13 @@ def transformer_block(
     attention_mask: Tensor | None = None,
     timestep: Tensor | None = None,
     pe: tuple | None = None,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
     self_attention_mask: object = None,
     prompt_timestep: Tensor | None = None,
 ) -> Tensor:
     from comfy.ldm.common_dit import rms_norm
     from comfy.ldm.lightricks.model import apply_cross_attention_adaln
 
-    options = transformer_options or {}
     table = self.scale_shift_table.to(device=x.device, dtype=x.dtype)
     modulation = (table + timestep.unflatten(2, (len(table), -1))).unbind(2)  # timestep (B, 1 or N, 6 D or 9 D)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m, *of_cross = modulation
@@ -46,14 +45,14 @@ def transformer_block(
 
     def attention(x: Tensor) -> Tensor:
         x = torch.addcmul(shift_a, rms_norm(x), 1 + scale_a)
-        return self.attn1(x, pe=pe, mask=self_attention_mask, transformer_options=options)
+        return self.attn1(x, pe=pe, mask=self_attention_mask, transformer_options=transformer_options)
 
     def cross_attention(x: Tensor) -> Tensor:
         if not of_cross:
-            return self.attn2(x, context=context, mask=attention_mask, transformer_options=options)
+            return self.attn2(x, context=context, mask=attention_mask, transformer_options=transformer_options)
         shift, scale, _ = of_cross
-        of_text = self.prompt_scale_shift_table, prompt_timestep
-        return apply_cross_attention_adaln(x, context, self.attn2, shift, scale, 1, *of_text, attention_mask, options)
+        of_text = self.prompt_scale_shift_table, prompt_timestep, attention_mask, transformer_options
+        return apply_cross_attention_adaln(x, context, self.attn2, shift, scale, 1, *of_text)
 
     def mlp(x: Tensor) -> Tensor:
         return self.ff(torch.addcmul(shift_m, rms_norm(x), 1 + scale_m))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 
 
 class LuminaAdapter(Adapter):
@@ -42,7 +42,7 @@ def joint_transformer_block(
     freqs_cis: Tensor,
     adaln_input: Tensor | None = None,
     timestep_zero_index: list[tuple[int, int]] | None = None,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> Tensor:
     from comfy.ldm.lumina.model import apply_gate, clamp_fp16, modulate
 
@@ -52,7 +52,7 @@ def joint_transformer_block(
 
     def attention(x: Tensor) -> Tensor:
         modulated = modulate(self.attention_norm1(x), scale_a, regions)
-        out = self.attention(modulated, x_mask, freqs_cis, transformer_options=transformer_options or {})
+        out = self.attention(modulated, x_mask, freqs_cis, transformer_options=transformer_options)
         return self.attention_norm2(clamp_fp16(out))
 
     def mlp(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -44,7 +44,7 @@ def transformer_block(
     temb: Tensor,
     image_rotary_emb: Tensor | None = None,
     timestep_zero_index: int | None = None,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> tuple[Tensor, Tensor]:
     img, txt, clean = hidden_states, encoder_hidden_states, timestep_zero_index
     img_a, img_m = self.img_mod(temb).chunk(2, dim=-1)  # shift, scale and gate of attention; of the MLP
@@ -60,7 +60,7 @@ def transformer_block(
             encoder_hidden_states=self._modulate(self.txt_norm1(txt), txt_a)[0],
             encoder_hidden_states_mask=encoder_hidden_states_mask,
             image_rotary_emb=image_rotary_emb,
-            transformer_options=transformer_options or {},
+            transformer_options=transformer_options,
         )
         return torch.cat((of_txt, of_img), dim=1)
 

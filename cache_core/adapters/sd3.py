@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -44,7 +44,7 @@ def joint_block(
     context: Tensor,
     x: Tensor,
     c: Tensor,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
     use_checkpoint: bool = False,
 ) -> tuple[Tensor | None, Tensor]:
     from comfy.ldm.modules.attention import optimized_attention
@@ -59,7 +59,7 @@ def joint_block(
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m, *of_attn2 = modulation(img)
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return optimized_attention(q, k, v, heads=img.attn.num_heads, transformer_options=transformer_options or {})
+        return optimized_attention(q, k, v, heads=img.attn.num_heads, transformer_options=transformer_options)
 
     def joint_attention(x: Tensor) -> Tensor:
         of_txt = txt.attn.pre_attention(modulate(txt.norm1(context), txt_shift_a, txt_scale_a))

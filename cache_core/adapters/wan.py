@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -39,13 +39,12 @@ def attention_block(
     freqs: Tensor,
     context: Tensor,
     context_img_len: int | None = 257,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
     audio: Tensor | None = None,
 ) -> Tensor:
     from comfy.ldm.wan.model import repeat_e
     from comfy.model_management import cast_to
 
-    options = transformer_options or {}
     table = cast_to(self.modulation, dtype=x.dtype, device=x.device)  # (1, 6, D)
     found = (table + e).chunk(6, dim=1) if e.ndim < 4 else (table + e).unbind(2)  # e (B, 6, D) or (B, T, 6, D)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = found
@@ -55,14 +54,16 @@ def attention_block(
         return torch.addcmul(repeat_e(shift, x), x, 1 + repeat_e(scale, x))
 
     def attention(x: Tensor) -> Tensor:
-        return self.self_attn(modulate(self.norm1(x), shift_a, scale_a), freqs, transformer_options=options)
+        return self.self_attn(modulate(self.norm1(x), shift_a, scale_a), freqs, transformer_options=transformer_options)
 
     def cross_attention(x: Tensor) -> Tensor:
-        return self.cross_attn(self.norm3(x), context, context_img_len=context_img_len, transformer_options=options)
+        return self.cross_attn(
+            self.norm3(x), context, context_img_len=context_img_len, transformer_options=transformer_options
+        )
 
     def audio_attention(x: Tensor) -> Tensor:
         of_audio = self.audio_cross_attn_wrapper
-        return of_audio.audio_cross_attn(of_audio.norm1_audio(x), audio, transformer_options=options)
+        return of_audio.audio_cross_attn(of_audio.norm1_audio(x), audio, transformer_options=transformer_options)
 
     def mlp(x: Tensor) -> Tensor:
         return self.ffn(modulate(self.norm2(x), shift_m, scale_m))
