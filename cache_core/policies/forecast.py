@@ -274,6 +274,8 @@ class Forecast(CachePolicy):
         """How the noise of a run is another than its plan was made for, in words."""
         if same_noise(self.sigmas, schedule.sigmas):
             return ""
+        if not self.sigmas:
+            return "noise that it does not tell of"
         if len(self.sigmas) != len(schedule.sigmas):
             return (
                 f"{len(self.sigmas) - 1} steps, and this run has {schedule.total if schedule.sigmas else 'other ones'}"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from priorcache.cache_core.policies import FORA, Forecast
 from priorcache.cache_core.run import CacheRun
-from priorcache.cache_core.samplers import NOISY, SEVERAL
+from priorcache.cache_core.samplers import SEVERAL, noisy
 from priorcache.cache_core.sites import Action, Schedule, Site, Step
 from priorcache.priors.auto import Auto, Shelved, paced, preferred, reaching
 from priorcache.priors.plan import Plan
@@ -61,9 +61,16 @@ class TestChoice:
         assert chosen == Forecast(2.0)
         assert why == f"the plan from a.safetensors is for {difference}"
 
+    def test_nor_is_one_that_does_not_tell_its_noise(self):
+        untold = Shelved(TEN, replace(shelved().policy, sigmas=()), "a.safetensors")
+        assert Auto(2.0, (untold,)).choice(schedule()) == (
+            Forecast(2.0),
+            "the plan from a.safetensors is for noise that it does not tell of",
+        )
+
     @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "lcm", "ddpm"])
     def test_samplers_that_add_noise_have_single_branches_reused(self, sampler):
-        assert any(part in sampler for part in NOISY)
+        assert noisy(schedule(sampler))
         chosen, why = Auto(2.0, (shelved(sampler=sampler),)).choice(schedule(sampler))
         assert chosen == FORA(2, "aligned")
         assert "adds noise" in why
