@@ -137,18 +137,22 @@ def dealt(network, diffusion) -> Callable:
 def knowing(network, diffusion) -> Callable:
     """EOC reads the mean features of every block and step."""
     blocks = [
-        {
-            branch: [[mean] for mean in Means(diffusion.num_timesteps).of(f"blocks.{block}.{branch}")]
-            for branch in BRANCHES
-        }
+        {branch: [[mean] for mean in means(f"blocks.{block}.{branch}", diffusion.num_timesteps)] for branch in BRANCHES}
         for block in range(CONFIG.depth)
     ]
     return lambda x, t, block_outputs, **kwargs: network.forward_with_cfg(x, t, block_outputs=blocks, **kwargs)
 
 
+@cache
+def means(site: str, steps: int) -> Tensor:
+    """(T, N, C) mean features for EOC, drawn at random and large enough for its theta to be seen."""
+    rng = torch.Generator().manual_seed(zlib.crc32(site.encode()))
+    return 40 * torch.rand(steps, CONFIG.grid_size**2, CONFIG.hidden_size, generator=rng) - 20
+
+
 @dataclass(frozen=True)
 class Means:
-    """Mean features for EOC, drawn at random and large enough for its theta to be seen."""
+    """Those features as EOC asks for them."""
 
     steps: int
 
@@ -156,16 +160,11 @@ class Means:
     def sigmas(self) -> tuple[float, ...]:
         return tuple(dit_sigmas(self.steps).tolist())
 
-    def of(self, site: str) -> Tensor:
-        """(T, N, C)"""
-        rng = torch.Generator().manual_seed(zlib.crc32(site.encode()))
-        return 40 * torch.rand(self.steps, CONFIG.grid_size**2, CONFIG.hidden_size, generator=rng) - 20
-
     def knows(self, site: str) -> bool:
         return True
 
     def at(self, step: int, site: str) -> Tensor:
-        mean = self.of(site)
+        mean = means(site, self.steps)
         return mean[step] - mean[step - 1]
 
 
