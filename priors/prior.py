@@ -212,9 +212,8 @@ class Prior:
     def repeats(self, other: Prior) -> bool:
         """Whether the two are the same but for their plans: means over the very same pictures."""
         alike = self.seeds == other.seeds and self.sites == other.sites and self.tables.keys() == other.tables.keys()
-        return (
-            bool(self.seeds) and alike and all(_same(table, other.tables[name]) for name, table in self.tables.items())
-        )
+        known = bool(self.seeds) and alike
+        return known and all(_same(table, other.tables[name]) for name, table in self.tables.items())
 
     def _belongs(self, other: Prior) -> None:
         """Raise PriorError, naming every difference, unless the two can be merged."""
