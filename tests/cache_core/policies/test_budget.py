@@ -54,6 +54,12 @@ class TestChoice:
         assert kept(Budget(BASE, 2, ((M0, 0.5), (A1, 0.4)))) == {M0, M1}
         assert kept(Budget(BASE, 2, ((M0, 0.5), (A1, 0.1)))) >= {A1}
 
+    def test_asks_of_each_step_once_whether_it_skips_all_blocks(self, monkeypatch):
+        decide, asked = DuCa.decide, []
+        monkeypatch.setattr(DuCa, "decide", lambda *of: (asked.append(of[2]), decide(*of))[1])
+        assert STACK.name in kept(Budget(DuCa(), 4), replace(RUN, total=100))
+        assert asked.count(STACK) == 99
+
     def test_counts_every_output_that_a_correction_keeps(self):
         assert len(kept(Budget(Taylor(BASE), 4))) == 2
         assert len(kept(Budget(Taylor(BASE, 2), 4))) == 1
