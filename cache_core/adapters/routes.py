@@ -117,7 +117,7 @@ class Routes:
     """The blocks of one network in one run: what a forward needs is prepared once, and put in place for its length.
 
     Where torch.compile is about, it must not trace what decides or keeps, or it would freeze the first decision for
-    good: what is `_opaque` is not traced, while modules that it calls still compile; what is `_eager`, nor they.
+    good: what is `opaque` is not traced, while modules that it calls still compile; what is `eager`, nor they.
     """
 
     def __init__(self, adapter: Adapter, network: nn.Module, run: CacheRun):
@@ -130,15 +130,15 @@ class Routes:
         self.parts: list[list[Tensor | None]] = []
         with uncompiled(network):
             self.blocks = adapter.blocks(network)
-        self.declined = self._eager(self._declined)
+        self.declined = self.eager(self._declined)
         if self.marks and not any(what == self.marks for block in self.blocks for what, _ in block.marks):
             run.trace.notes.append(
                 f"{run.policy.describe()} asks for {self.marks!r} of tokens, which is not known of "
                 f"{adapter.architecture}: it does without."
             )
         self.noting = [self._noting(block) for block in self.blocks]
-        self.reusing = [(block.module, self._opaque(self._reusing(block))) for block in self.blocks]
-        self.checking = [(block.module, self._opaque(self._checking(block))) for block in self.blocks]
+        self.reusing = [(block.module, self.opaque(self._reusing(block))) for block in self.blocks]
+        self.checking = [(block.module, self.opaque(self._checking(block))) for block in self.blocks]
         if type(adapter).writes is not Adapter.writes:
             for block, modules in zip(self.blocks, self.noting, strict=True):
                 modules.append((block.module, self._hosting(block)))
@@ -194,10 +194,10 @@ class Routes:
                 f"{foreign} of {len(self.blocks)} blocks were replaced by another node and are always computed."
             )
 
-    def _opaque(self, function: Callable) -> Callable:
+    def opaque(self, function: Callable) -> Callable:
         return untraced(function) if self.compiled else function
 
-    def _eager(self, function: Callable) -> Callable:
+    def eager(self, function: Callable) -> Callable:
         return eager(function) if self.compiled else function
 
     def _noting(self, block: Block) -> list[tuple[nn.Module, Callable]]:
@@ -219,7 +219,7 @@ class Routes:
         parts: list[Tensor | None] = [None] * len(modules)
         self.parts.append(parts)
 
-        @self._eager
+        @self.eager
         def gather(place: int, out: Tensor) -> None:
             try:
                 parts[place] = out.clone() if self.copied else out
@@ -241,7 +241,7 @@ class Routes:
                     gather(place, out)
                 return out
 
-            return self._opaque(noted)
+            return self.opaque(noted)
 
         return [(module, noting(module, place)) for place, module in enumerate(modules)]
 
@@ -258,13 +258,13 @@ class Routes:
 
     def _hosting(self, block: Block) -> Callable:
         """The host's own forward, after asking whether it will write to what is noted."""
-        writes = self._eager(self.adapter.writes)
+        writes = self.eager(self.adapter.writes)
 
         def hosted(*args, **kwargs):
             self.copied = self.compiled or writes(kwargs)
             return self.originals[block.module](*args, **kwargs)
 
-        return self._opaque(hosted)
+        return self.opaque(hosted)
 
     def _reusing(self, block: Block) -> Callable:
         """The adapter's equation, its branches handed to the cache."""
@@ -272,7 +272,7 @@ class Routes:
         def branch(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
             return self.cache.branch(block.sites[name], fn, x, tokenwise)
 
-        branch, equation = self._opaque(branch), self._opaque(block.equation)
+        branch, equation = self.opaque(branch), self.opaque(block.equation)
 
         def reusing(*args, **kwargs):
             if self.declined(kwargs):
@@ -293,7 +293,7 @@ class Routes:
     def _checking(self, block: Block) -> Callable:
         """Once per run and kind of block: the equation, computing everything, must agree with the host's block."""
         hosted = self._hosting(block)
-        copied, compare = self._eager(_copied), self._eager(self._compare)
+        copied, compare = self.eager(_copied), self.eager(self._compare)
 
         def checking(*args, **kwargs):
             if self.declined(kwargs):

@@ -27,9 +27,9 @@ class Stack:
         self.routes, self.last = routes, routes.blocks[-1]
         self.sites = [site for block in routes.blocks for site in block.sites.values()]
         self.output: Tensor | None = None  # of the forward that is under way, where it skips
-        self.passing = [(block.module, routes._opaque(self._passing(block))) for block in routes.blocks]
-        self._note = routes._eager(self.note)
-        self._replace = routes._eager(self.replace)
+        self.passing = [(block.module, routes.opaque(self._passing(block))) for block in routes.blocks]
+        self._note = routes.eager(self.note)
+        self._replace = routes.eager(self.replace)
 
     def skips(self, cache: Forward) -> bool:
         """Whether this forward is to skip all blocks; then what they would put out is at hand, too."""
@@ -49,7 +49,7 @@ class Stack:
             self._note(out)
             return out
 
-        return self.last.module, self.routes._opaque(ended)
+        return self.last.module, self.routes.opaque(ended)
 
     def _passing(self, block: Block) -> Callable:
         routes, equation = self.routes, block.equation
