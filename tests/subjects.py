@@ -24,9 +24,9 @@ def close(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-def left_over(model) -> list[str]:
+def left_over(network: torch.nn.Module) -> list[str]:
     """Modules whose forward something replaced and did not put back."""
-    return [name for name, module in model.model.named_modules() if "forward" in module.__dict__]
+    return [name for name, module in network.named_modules() if "forward" in module.__dict__]
 
 
 def loaded(path: str, **options):

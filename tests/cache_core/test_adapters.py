@@ -14,6 +14,7 @@ from priorcache.cache_core.adapters.routes import host_name
 from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import STACK, Action
+from subjects import left_over
 from torch import nn
 
 CASES = architectures.cases()
@@ -78,10 +79,6 @@ def assert_close(ours: torch.Tensor, expected: torch.Tensor) -> None:
     """Equal but for what another order of the same arithmetic changes in this precision."""
     allowed = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}[expected.dtype]
     torch.testing.assert_close(ours, expected, rtol=allowed, atol=allowed)
-
-
-def left_over(network) -> list[str]:
-    return [name for name, module in network.named_modules() if "forward" in module.__dict__]
 
 
 def test_computing_everything_is_bit_equal_to_stock(case):

@@ -60,6 +60,12 @@ def model(host):
     return host.model()
 
 
+@pytest.fixture(scope="session")
+def conds(host):
+    """With and without classes, for two pictures."""
+    return host.dit.conditioning(torch.tensor([1, 2])), host.dit.conditioning(torch.tensor([-1, -1]))
+
+
 @pytest.fixture
 def undrawn(monkeypatch):
     """Priors, plans and routers are not drawn, for tests that do not look at the pictures."""

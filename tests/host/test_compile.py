@@ -9,13 +9,10 @@ from priorcache.cache_core.sites import MODEL, Action
 from priorcache.cache_core.trace import Trace
 from priorcache.models.dit import sdpa
 from priorcache.priors.auto import Auto
+from subjects import close
 
 ALIGNED = FORA(2, "aligned")
 NETWORK = FORA(2, "aligned", level="model")
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
 
 
 def whole(model, backend="eager"):

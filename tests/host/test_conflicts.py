@@ -10,14 +10,11 @@ from matrix import levels
 from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
+from subjects import close
 
 ALIGNED = FORA(2, "aligned")
 NETWORK = FORA(2, "aligned", level="model")
 LEVELS = pytest.mark.parametrize("policy", [ALIGNED, NETWORK], ids=["branches", "network"])
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
 
 
 def guided(host, kind, model, sampler=None) -> torch.Tensor:

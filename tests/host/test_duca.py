@@ -52,4 +52,4 @@ def test_on_every_architecture_of_the_papers(host, tmp_path, kind, preset, selec
     by_step = [{r.action for r in run.rows if r.step == i and r.site != STACK} for i in range(6)]
     some = {Action.PARTIAL, Action.REUSE}
     assert by_step == [{Action.COMPUTE}, some, some, {Action.REUSE}, {Action.COMPUTE}, {Action.REUSE}]
-    assert subjects.left_over(subject.model) == []
+    assert subjects.left_over(subject.model.model) == []

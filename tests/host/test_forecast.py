@@ -361,11 +361,6 @@ def nodes(host):
 
 
 @pytest.fixture(scope="module")
-def conds(host):
-    return host.dit.conditioning(torch.tensor([1, 2])), host.dit.conditioning(torch.tensor([-1, -1]))
-
-
-@pytest.fixture(scope="module")
 def prior(host, nodes, conds):
     with torch.inference_mode():
         return nodes["PriorCacheCalibrate"].execute(

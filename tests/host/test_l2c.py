@@ -71,7 +71,7 @@ class TestEveryArchitecture:
         assert picture.ndim == 4
         assert "Router" in summary
         assert torch.equal(subject.sample(steps=STEPS), before)
-        assert subjects.left_over(subject.model) == []
+        assert subjects.left_over(subject.model.model) == []
         for key, parameter in subject.model.model.diffusion_model.named_parameters():
             assert parameter is weights[key][0]
             assert torch.equal(*weights[key])
@@ -204,7 +204,7 @@ class TestGoingOn:
         with pytest.raises(stop):
             train(nodes, subject, iterations=50)
         monkeypatch.undo()
-        assert subjects.left_over(subject.model) == []
+        assert subjects.left_over(subject.model.model) == []
         assert host.comfy.model_management.in_training is False
         assert torch.equal(subject.sample(steps=STEPS), before)
         kept = Prior.load(tmp_path / "unfinished router.safetensors")

@@ -8,6 +8,7 @@ import torch
 from priorcache.cache_core.codecs import CODECS
 from priorcache.cache_core.policies import FORA, GOC, Forecast, Full
 from priorcache.cache_core.trace import Trace
+from subjects import close
 
 ALIGNED = FORA(2, "aligned")
 NETWORK = FORA(2, "aligned", level="model")
@@ -24,10 +25,6 @@ FURTHER = {
     "joyimage": (subjects.joyimage, {"reference_latents": [torch.zeros(1, 16, 1, 8, 12)]}),
 }
 """A model -> how to make it, and what its prompts bring along."""
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
 
 
 @pytest.fixture

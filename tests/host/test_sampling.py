@@ -7,18 +7,11 @@ import torch
 from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.sites import MODEL, Action
 from priorcache.cache_core.trace import Trace
+from subjects import close, left_over
 
 ALIGNED = FORA(2, "aligned")
 NETWORK = FORA(2, "aligned", level="model")
 LEVELS = pytest.mark.parametrize("policy", [ALIGNED, NETWORK], ids=["branches", "network"])
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
-
-
-def left_over(model) -> list[str]:
-    return [name for name, module in model.model.named_modules() if "forward" in module.__dict__]
 
 
 class TestEqualToStock:
@@ -61,7 +54,7 @@ class TestNothingStays:
         options = copy.deepcopy(model.model_options)
         patched = host.attach(model, policy, Trace())
         host.sample(patched)
-        assert left_over(model) == []
+        assert left_over(model.model) == []
         assert model.model_options == options
         assert host.node.RUN not in patched.model_options.get("transformer_options", {})
         assert not any(model.wrappers.values())

@@ -33,11 +33,6 @@ class Vae:
 
 
 @pytest.fixture
-def conds(host):
-    return host.dit.conditioning(torch.tensor([1, 2])), host.dit.conditioning(torch.tensor([-1, -1]))
-
-
-@pytest.fixture
 def sample(sweep, host, conds):
     """(model, seed, changes) -> final latents, sampled as the node does."""
 

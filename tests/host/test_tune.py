@@ -24,11 +24,6 @@ def model(host):
 
 
 @pytest.fixture(scope="module")
-def conds(host):
-    return host.dit.conditioning(torch.tensor([1, 2])), host.dit.conditioning(torch.tensor([-1, -1]))
-
-
-@pytest.fixture(scope="module")
 def prior(host, model, conds):
     from priorcache.nodes.calibrate import PriorCacheCalibrate
 

@@ -10,6 +10,7 @@ from priorcache.cache_core.adapters import overridden, sites_of
 from priorcache.cache_core.sites import Step
 from priorcache.priors import router
 from priorcache.priors.router import Recorder, RouterError, RouterTraining, cache_steps, ordinary, owned, policy
+from subjects import left_over
 from torch import nn
 
 CASES = architectures.cases()
@@ -36,10 +37,6 @@ def recorded(network, inputs, steps: int = 4, runs: int = 1) -> list:
 def training(network, inputs, steps: int = 4, **settings) -> RouterTraining:
     sites = [s.name for s in sites_of(network)]
     return RouterTraining(network, sites, recorded(network, inputs, steps), **{"penalty": 0.0, "rate": 0.05} | settings)
-
-
-def left_over(network) -> list[str]:
-    return [name for name, module in network.named_modules() if "forward" in module.__dict__]
 
 
 @pytest.mark.parametrize("name", CHOSEN)

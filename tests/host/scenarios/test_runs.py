@@ -36,7 +36,7 @@ def test_the_host_took_the_files_for_what_they_are(flux, sd3, pixart, flux2):
 def test_bypass_is_stock_before_and_after_use(subject, policy, held):
     stock = held(subject.model, policy, subject.sample).stock
     assert torch.equal(subject.sample(), stock)
-    assert left_over(subject.model) == []
+    assert left_over(subject.model.model) == []
 
 
 @scenario("node run again", "bit-equal to a first run")
@@ -78,7 +78,7 @@ def test_bypass_is_stock_after_a_run_that_was_stopped(host, subject, policy, err
     patched = host.attach(subject.model, policy, trace)
     with pytest.raises(kind):
         subject.sample(patched, callback=stop)
-    assert left_over(subject.model) == []
+    assert left_over(subject.model.model) == []
     assert not trace.runs[0].complete
     assert torch.equal(subject.sample(patched), expected)
     assert torch.equal(subject.sample(), stock)
