@@ -17,6 +17,7 @@ from pack import load_host, load_pack  # noqa: E402
 load_pack()
 
 from recording import Recorder  # noqa: E402
+from subjects import saved_dit  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -73,3 +74,9 @@ def comfy():
     host = load_host()
     settled()
     return host
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A tiny DiT as a file, of the kind of the demo's."""
+    return saved_dit(tmp_path_factory.mktemp("models"), "tiny")

@@ -4,27 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from subjects import saved_dit
 
 ALWAYS = [
-    "--steps",
-    "3",
-    "--batch",
-    "2",
-    "--prompts",
-    "0-3",
-    "--sampler",
-    "euler",
-    "--scheduler",
-    "normal",
-    "--cfg",
-    "2",
-]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return saved_dit(tmp_path_factory.mktemp("models"), "tiny")
+    "--steps", "3", "--batch", "2", "--prompts", "0-3", "--sampler", "euler", "--scheduler", "normal", "--cfg", "2",
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -115,20 +115,15 @@ def papers(comfy):
     return papers
 
 
-@pytest.fixture(scope="module")
-def shapes_dit(tmp_path_factory):
-    return saved_dit(tmp_path_factory.mktemp("models"), "tiny")
-
-
 def run(papers, model, out, *more: str) -> dict:
     papers.main(["--model", str(model), "--out", str(out), *COMMON, *more])
     return json.loads((out / f"{model.stem}-{STEPS}" / "results.json").read_text())
 
 
-def test_two_rows_of_24_images(papers, shapes_dit, tmp_path, monkeypatch, capsys):
+def test_two_rows_of_24_images(papers, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(papers, "DOC", tmp_path / "docs" / "papers.md")
     run_it = ["--images", "24", "--batch", "12", "--rows", "fora-50", "--write"]
-    report = run(papers, shapes_dit, tmp_path / "out", *run_it)
+    report = run(papers, tiny, tmp_path / "out", *run_it)
     none, fora = (report["rows"][name] for name in ("none", "fora-50"))
     assert list(report["rows"]) == ["none", "fora-50"]
     assert none["relative_l2"] == 0.0
@@ -141,7 +136,7 @@ def test_two_rows_of_24_images(papers, shapes_dit, tmp_path, monkeypatch, capsys
     written = papers.DOC.read_text()
     assert "--rows fora-50 --write" in written
     papers.DOC.write_text(written + "By hand.\n")
-    run(papers, shapes_dit, tmp_path / "out", *run_it, "--table")
+    run(papers, tiny, tmp_path / "out", *run_it, "--table")
     assert papers.DOC.read_text() == written.replace("--write`", "--write --table`") + "By hand.\n"
 
 
@@ -164,9 +159,9 @@ def test_what_was_measured_before_stays_until_there_is_as_much(papers):
     assert papers.setting_of(found) == {"steps": 20}
 
 
-def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(papers, shapes_dit, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(papers, tiny, tmp_path, monkeypatch):
     wanted = ["--images", "20", "--batch", "8", "--rows", "fora-75"]
-    whole = run(papers, shapes_dit, tmp_path / "whole", *wanted)
+    whole = run(papers, tiny, tmp_path / "whole", *wanted)
     sample, calls = papers.Bench.sample, []
 
     def interrupted(self, *args, **kwargs):
@@ -177,39 +172,39 @@ def test_an_interrupted_run_goes_on_and_equals_one_that_was_not(papers, shapes_d
 
     monkeypatch.setattr(papers.Bench, "sample", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(papers, shapes_dit, tmp_path / "parts", *wanted, "--rounds", "0")
+        run(papers, tiny, tmp_path / "parts", *wanted, "--rounds", "0")
     folder = tmp_path / "parts" / f"tiny-{STEPS}"
     assert sorted(p.name for p in (folder / "fora-75").glob("batch*")) == ["batch-00000.safetensors"]
-    again = run(papers, shapes_dit, tmp_path / "parts", *wanted)
+    again = run(papers, tiny, tmp_path / "parts", *wanted)
     assert len(calls) == 5 + 2 + 3  # the two batches that were missing, and the timing
     times = {"time", "rounds"}
     assert {k: v for k, v in again["rows"]["fora-75"].items() if k not in times} == {
         k: v for k, v in whole["rows"]["fora-75"].items() if k not in times
     }
-    run(papers, shapes_dit, tmp_path / "parts", *wanted)
+    run(papers, tiny, tmp_path / "parts", *wanted)
     assert len(calls) == 10  # nothing is done twice
 
 
-def test_a_batch_may_be_sampled_in_parts(papers, shapes_dit, tmp_path):
+def test_a_batch_may_be_sampled_in_parts(papers, tiny, tmp_path):
     wanted = ["--images", "20", "--batch", "10", "--rows", "fora-75", "--rounds", "0"]
-    whole, parts = (run(papers, shapes_dit, tmp_path / n, *wanted, "--together", n)["rows"] for n in "04")
+    whole, parts = (run(papers, tiny, tmp_path / n, *wanted, "--together", n)["rows"] for n in "04")
     latents = (Cell(tmp_path / n / f"tiny-{STEPS}" / "none").get(1)["latents"] for n in "04")
     torch.testing.assert_close(*latents)
     assert whole["fora-75"]["relative_l2"] == pytest.approx(parts["fora-75"]["relative_l2"], rel=1e-3)
 
 
-def test_time_that_is_up_ends_a_run_between_batches(papers, shapes_dit, tmp_path):
-    papers.main(["--model", str(shapes_dit), "--out", str(tmp_path), *COMMON, "--rows", "fora-50", "--minutes", "0"])
+def test_time_that_is_up_ends_a_run_between_batches(papers, tiny, tmp_path):
+    papers.main(["--model", str(tiny), "--out", str(tmp_path), *COMMON, "--rows", "fora-50", "--minutes", "0"])
     assert list(tmp_path.rglob("batch*")) == []
 
 
-def test_every_kind_of_row_is_sampled_with_what_its_paper_needs(papers, shapes_dit, tmp_path):
+def test_every_kind_of_row_is_sampled_with_what_its_paper_needs(papers, tiny, tmp_path):
     kinds = [
         "steps-2", "toca-small-values", "duca-random", "fora-50+eoc", "fora-50+goc-used-1.2", "fora-75+goc-recomputed-0.5",
         "fora-50+taylor-2", "l2c", "l2c+eoc", "l2c+goc-used-0.8",
     ]  # fmt: skip
     more = ["--images", "12", "--batch", "12", "--rounds", "0", "--penalty", "1", "--rows", *kinds]
-    report = run(papers, shapes_dit, tmp_path, *more)
+    report = run(papers, tiny, tmp_path, *more)
     assert set(report["rows"]) == {"none", *kinds}
     assert all(row["relative_l2"] > 0 for name, row in report["rows"].items() if name != "none")
     saved = {name: row["flops"] for name, row in report["rows"].items()}
@@ -234,7 +229,7 @@ def test_every_kind_of_row_is_sampled_with_what_its_paper_needs(papers, shapes_d
     assert max(tuned) + 1 < min(SEED, TIMED_SEED)
 
 
-def test_ruined_pictures_are_a_row_without_a_distance(papers, shapes_dit, tmp_path, monkeypatch):
+def test_ruined_pictures_are_a_row_without_a_distance(papers, tiny, tmp_path, monkeypatch):
     sample = papers.Bench.sample
 
     def ruined(self, model, *args):
@@ -243,7 +238,7 @@ def test_ruined_pictures_are_a_row_without_a_distance(papers, shapes_dit, tmp_pa
 
     monkeypatch.setattr(papers.Bench, "sample", ruined)
     rows = ["--rows", "fora-50", "fora-50+goc-used-1.2"]
-    report = run(papers, shapes_dit, tmp_path, "--images", "12", "--batch", "12", "--rounds", "0", *rows)
+    report = run(papers, tiny, tmp_path, "--images", "12", "--batch", "12", "--rounds", "0", *rows)
     assert math.isfinite(report["rows"]["none"]["frechet"])
     row = report["rows"]["fora-50"]
     assert row["images"] == 12
@@ -252,14 +247,14 @@ def test_ruined_pictures_are_a_row_without_a_distance(papers, shapes_dit, tmp_pa
     assert report["claims"] == []
 
 
-def test_a_policy_that_declines_is_no_row(papers, shapes_dit, tmp_path):
+def test_a_policy_that_declines_is_no_row(papers, tiny, tmp_path):
     with pytest.raises(RuntimeError, match=r"^l2c: L2C .* computed everything: no gate of its router"):
-        run(papers, shapes_dit, tmp_path, "--images", "2", "--batch", "2", "--threshold", "0", "--rows", "l2c")
+        run(papers, tiny, tmp_path, "--images", "2", "--batch", "2", "--threshold", "0", "--rows", "l2c")
 
 
-def test_a_row_nobody_knows(papers, shapes_dit, tmp_path):
+def test_a_row_nobody_knows(papers, tiny, tmp_path):
     with pytest.raises(SystemExit, match="no row is called fora-51; there are: none, steps-3"):
-        run(papers, shapes_dit, tmp_path, "--rows", "fora-51")
+        run(papers, tiny, tmp_path, "--rows", "fora-51")
 
 
 class TestLatentModel:

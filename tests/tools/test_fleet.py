@@ -11,7 +11,6 @@ from pathlib import Path
 import fleet
 import pytest
 import torch
-from subjects import saved_dit
 
 WATCHED = '''
 """The units of {module}, which say where they begin. The second one of the doomed node hangs, and the other node waits for it."""
@@ -91,11 +90,6 @@ class Loss:
     def begun(self, node: str = "") -> list[str]:
         """The units that began on a node, or on any."""
         return [file.read_text() for file in self.log.glob(f"{node}*-*")]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return saved_dit(tmp_path_factory.mktemp("models"), "tiny")
 
 
 def test_a_lost_node_costs_nothing_and_nothing_is_counted_twice(comfy, tiny, cluster, tmp_path, monkeypatch, capsys):
