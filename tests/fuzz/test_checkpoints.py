@@ -121,10 +121,10 @@ def warm(folder, load):
         (folder / name).unlink()
 
 
-def check(folder, load, content: bytes, ending: str = ".safetensors", **options):
+def check(folder, load, content: bytes, ending: str = ".safetensors", family: str = "DiT checkpoint", **options):
     path, marker = put(folder / f"model{ending}", content), folder.parent / "executed"
     try:
-        return tried("DiT checkpoint", lambda: load(path, **options), CheckpointError, folder, says=path.name)
+        return tried(family, lambda: load(path, **options), CheckpointError, folder, says=path.name)
     finally:
         path.unlink()
         assert not marker.exists()
@@ -337,13 +337,8 @@ class TestPixArt:
         (folder / "pixart.safetensors").unlink()
         return content
 
-    def check(self, folder, pixart, content, ending=".safetensors", **options):
-        path, marker = put(folder / f"pixart{ending}", content), folder.parent / "executed"
-        try:
-            return tried("PixArt checkpoint", lambda: pixart(path, **options), CheckpointError, folder, says=path.name)
-        finally:
-            path.unlink()
-            assert not marker.exists()
+    def check(self, *given, **options):
+        return check(*given, family="PixArt checkpoint", **options)
 
     def test_the_file_that_is_changed_is_a_model(self, folder, pixart, valid):
         assert self.check(folder, pixart, valid) is not None
