@@ -8,12 +8,10 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -21,11 +19,9 @@ from torch import Tensor
 from ...cache_core.policies import EOC, FORA, GOC, L2C, CachePolicy, DuCa, Full, Taylor, ToCa
 from ...cache_core.policies.fora import PRESETS
 from ...cache_core.policies.goc import PUBLISHED_INFLECTIONS, PUBLISHED_STEPS
-from ...cache_core.policies.toca import drawn
-from ...cache_core.sites import Site, Step
 from ...models.dit import DiT, DiTConfig
 from ...priors.published import dit_sigmas
-from .source import Case, Source
+from .source import Case, Source, dealt, normal, sampled, seeded, weight, wrapped
 
 MASKS = Path(__file__).resolve().parents[2] / "tests" / "priors" / "l2c_router_masks.json"
 CONFIG = DiTConfig(32, 28, 2, 2, 3, 12, learn_sigma=True, grid_size=8)
@@ -37,20 +33,15 @@ LABELS, CFG = (3, 8), 1.5
 
 @cache
 def weights() -> dict[str, Tensor]:
-    """Of a network whose features move from step to step, and that keeps the size of what passes through."""
-    rng, found = torch.Generator().manual_seed(0), {}
-    for name, like in DiT(CONFIG).state_dict().items():
-        width = math.sqrt(3 / like[0].numel()) if like.ndim > 1 else 0.1
-        found[name] = (torch.rand(like.shape, generator=rng) * 2 - 1) * width
-    return found
+    rng = seeded(0)
+    return {name: weight(rng, like.shape) for name, like in DiT(CONFIG).state_dict().items()}
 
 
 @cache
 def noise() -> Tensor:
     """(B, C, H, W)"""
     side = CONFIG.grid_size * CONFIG.patch_size
-    rng = torch.Generator().manual_seed(1)
-    return sum(torch.rand(len(LABELS), CONFIG.in_channels, side, side, generator=rng) for _ in range(12)) - 6
+    return normal(seeded(1), len(LABELS), CONFIG.in_channels, side, side)
 
 
 def made(models: ModuleType) -> torch.nn.Module:
@@ -66,87 +57,79 @@ def made(models: ModuleType) -> torch.nn.Module:
 
 @dataclass(frozen=True)
 class OfDiT(Case):
-    """prepared: (network, diffusion) -> what their sampler calls."""
+    """changes: of their network, which their sampler calls by `forward_with_cfg`, and of that sampler."""
 
     def theirs(self, code: Path) -> Tensor:
         with self.source.opened(code) as models, torch.no_grad():
             network, diffusion = made(models), importlib.import_module("diffusion").create_diffusion(str(self.steps))
+            self.changed(network, diffusion)
             labels = torch.tensor([*LABELS, *[CONFIG.num_classes] * len(LABELS)])
             both = noise().repeat(2, 1, 1, 1)
             out = diffusion.ddim_sample_loop(
-                self.prepared(network, diffusion) if self.prepared else network.forward_with_cfg, both.shape, both,
-                clip_denoised=False, device="cpu", model_kwargs={"y": labels, "cfg_scale": CFG, **self.options},
+                network.forward_with_cfg, both.shape, both, clip_denoised=False, device="cpu",
+                model_kwargs={"y": labels, "cfg_scale": CFG, **self.options},
             )  # fmt: skip
         return out[: len(LABELS)]
 
     def drawn(self, policy: CachePolicy) -> Tensor:
-        import comfy.sample
-        import comfy.samplers
-
         from ...models import host
-        from ...nodes.attach import attach
         from ...nodes.dit import conditioning
 
-        model = attach(host.from_weights(CONFIG, dict(weights()), torch.float32), policy)
+        model = host.from_weights(CONFIG, dict(weights()), torch.float32)
         sigmas = torch.cat((dit_sigmas(self.steps), torch.zeros(1))).float()
         labels = torch.tensor(LABELS)
-        return comfy.sample.sample_custom(
-            model, noise(), CFG, comfy.samplers.sampler_object("ddim"), sigmas, conditioning(labels),
-            conditioning(torch.full_like(labels, -1)), torch.zeros_like(noise()), disable_pbar=True, seed=0,
-        )  # fmt: skip
+        prompts = conditioning(labels), conditioning(torch.full_like(labels, -1))
+        return sampled(model, policy, noise(), CFG, "ddim", sigmas, *prompts)
 
 
-def stepped(network, diffusion) -> Callable:
+def stepped(network, diffusion) -> None:
     """FORA's code knows the step and has a cache only where its sampler draws noise; with DDIM they are told here."""
     network.cache_attn, network.cache_mlp = [], []
     network.num_steps, network.cache_threshold = diffusion.num_timesteps, "3"
     kept = {-1: {block: {} for block in range(CONFIG.depth)}, "save_cache": "boost_infer_static", "cache_subtype": ""}
     steps = iter(reversed(range(diffusion.num_timesteps)))
 
-    def forward(x, t, current_step, cache, **kwargs):
-        return network.forward_with_cfg(x, t, next(steps), kept, **kwargs)
+    def told(forward, x, t, current_step, cache, **kwargs):
+        return forward(x, t, next(steps), kept, **kwargs)
 
-    return forward
+    wrapped(network, "forward_with_cfg", told)
 
 
-def routed(network, diffusion) -> Callable:
+def routed(network, diffusion) -> None:
     """L2C and what is built on it read the published router, which holds more than tensors."""
     steps = diffusion.num_timesteps
     file = Path(sys.modules[type(network).__module__].__file__).parent.parent / "ckpt" / f"DDIM{steps}_router.pt"
     with torch.serialization.safe_globals([argparse.Namespace]):
         network.load_ranking(str(file), steps, diffusion.timestep_map, 0.1)
     network.reset(steps)
-    return network.forward_with_cfg
 
 
-def dealt(network, diffusion) -> Callable:
-    """ToCa's and DuCa's random scores are ours, as no two generators agree."""
-    total, module = diffusion.num_timesteps, sys.modules["cache_functions.cache_cutfresh"]
-    evaluate = module.score_evaluate
+def random(network, diffusion) -> None:
+    """Tokens are chosen by our random scores."""
 
-    def evaluated(cache, tokens, current):
-        step, site = Step(total - 1 - current["step"], total, 0.0, 0.0), Site(f"blocks.{current['layer']}.mlp", 0, 0)
-        scores = drawn(step, site, tokens.shape[1])
-        with patch.object(torch, "rand", lambda rows, *_, **__: scores.expand(rows, -1)):
-            return evaluate(cache, tokens, current)
+    def place(current: dict) -> tuple[int, str]:
+        return diffusion.num_timesteps - 1 - current["step"], f"blocks.{current['layer']}.mlp"
 
-    module.score_evaluate = evaluated
-    return network.forward_with_cfg
+    dealt(importlib.import_module("cache_functions.cache_cutfresh"), place)
 
 
-def knowing(network, diffusion) -> Callable:
+def knowing(network, diffusion) -> None:
     """EOC reads the mean features of every block and step."""
     blocks = [
         {branch: [[mean] for mean in means(f"blocks.{block}.{branch}", diffusion.num_timesteps)] for branch in BRANCHES}
         for block in range(CONFIG.depth)
     ]
-    return lambda x, t, block_outputs, **kwargs: network.forward_with_cfg(x, t, block_outputs=blocks, **kwargs)
+
+    def told(forward, x, t, block_outputs, **kwargs):
+        return forward(x, t, block_outputs=blocks, **kwargs)
+
+    wrapped(network, "forward_with_cfg", told)
 
 
 @cache
 def means(site: str, steps: int) -> Tensor:
     """(T, N, C) mean features for EOC, drawn at random and large enough for its theta to be seen."""
-    rng = torch.Generator().manual_seed(zlib.crc32(site.encode()))
+    rng = seeded(zlib.crc32(site.encode()))
     return 40 * torch.rand(steps, CONFIG.grid_size**2, CONFIG.hidden_size, generator=rng) - 20
 
 
@@ -197,7 +180,7 @@ def tokens(cls: type[ToCa], selection: str, interval: int) -> OfDiT:
         "force_fresh": "global", "soft_fresh_weight": 0.25, "test_FLOPs": False,
     }  # fmt: skip
     policy = partial(cls, interval=interval, selection=selection, faithful=True)
-    return OfDiT(source, 50, policy, told, dealt if selection == "random" else None)
+    return OfDiT(source, 50, policy, told, (random,) if selection == "random" else ())
 
 
 def taylor(order: int, interval: int) -> OfDiT:
@@ -212,15 +195,17 @@ UNCACHED = replace(L2C_CODE, network="models.models")
 CASES = {
     "none, 20 steps": OfDiT(UNCACHED, 20, Full),
     "none, 50 steps": OfDiT(UNCACHED, 50, Full),
-    "FORA N=3": OfDiT(FORA_CODE, 20, partial(FORA, 3), prepared=stepped),
-    "L2C, the published router of 20 steps": OfDiT(L2C_CODE, 20, partial(router, 20), prepared=routed),
-    "L2C, the published router of 50 steps": OfDiT(L2C_CODE, 50, partial(router, 50), prepared=routed),
+    "FORA N=3": OfDiT(FORA_CODE, 20, partial(FORA, 3), changes=(stepped,)),
+    "L2C, the published router of 20 steps": OfDiT(L2C_CODE, 20, partial(router, 20), changes=(routed,)),
+    "L2C, the published router of 50 steps": OfDiT(L2C_CODE, 50, partial(router, 50), changes=(routed,)),
     "GOC 1.2 on FORA 25 %": OfDiT(GOC_CODE, 20, lambda: GOC(FORA(**PRESETS["25 %"]), 1.2)),
     "GOC 0.8 on L2C": OfDiT(
         replace(GOC_CODE, network="models.dynamic_models"), 20,
-        lambda: GOC(router(20), 0.8, inflections=PUBLISHED_INFLECTIONS, steps=PUBLISHED_STEPS), prepared=routed,
+        lambda: GOC(router(20), 0.8, inflections=PUBLISHED_INFLECTIONS, steps=PUBLISHED_STEPS), changes=(routed,),
     ),
-    "EOC 0.01 on FORA 25 %": OfDiT(EOC_CODE, 20, lambda: EOC(FORA(**PRESETS["25 %"]), Means(20)), prepared=knowing),
+    "EOC 0.01 on FORA 25 %": OfDiT(
+        EOC_CODE, 20, lambda: EOC(FORA(**PRESETS["25 %"]), Means(20)), changes=(knowing,)
+    ),
     "ToCa N=3, random": tokens(ToCa, "random", 3),
     "ToCa N=3, attention": tokens(ToCa, "attention", 3),
     "ToCa N=5, small values": tokens(ToCa, "small values", 5),

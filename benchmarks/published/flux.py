@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -16,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...cache_core.policies import FORA, CachePolicy, DuCa, Full, Taylor, ToCa
-from ...cache_core.policies.toca import drawn
-from ...cache_core.sites import Site, Step
 from ..overhead import built
-from .source import Case, Source
+from .source import Case, Source, dealt, normal, sampled, seeded, weight, wrapped
 
 CHANNELS, SIDE, PATCH, WORDS, WIDTH = 4, 16, 2, 32, 16
 GUIDANCE = 3.5
@@ -32,19 +29,17 @@ SHAPE = {
 def weighed(network: nn.Module) -> None:
     """Gives either network the same weights, of which every tensor depends on its name; the host calls a scale weight."""
     with torch.inference_mode():
-        for name, weight in network.named_parameters():
+        for name, parameter in network.named_parameters():
             name = name.replace("_norm.weight", "_norm.scale")
-            rng = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            width = math.sqrt(3 / weight[0].numel()) if weight.ndim > 1 else 0.1
-            weight.copy_((torch.rand(weight.shape, generator=rng) * 2 - 1) * width + name.endswith(".scale"))
+            drawn = weight(seeded(zlib.crc32(name.encode())), parameter.shape)
+            parameter.copy_(drawn + name.endswith(".scale"))
 
 
 @cache
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
     """Noise (B, C, H, W), words (B, L, D), and their summary (B, D), of two pictures."""
-    rng = torch.Generator().manual_seed(1)
-    shapes = (2, CHANNELS, SIDE, SIDE), (2, WORDS, WIDTH), (2, WIDTH)
-    return tuple(sum(torch.rand(shape, generator=rng) for _ in range(12)) - 6 for shape in shapes)
+    rng, shapes = seeded(1), ((2, CHANNELS, SIDE, SIDE), (2, WORDS, WIDTH), (2, WIDTH))
+    return tuple(normal(rng, *shape) for shape in shapes)
 
 
 def made(models: ModuleType) -> nn.Module:
@@ -57,7 +52,7 @@ def made(models: ModuleType) -> nn.Module:
 
 @dataclass(frozen=True)
 class OfFlux(Case):
-    """prepared: called with their network, changes what their code does."""
+    """changes: of their network, and of the code that it calls."""
 
     @property
     def sigmas(self) -> Tensor:
@@ -66,10 +61,9 @@ class OfFlux(Case):
     def theirs(self, code: Path) -> Tensor:
         """Picture by picture, by their loop; the settings that are written in their code are those of the case."""
         with self.source.opened(code) as models, torch.no_grad():
-            loop = importlib.import_module("flux.ideas.cache_denoise")
+            loop = import_module("flux.ideas.cache_denoise")
             network, side, init = made(models), SIDE // PATCH, loop.cache_init
-            if self.prepared:
-                self.prepared(network)
+            self.changed(network)
 
             def told(timesteps):
                 kept, current = init(timesteps)
@@ -88,40 +82,24 @@ class OfFlux(Case):
 
     def drawn(self, policy: CachePolicy) -> Tensor:
         """In the units of the network."""
-        import comfy.sample
-        import comfy.samplers
-
-        from ...nodes.attach import attach
-
         model = built(
             "Flux", image_model="flux", in_channels=CHANNELS, out_channels=CHANNELS, patch_size=PATCH, txt_ids_dims=[], **SHAPE
         )  # fmt: skip
         weighed(model.model.diffusion_model)
         noise, words, summary = inputs()
         prompt = [[words, {"pooled_output": summary, "guidance": GUIDANCE}]]
-        out = comfy.sample.sample_custom(
-            attach(model, policy), noise, 1.0, comfy.samplers.sampler_object("euler"), self.sigmas, prompt, prompt,
-            torch.zeros_like(noise), disable_pbar=True, seed=0,
-        )  # fmt: skip
+        out = sampled(model, policy, noise, 1.0, "euler", self.sigmas, prompt, prompt)
         return model.model.process_latent_in(out)
 
 
-def wrapped(module: str, name: str, by: Callable) -> None:
-    """Puts by(what was there, ...) in its place."""
-    there = importlib.import_module(f"flux.{module}")
-    setattr(there, name, partial(by, getattr(there, name)))
+def choosing() -> ModuleType:
+    """What chooses the tokens."""
+    return import_module("flux.modules.cache_functions.cache_cutfresh")
 
 
-def dealt(network: nn.Module) -> None:
-    """Random scores are ours, as no two generators agree."""
-
-    def evaluated(evaluate, cache, tokens, current):
-        site = Site(f"double_blocks.{current['layer']}.{current['module']}", 0, 0)
-        scores = drawn(Step(current["step"], current["num_steps"], 0.0, 0.0), site, tokens.shape[1])
-        with patch.object(torch, "rand", lambda rows, *_, **__: scores.expand(rows, -1)):
-            return evaluate(cache, tokens, current)
-
-    wrapped("modules.cache_functions.cache_cutfresh", "score_evaluate", evaluated)
+def random(network: nn.Module) -> None:
+    """Tokens are chosen by our random scores."""
+    dealt(choosing(), lambda now: (now["step"], f"double_blocks.{now['layer']}.{now['module']}"))
 
 
 def at_once(network: nn.Module) -> None:
@@ -130,7 +108,7 @@ def at_once(network: nn.Module) -> None:
     def approximated(approximate, cache_dic, **given):
         approximate(cache_dic={**cache_dic, "first_enhance": 1}, **given)
 
-    wrapped("modules.layers", "derivative_approximation", approximated)
+    wrapped(import_module("flux.modules.layers"), "derivative_approximation", approximated)
 
 
 def double_only(network: nn.Module) -> None:
@@ -139,7 +117,7 @@ def double_only(network: nn.Module) -> None:
     def ratio(scheduled, cache, current):
         return 0.0 if current["stream"] == "single_stream" else scheduled(cache, current)
 
-    wrapped("modules.cache_functions.cache_cutfresh", "fresh_ratio_scheduler", ratio)
+    wrapped(choosing(), "fresh_ratio_scheduler", ratio)
 
 
 def aggressive(network: nn.Module) -> None:
@@ -150,7 +128,7 @@ def aggressive(network: nn.Module) -> None:
         if current["type"] == "ToCa" and cache_dic["cache_counter"] % 2:
             current["type"] = "aggressive"
 
-    wrapped("model", "cal_type", decided)
+    wrapped(import_module("flux.model"), "cal_type", decided)
 
 
 def last_kept(network: nn.Module) -> None:
@@ -174,18 +152,9 @@ KINDS = {"random": "random", "large values": "v-norm"}
 def case(policy: Callable[[], CachePolicy], *changes: Callable, source: Source = TAYLOR_CODE, **told) -> OfFlux:
     """Told what differs from reusing what was computed last."""
     plain = {
-        "cache_type": "random",
-        "fresh_ratio": 0.0,
-        "soft_fresh_weight": 0.0,
-        "taylor_cache": False,
-        "max_order": 0,
-    }
-
-    def prepared(network: nn.Module) -> None:
-        for change in changes:
-            change(network)
-
-    return OfFlux(source, 20, policy, plain | told, prepared)
+        "cache_type": "random", "fresh_ratio": 0.0, "soft_fresh_weight": 0.0, "taylor_cache": False, "max_order": 0,
+    }  # fmt: skip
+    return OfFlux(source, 20, policy, plain | told, changes)
 
 
 def taylor(order: int, interval: int, *changes: Callable) -> OfFlux:
@@ -199,7 +168,7 @@ def tokens(cls: type[ToCa], selection: str, *changes: Callable) -> OfFlux:
     policy = partial(cls, "flux", selection=selection, faithful=True)
     settings, source = policy().settings, TOCA_CODE if cls is ToCa else TAYLOR_CODE
     return case(
-        policy, *changes, *([dealt] if selection == "random" else []), source=source, cache_type=KINDS[selection],
+        policy, *changes, *([random] if selection == "random" else []), source=source, cache_type=KINDS[selection],
         fresh_ratio=settings.ratio, fresh_threshold=settings.interval, soft_fresh_weight=settings.staleness,
     )  # fmt: skip
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import MagicMock, patch
@@ -18,10 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...cache_core.policies import FORA, CachePolicy, DuCa, Full, ToCa
-from ...cache_core.policies.toca import drawn
-from ...cache_core.sites import Site, Step
 from ...priors.published import dit_sigmas
-from .source import Case, Source
+from .source import Case, Source, dealt, sampled, seeded, uniform, weight, wrapped
 
 SIDE, PATCH, WORDS, CFG = 36, 3, 8, 1.5
 CONFIG = {
@@ -31,30 +29,23 @@ CONFIG = {
 }  # fmt: skip
 
 
-def uniform(seed: int, *shape: int) -> Tensor:
-    """Between -1 and 1."""
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
 @cache
 def weights() -> dict[str, Tensor]:
-    """In the original layout, which is the host's, too; drawn as those of the DiT."""
+    """In the original layout, which is the host's, too."""
     from comfy.ldm.pixart.pixartms import PixArtMS
 
-    found = PixArtMS(**CONFIG, operations=torch.nn, device="meta").state_dict()
-    for seed, (name, like) in enumerate(found.items()):
-        found[name] = uniform(seed, *like.shape) * (math.sqrt(3 / like[0].numel()) if like.ndim > 1 else 0.1)
-    return found
+    likes = PixArtMS(**CONFIG, operations=torch.nn, device="meta").state_dict()
+    return {name: weight(seeded(seed), like.shape) for seed, (name, like) in enumerate(likes.items())}
 
 
 def noise() -> Tensor:
     """(1, C, H, W)"""
-    return sum(uniform(seed, 1, 3, SIDE, SIDE) for seed in range(12)) / 2
+    return sum(uniform(seeded(seed), 1, 3, SIDE, SIDE) for seed in range(12)) / 2
 
 
 def texts() -> tuple[Tensor, Tensor]:
     """With and without a prompt: (1, words, width)."""
-    return tuple(uniform(seed, 1, WORDS, CONFIG["caption_channels"]) * math.sqrt(3) for seed in (1, 2))
+    return tuple(uniform(seeded(seed), 1, WORDS, CONFIG["caption_channels"]) * math.sqrt(3) for seed in (1, 2))
 
 
 class Blocks:
@@ -101,92 +92,71 @@ def stood_in() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class OfPixArt(Case):
-    """options: told beside what all of these are told; prepared: what is changed in their code before."""
+    """options: told beside what all of these are told."""
 
     def theirs(self, code: Path) -> Tensor:
         with stood_in(), self.source.opened(code) as module, torch.no_grad():
             known = {name: CONFIG[name] for name in CONFIG if name not in ("micro_condition", "pe_interpolation")}
             network = module.PixArt(SIDE, **known).eval()
             network.load_state_dict(weights() | {"pos_embed": network.pos_embed})
-            if self.prepared:
-                self.prepared()
+            self.changed()
 
             def model(x, t, *rest, **kwargs):
                 return network.forward_with_dpmsolver(x, t.round(), *rest, **kwargs)  # whole but for rounding
 
             text, nothing = (words[:, None] for words in texts())
             told = {"model_kwargs": TOLD | self.options}
-            solver = importlib.import_module("diffusion").DPMS(model, text, nothing, CFG, **told)
+            solver = import_module("diffusion").DPMS(model, text, nothing, CFG, **told)
             return solver.sample(
                 noise(), self.steps, order=2, skip_type="time_uniform", method="multistep", rank=1, **told
             )
 
     def drawn(self, policy: CachePolicy) -> Tensor:
-        import comfy.sample
-        import comfy.samplers
-
         from ...models import pixart
-        from ...nodes.attach import attach
 
         with torch.inference_mode():
-            model = attach(pixart.from_weights(CONFIG, dict(weights()), dtype=torch.float32), policy)
+            model = pixart.from_weights(CONFIG, dict(weights()), dtype=torch.float32)
             sigmas, prompts = dit_sigmas(self.steps + 1).float(), ([[words, {}]] for words in texts())
-            out = comfy.sample.sample_custom(
-                model, noise(), CFG, comfy.samplers.sampler_object("dpmpp_2m"), sigmas, *prompts,
-                torch.zeros_like(noise()), disable_pbar=True, seed=0,
-            )  # fmt: skip
+            out = sampled(model, policy, noise(), CFG, "dpmpp_2m", sigmas, *prompts)
             return out / (1 + sigmas[-1] ** 2).sqrt()  # as theirs, which ends at the time 0
 
 
 def caching(name: str) -> ModuleType:
-    return importlib.import_module(f"diffusion.model.cache_functions.{name}")
+    return import_module(f"diffusion.model.cache_functions.{name}")
 
 
-def dealt() -> None:
-    """Their random scores are ours."""
-    module = caching("cache_cutfresh")
-    evaluate = module.score_evaluate
-
-    def evaluated(cache, tokens, current):
-        step = Step(current["step"], current["num_steps"], 0.0, 0.0)
-        site = Site(f"blocks.{current['layer']}.{current['module'].replace('-', '_')}", 0, 0)
-        scores = drawn(step, site, tokens.shape[1])
-        with patch.object(torch, "rand", lambda rows, *_, **__: scores.expand(rows, -1)):
-            return evaluate(cache, tokens, current)
-
-    module.score_evaluate = evaluated
+def random() -> None:
+    """Tokens are chosen by our random scores."""
+    dealt(
+        caching("cache_cutfresh"),
+        lambda now: (now["step"], f"blocks.{now['layer']}.{now['module'].replace('-', '_')}"),
+    )
 
 
 def apart() -> None:
     """Rows with and without the prompt choose for themselves, where theirs choose the same by the mean of what both note."""
     module = caching("score_evaluate")
 
-    def alone(score: Callable) -> Callable:
-        def scored(*args):
-            with patch.object(torch, "split", lambda noted, *_, **__: (noted, noted)):
-                both = score(*args)
-            return both[: len(both) // 2]
-
-        return scored
+    def scored(score, *args):
+        with patch.object(torch, "split", lambda noted, *_, **__: (noted, noted)):
+            both = score(*args)
+        return both[: len(both) // 2]
 
     for name in {"attn_score", "kv_norm_score"} & set(dir(module)):
-        setattr(module, name, alone(getattr(module, name)))
+        wrapped(module, name, scored)
 
 
 def settled() -> None:
-    """Besides, what is noted of the attention to the text stays as it was at the last full step."""
-    apart()
-    module = importlib.import_module("diffusion.model.nets.PixArt")
-    update = module.update_cache
+    """What is noted of the attention to the text stays as it was at the last full step."""
 
-    def updated(*args, cache_dic, current, **kwargs):
+    def updated(update, *args, cache_dic, current, **kwargs):
         maps, layer = cache_dic["cross_attn_map"][-1], current["layer"]
         noted = maps[layer]
         maps[layer] = noted.clone()
         update(*args, cache_dic=cache_dic, current=current, **kwargs)
         maps[layer] = noted
 
-    module.update_cache = updated
+    wrapped(import_module("diffusion.model.nets.PixArt"), "update_cache", updated)
 
 
 TOCA_CODE = Source("Shenyi-Z/ToCa", "PixArt-alpha-ToCa", "diffusion.model.nets.PixArt")
@@ -196,11 +166,11 @@ KINDS = {"random": "random", "small values": "kv-norm", "entropy": "attention"}
 """Our selections -> theirs."""
 
 
-def tokens(cls: type[ToCa], selection: str, prepared: Callable[[], None] | None = None) -> OfPixArt:
+def tokens(cls: type[ToCa], selection: str, *changes: Callable[[], None]) -> OfPixArt:
     """ToCa and DuCa at the interval and ratio of their commands."""
     source, ratio = (TOCA_CODE, 0.3) if cls is ToCa else (DUCA_CODE, 0.75)
     told = {"cache_type": KINDS[selection], "fresh_ratio": ratio, "fresh_threshold": 3}
-    return OfPixArt(source, 27, partial(cls, "pixart", selection=selection, faithful=True), told, prepared)
+    return OfPixArt(source, 27, partial(cls, "pixart", selection=selection, faithful=True), told, changes)
 
 
 def whole(interval: int, policy: Callable[[], CachePolicy]) -> OfPixArt:
@@ -212,12 +182,12 @@ def whole(interval: int, policy: Callable[[], CachePolicy]) -> OfPixArt:
 CASES = {
     "none, 27 steps": whole(1, Full),
     "FORA N=3": whole(3, partial(FORA, 3, "aligned")),
-    "ToCa N=3, random": tokens(ToCa, "random", dealt),
+    "ToCa N=3, random": tokens(ToCa, "random", random),
     "ToCa N=3, entropy": tokens(ToCa, "entropy"),
-    "ToCa N=3, entropy, theirs apart and settled": tokens(ToCa, "entropy", settled),
-    "DuCa N=3, random": tokens(DuCa, "random", dealt),
+    "ToCa N=3, entropy, theirs apart and settled": tokens(ToCa, "entropy", apart, settled),
+    "DuCa N=3, random": tokens(DuCa, "random", random),
     "DuCa N=3, entropy": tokens(DuCa, "entropy"),
-    "DuCa N=3, entropy, theirs apart and settled": tokens(DuCa, "entropy", settled),
+    "DuCa N=3, entropy, theirs apart and settled": tokens(DuCa, "entropy", apart, settled),
     "DuCa N=3, small values": tokens(DuCa, "small values"),
     "DuCa N=3, small values, theirs apart": tokens(DuCa, "small values", apart),
 }

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...models.dit import DiT
 from ...priors.router import Call, RouterTraining
 from .dit import CONFIG, L2C_CODE, LABELS, SITES, made, noise, weights
+from .source import seeded
 
 TIMES, ITERATIONS, RATE, PENALTY = (700, 600), 40, 0.05, 2e-3
 """Of a full step and the one that reuses it; the last two are large enough for so few iterations to be seen."""
@@ -21,8 +22,7 @@ TIMES, ITERATIONS, RATE, PENALTY = (700, 600), 40, 0.05, 2e-3
 @cache
 def gates() -> Tensor:
     """(1, S): where training begins."""
-    rng = torch.Generator().manual_seed(2)
-    return torch.rand(1, 2 * CONFIG.depth, generator=rng) * 0.8 + 0.1
+    return torch.rand(1, 2 * CONFIG.depth, generator=seeded(2)) * 0.8 + 0.1
 
 
 def theirs(code: Path) -> Tensor:

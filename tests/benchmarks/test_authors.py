@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from priorcache.benchmarks import authors
 from priorcache.benchmarks.authors import CASES, ROUTER, uncached
 from priorcache.benchmarks.published import dit, pixart, router
 from priorcache.benchmarks.published.dit import OfDiT
-from priorcache.benchmarks.published.source import Source
+from priorcache.benchmarks.published.source import Source, dealt, wrapped
 from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.policies.correction import Correction
+from priorcache.cache_core.policies.toca import drawn
+from priorcache.cache_core.sites import Site, Step
 from priorcache.plots.metrics import relative_l2
 
 pytestmark = pytest.mark.usefixtures("comfy")
@@ -115,6 +118,30 @@ def test_their_code_draws_with_our_weights_labels_and_noise(code, capsys):
     assert capsys.readouterr().out == ""
     assert not {"models", "diffusion"} & set(sys.modules)
     assert str(code / "theirs" / "DiT") not in sys.path
+
+
+def test_what_is_changed_in_their_code_is_seen_in_order_and_gone_again(code):
+    seen = []
+
+    def change(name):
+        def noted(forward, *args, **kwargs):
+            seen.append(name)
+            return forward(*args, **kwargs)
+
+        return lambda network, diffusion: wrapped(network, "forward_with_cfg", noted)
+
+    changed = replace(CASE, changes=(change("inner"), change("outer")))
+    assert torch.equal(changed.theirs(code), CASE.theirs(code))
+    assert seen == ["outer", "inner"] * CASE.steps
+
+
+def test_their_random_scores_are_ours_for_every_row():
+    module = SimpleNamespace(score_evaluate=lambda cache, tokens, current: torch.rand(len(tokens), tokens.shape[1]))
+    dealt(module, lambda current: (current["step"], "blocks.3.mlp"))
+    rand = torch.rand
+    found = module.score_evaluate({}, torch.zeros(2, 5, 1), {"step": 7})
+    assert torch.equal(found, drawn(Step(7, 20, 0.0, 0.0), Site("blocks.3.mlp", 3, 28), 5).expand(2, 5))
+    assert torch.rand is rand
 
 
 def test_modules_that_were_there_before_stay(code, monkeypatch):
