@@ -53,19 +53,12 @@ def ours() -> Tensor:
     """Gates (S,) that Train Router learns from the same two calls of the network."""
     network = DiT(CONFIG)
     network.load_state_dict(weights())
-    labels = torch.tensor(LABELS)
+    shape, labels = (len(LABELS),), torch.tensor(LABELS)
     with torch.no_grad():
-        calls = [
-            Call(
-                ((), (len(LABELS),)),
-                (noise(), torch.full((len(LABELS),), t)),
-                {"y": labels},
-                network(noise(), torch.full((len(LABELS),), t), y=labels),
-            )
-            for t in TIMES
-        ]
+        given = [(noise(), torch.full(shape, t)) for t in TIMES]
+        calls = [Call(((), shape), args, {"y": labels}, network(*args, y=labels)) for args in given]
     start = torch.cat((torch.full_like(gates(), math.nan), gates()))
-    trajectories = [{step: [call] for step, call in enumerate(calls)}]
-    training = RouterTraining(network, SITES, trajectories, PENALTY, RATE, scores=start)
+    trajectory = {step: [call] for step, call in enumerate(calls)}
+    training = RouterTraining(network, SITES, [trajectory], PENALTY, RATE, scores=start)
     training.run(ITERATIONS)
     return training.scores()[1].float()
