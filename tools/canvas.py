@@ -6,7 +6,6 @@ python tools/dev.py canvas       # a screenshot of every shipped workflow, run, 
 from __future__ import annotations
 
 import base64
-import os
 import shutil
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from host_server import ROOT, Server, base_directory
+from host_server import ROOT, Server, started
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 OUT = ROOT / "demo" / "out" / "canvas"
@@ -159,15 +158,17 @@ def main() -> None:
     if browser() is None:
         raise SystemExit(f"no Chromium is installed (looked for {', '.join(NAMES)}); on Debian: apt install chromium")
     OUT.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        base = base_directory(Path(folder))
-        with Server(Path(os.environ["COMFYUI_PATH"]), base, OUT / "server.log") as server, Canvas(server) as canvas:
-            for file in sorted((ROOT / "workflows").glob("*.json")):
-                canvas.drop(file.name, file.read_bytes())
-                canvas.run()
-                canvas.screenshot(OUT / f"{file.stem}.png")
-                print(f"{file.stem}: missing {canvas.missing() or 'none'}")
-            print("console errors of ours:", *canvas.our_errors or ["none"], sep="\n  ")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started(Path(folder), log=OUT / "server.log") as server,
+        Canvas(server) as canvas,
+    ):
+        for file in sorted((ROOT / "workflows").glob("*.json")):
+            canvas.drop(file.name, file.read_bytes())
+            canvas.run()
+            canvas.screenshot(OUT / f"{file.stem}.png")
+            print(f"{file.stem}: missing {canvas.missing() or 'none'}")
+        print("console errors of ours:", *canvas.our_errors or ["none"], sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from host_server import ROOT, Result, Server, base_directory
+from host_server import ROOT, Result, Server, started
 from pack import load_pack
 
 OUT = ROOT / "demo" / "out"
@@ -61,9 +60,9 @@ def picture(server: Server, result: Result, node: str) -> Image.Image:
     return Image.open(BytesIO(server.image(result.outputs[node]["images"][0])))
 
 
-def latent(base: Path, result: Result, node: str) -> torch.Tensor:
+def latent(server: Server, result: Result, node: str) -> torch.Tensor:
     entry = result.outputs[node]["latents"][0]
-    return load_file(base / "output" / entry["subfolder"] / entry["filename"])["latent_tensor"].float()
+    return load_file(server.base / "output" / entry["subfolder"] / entry["filename"])["latent_tensor"].float()
 
 
 def flops_ratios() -> dict[int, dict[str, float]]:
@@ -90,7 +89,7 @@ def flops_ratios() -> dict[int, dict[str, float]]:
     return out
 
 
-def measure(server: Server, base: Path, count: int, ratios: dict[int, dict[str, float]]) -> dict:
+def measure(server: Server, count: int, ratios: dict[int, dict[str, float]]) -> dict:
     """Run everything with this many seeds; pictures go to OUT, figures into the returned report."""
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + count))
     prompt, ids = workflow("01_calibrate")
@@ -105,7 +104,7 @@ def measure(server: Server, base: Path, count: int, ratios: dict[int, dict[str, 
             result, row = server.run(prompt), rows[interval]
             row["full"].append(result.seconds[full_id])
             row["cached"].append(result.seconds[cached_id])
-            reference, found = latent(base, result, "full"), latent(base, result, "cached")
+            reference, found = latent(server, result, "full"), latent(server, result, "cached")
             row["errors"].append(float((found - reference).norm() / reference.norm()))
             if seed == FIRST_SEED:
                 inspected = result.outputs[ids["PriorCacheInspect"]]
@@ -184,12 +183,10 @@ def main() -> None:
     args = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
-        base = base_directory(Path(folder))
         ratios = pool.submit(flops_ratios)  # while the server starts
         # Without the host's own cache every cached picture has an uncached one of its own beside it in time.
-        host = Path(os.environ["COMFYUI_PATH"])
-        with Server(host, base, OUT / "server.log", "--cache-none", cpu=not args.gpu) as server:
-            report = measure(server, base, args.seeds, ratios.result())
+        with started(Path(folder), "--cache-none", log=OUT / "server.log", cpu=not args.gpu) as server:
+            report = measure(server, args.seeds, ratios.result())
     poster().save(OUT / "first_run.png")
     (OUT / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(table(report))

@@ -148,9 +148,9 @@ async def _follow(socket_, prompt_id: str) -> dict[str, float]:
     raise ServerError("the server closed the connection")
 
 
-def started(variable: str, folder: Path) -> Server:
-    """The ComfyUI that an environment variable names, to be started in this folder."""
-    return Server(Path(os.environ[variable]), base_directory(folder), folder / "server.log")
+def started(folder: Path, *extra: str, host: str = "COMFYUI_PATH", log: Path | None = None, **options) -> Server:
+    """The ComfyUI that an environment variable names, to be started in this folder with this pack and the demo model."""
+    return Server(Path(os.environ[host]), base_directory(folder), log or folder / "server.log", *extra, **options)
 
 
 def _free_port() -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from host_server import Server, base_directory
+from host_server import started
 
 
 def main() -> None:
@@ -20,9 +19,7 @@ def main() -> None:
     )
     parser.add_argument("--gpu", action="store_true", help="on the device that ComfyUI prefers, in place of the CPU")
     args = parser.parse_args()
-    base = base_directory(args.base)
-    host = Path(os.environ["COMFYUI_PATH"])
-    with Server(host, base, base / "server.log", port=args.port, cpu=not args.gpu) as server:
+    with started(args.base, port=args.port, cpu=not args.gpu) as server:
         print(f"{server.url}  (log: {server.log})", flush=True)
         try:
             while server.process.poll() is None:

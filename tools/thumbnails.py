@@ -9,12 +9,11 @@ was reused, corrected or forecast instead.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from io import BytesIO
 from pathlib import Path
 
-from host_server import ROOT, Result, Server, base_directory
+from host_server import ROOT, Result, Server, started
 from PIL import Image, ImageDraw, ImageFont
 
 from demo import workflow
@@ -103,22 +102,20 @@ def main() -> None:
     chosen = parser.parse_args().name or names
     if unknown := set(chosen) - set(names):
         raise SystemExit(f"no such workflow: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    with tempfile.TemporaryDirectory() as folder:
-        base = base_directory(Path(folder))
-        with Server(Path(os.environ["COMFYUI_PATH"]), base, Path(folder) / "server.log") as server:
-            for name in chosen:
-                prompt, ids = workflow(name)
-                for node in prompt.values():  # as shipped, but for pictures that a thumbnail does not show
-                    node["inputs"] |= {"batch_size": PICTURES} if "batch_size" in node["inputs"] else {}
-                result = server.run(prompt)
-                if "Cached" in ids:
-                    picture = compared(server, result, ids)
-                else:
-                    drawn = next(ids[title] for title in ("PriorCacheCalibrate", "PriorCacheSweep") if title in ids)
-                    picture = measured(server, result, drawn)
-                path = ROOT / "workflows" / f"{name}.jpg"
-                picture.save(path, quality=88, optimize=True)
-                print(f"workflows/{name}.jpg: {path.stat().st_size / 1024:.0f} KiB", flush=True)
+    with tempfile.TemporaryDirectory() as folder, started(Path(folder)) as server:
+        for name in chosen:
+            prompt, ids = workflow(name)
+            for node in prompt.values():  # as shipped, but for pictures that a thumbnail does not show
+                node["inputs"] |= {"batch_size": PICTURES} if "batch_size" in node["inputs"] else {}
+            result = server.run(prompt)
+            if "Cached" in ids:
+                picture = compared(server, result, ids)
+            else:
+                drawn = next(ids[title] for title in ("PriorCacheCalibrate", "PriorCacheSweep") if title in ids)
+                picture = measured(server, result, drawn)
+            path = ROOT / "workflows" / f"{name}.jpg"
+            picture.save(path, quality=88, optimize=True)
+            print(f"workflows/{name}.jpg: {path.stat().st_size / 1024:.0f} KiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ What a node's inputs and outputs are is asked from a running ComfyUI, so that th
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from host_server import ROOT, Server, base_directory
+from host_server import ROOT, started
 
 FOLDER = ROOT / "workflows"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -544,14 +543,12 @@ def files(info: dict) -> dict[str, str]:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        base = base_directory(Path(folder))
-        with Server(Path(os.environ["COMFYUI_PATH"]), base, Path(folder) / "server.log") as server:
-            for name, content in files(server.get("/object_info")).items():
-                path = FOLDER / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(content)
-                print(f"workflows/{name}")
+    with tempfile.TemporaryDirectory() as folder, started(Path(folder)) as server:
+        for name, content in files(server.get("/object_info")).items():
+            path = FOLDER / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+            print(f"workflows/{name}")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def steady_memory(host, monkeypatch):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The latest host with this pack in it, running."""
-    with started("COMFYUI_PATH", tmp_path_factory.mktemp("server")) as running:
+    with started(tmp_path_factory.mktemp("server")) as running:
         yield running
 
 

@@ -215,7 +215,7 @@ class TestLatestHost:
 
 
 def test_floor_host_loads_the_pack_and_samples(tmp_path):
-    with started("COMFYUI_FLOOR", tmp_path) as floor:
+    with started(tmp_path, host="COMFYUI_FLOOR") as floor:
         assert {n for n in floor.get("/object_info") if n.startswith("PriorCache")} == NODES
         prompt, ids = first_run()
         result = floor.run(prompt)
