@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..plots.metrics import relative_l2
-from ..priors.files import replace
+from ..priors.files import replace, write
 from .pages import remarked
 from .published import dit, flux, pixart, router
 from .published.source import Case
@@ -87,5 +87,4 @@ def main(argv: list[str]) -> None:
     print(text := markdown(drawn, ours, commits))
     if args.write:
         replace(DRAWN, lambda part: save_file(drawn, part, commits))
-        page = remarked(PAGE, text)
-        replace(PAGE, lambda part: part.write_text(page))
+        write(PAGE, remarked(PAGE, text))

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, cat
 
-from ..priors.files import replace
+from ..priors.files import write
 
 
 class CellError(ValueError):
@@ -47,8 +47,7 @@ class Cell:
         return json.loads(file.read_text()) if file.exists() else {}
 
     def note(self, **changes) -> None:
-        text = json.dumps(self.notes | changes, indent=1) + "\n"
-        replace(self.folder / "cell.json", lambda part: part.write_text(text))
+        write(self.folder / "cell.json", json.dumps(self.notes | changes, indent=1) + "\n")
 
     def path(self, batch: int) -> Path:
         return self.folder / f"batch-{batch:05d}.safetensors"
@@ -66,7 +65,7 @@ class Cell:
 
     def keep(self, batch: int, data: bytes) -> None:
         """Keep a batch that is a file already."""
-        replace(self.path(batch), lambda part: part.write_bytes(data))
+        write(self.path(batch), data)
 
     def get(self, batch: int) -> dict[str, Tensor]:
         return load_file(self.path(batch))

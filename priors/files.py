@@ -14,3 +14,8 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         part = Path(scratch) / "part"
         write(part)
         part.replace(path)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Put a whole file in its place in the same way."""
+    replace(path, lambda part: part.write_bytes(content.encode() if isinstance(content, str) else content))

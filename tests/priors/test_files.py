@@ -1,14 +1,14 @@
 """Files written in one step."""
 
 import pytest
-from priorcache.priors.files import replace
+from priorcache.priors.files import replace, write
 
 
 def test_the_new_file_takes_the_place_of_the_old_one_and_nothing_stays(tmp_path):
     path = tmp_path / "deep" / "a.bin"
-    for content in (b"1", b"2"):
-        replace(path, lambda part, content=content: part.write_bytes(content))
-        assert path.read_bytes() == content
+    for content in (b"1", "2 \u00b1 1\n"):
+        write(path, content)
+        assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
     assert [p.name for p in path.parent.iterdir()] == ["a.bin"]
 
 
