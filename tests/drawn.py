@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 from priorcache.cache_core.sites import Action, Site, Step
 from priorcache.cache_core.trace import Moment, Row, RunTrace
 from priorcache.plots.style import pixels
@@ -74,8 +75,7 @@ def picture(figure) -> np.ndarray:
 
 def has(image: np.ndarray, colour: str) -> bool:
     """Whether exactly this colour was painted somewhere."""
-    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.float32) / 255
-    return bool((np.abs(image - wanted) < 1e-3).all(2).any())
+    return bool((np.abs(image - to_rgb(colour)) < 1e-3).all(2).any())
 
 
 def words(figure) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
@@ -26,12 +27,8 @@ def bars(ax, heights: np.ndarray, computed: np.ndarray, width: float, line: floa
         edge = COMPUTED if full else REUSED
         rounded = f"round,pad=0,rounding_size={width * 0.22}"
         box = FancyBboxPatch((x - width / 2, 0), width, height, boxstyle=rounded, mutation_aspect=1 / ax.aspect_of_data)
-        box.set(facecolor=edge if full else (*_rgb(REUSED), 0.16), edgecolor=edge, linewidth=line)
+        box.set(facecolor=edge if full else to_rgba(edge, 0.16), edgecolor=edge, linewidth=line)
         ax.add_patch(box)
-
-
-def _rgb(colour: str) -> tuple[float, float, float]:
-    return tuple(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
 
 
 def panel(figure: Figure, place: tuple[float, float, float, float], count: int, top: float):

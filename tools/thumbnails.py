@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 
 from host_server import ROOT, Result, Server, started
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from demo import workflow
 
@@ -55,7 +55,7 @@ def bars(draw: ImageDraw.ImageDraw, steps: list[dict], place: tuple[int, int, in
 
 
 def faded(colour: str, share: float) -> tuple[int, ...]:
-    paper, ink = (tuple(int(c[i : i + 2], 16) for i in (1, 3, 5)) for c in (PAPER, colour))
+    ink, paper = map(ImageColor.getrgb, (colour, PAPER))
     return tuple(round(share * a + (1 - share) * b) for a, b in zip(ink, paper, strict=True))
 
 
