@@ -14,13 +14,24 @@ def device() -> torch.device:
     return comfy.model_management.get_torch_device()
 
 
+def device_name() -> str:
+    """Of an accelerator; of a CPU how much of it is used."""
+    found = device()
+    return f"CPU, {torch.get_num_threads()} threads" if found.type == "cpu" else torch.cuda.get_device_name(found)
+
+
+def versions() -> str:
+    import comfyui_version
+
+    return f"torch {torch.__version__}, ComfyUI {comfyui_version.__version__}"
+
+
 def machine() -> str:
     """In words, with everything that figures depend on."""
     import comfy.cli_args
-    import comfyui_version
 
     name = f"{platform.machine()}, {torch.get_num_threads()} threads"
     if device().type == "cuda":
         precision = "float32, products in TF32" if comfy.cli_args.args.fp32_unet else "16 bits, as ComfyUI chooses"
-        name = f"{torch.cuda.get_device_name(device())}, {precision}"
-    return f"{name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}"
+        name = f"{device_name()}, {precision}"
+    return f"{name}, {versions()}"

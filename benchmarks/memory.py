@@ -28,10 +28,11 @@ from ..cache_core.policies.budget import MIB, fitting
 from ..cache_core.sites import Action, Schedule
 from ..cache_core.trace import Trace, human_bytes
 from ..plots.metrics import relative_l2
-from ..priors import files
+from ..priors.files import write
 from ..priors.reuse import errors
 from ..priors.statistics import Statistics
 from .frontier import Bench, pairs_of
+from .machine import device, device_name, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE, STEPS, BATCH = FORA(2, "aligned"), 20, 8
@@ -168,8 +169,6 @@ def table(report: dict) -> str:
 
 @torch.inference_mode()
 def main(argv: list[str]) -> None:
-    import comfy.model_management
-    import comfyui_version
     from judge import SAMPLERS, Drawer, weights
 
     parser = argparse.ArgumentParser(prog="dev.py bench memory", description=__doc__.splitlines()[0])
@@ -177,10 +176,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--pairs", type=int, default=BATCH, help="held-out prompt x seed pairs")
     parser.add_argument("--rounds", type=int, default=3, help="of timing")
     args = parser.parse_args(argv)
-    device = comfy.model_management.get_torch_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    about = f"{platform.machine()}, {name}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}."
-    if device.type == "cpu":
+    about = f"{platform.machine()}, {device_name()}, {versions()}."
+    if device().type == "cpu":
         about += " On a CPU, store = cpu is store = device."
     file = ROOT / "docs" / "memory.json"
     report = json.loads(file.read_text()) if file.exists() else {"networks": {}}
@@ -198,6 +195,6 @@ def main(argv: list[str]) -> None:
             "errors": dict(known),
             "rows": [asdict(row) for row in rows],
         }
-        for path, text in ((file, json.dumps(report, indent=1) + "\n"), (file.with_suffix(".md"), table(report))):
-            files.replace(path, lambda part, text=text: part.write_text(text))
+        write(file, json.dumps(report, indent=1) + "\n")
+        write(file.with_suffix(".md"), table(report))
         print(f"{name}: written to docs/memory.md", flush=True)

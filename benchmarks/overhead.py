@@ -26,6 +26,7 @@ import torch
 from ..cache_core.policies import FORA, Forecast, Full
 from ..priors.plan import forecasts
 from ..priors.prior import Prior
+from .machine import device
 
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 OUT = DEMO / "out" / "overhead.json"
@@ -72,17 +73,16 @@ def randomised(network: torch.nn.Module) -> None:
 
 def built(name: str, dtype: torch.dtype = torch.float32, **settings):
     """A model of the host's, of a size that its loader would not recognise, made on its device and always there."""
-    import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
 
     config = getattr(comfy.supported_models, name)(settings)
     config.set_inference_dtype(dtype, None)
-    device = comfy.model_management.get_torch_device()
+    place = device()
     with torch.inference_mode():
-        base = config.get_model({}, "", device=device)
-        randomised(base.diffusion_model.to(device))
-    return comfy.model_patcher.CoreModelPatcher(base, load_device=device, offload_device=device)
+        base = config.get_model({}, "", device=place)
+        randomised(base.diffusion_model.to(place))
+    return comfy.model_patcher.CoreModelPatcher(base, load_device=place, offload_device=place)
 
 
 def texts(words: int, width: int, pooled: int = 64) -> list[list]:

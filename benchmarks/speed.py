@@ -31,8 +31,9 @@ from ..cache_core.adapters import adapter_for, sites_of
 from ..cache_core.policies import EOC, FORA, GOC, L2C, CachePolicy, DuCa, Forecast, Full, Taylor, ToCa
 from ..cache_core.sites import Action, Site
 from ..cache_core.trace import RunTrace, Trace, human_bytes
-from ..priors.files import replace
+from ..priors.files import write
 from ..priors.statistics import Statistics
+from .machine import device, device_name, versions
 from .overhead import Ground, built, now, randomised, sample, texts
 from .pages import remarked
 
@@ -87,17 +88,14 @@ def policies(model, trends: Trended) -> dict[str, CachePolicy | None]:
 
 def dit(size: int) -> Callable[[bool], Ground]:
     def make(full: bool) -> Ground:
-        import comfy.model_management
-
         from ..models import host
         from ..models.dit import DiT, DiTConfig
         from ..nodes.dit import conditioning
 
         depth = 28 if full or size == 256 else 4
         config = DiTConfig(1152, depth, 16, 2, 4, 1000, learn_sigma=True, grid_size=size // 16)
-        device = comfy.model_management.get_torch_device()
         with torch.inference_mode():
-            network = DiT(config, dtype=torch.bfloat16, device=device)
+            network = DiT(config, dtype=torch.bfloat16, device=device())
             randomised(network)
             # where the host is asked, it takes float32 on a CPU and float16 on an accelerator
             model = host.from_weights(config, network.state_dict(), torch.bfloat16 if full else None)
@@ -187,6 +185,15 @@ def _kind(actions: set[Action]) -> str:
     return "some branches" if Action.COMPUTE in actions else "reused"
 
 
+def step_times(run: RunTrace | None, seconds: list[list[float]]) -> dict[str, float]:
+    """Median milliseconds of a step of every kind, over several runs alike; the first step of each warms up."""
+    found: dict[str, list[float]] = {}
+    for of in seconds:
+        for kind, took in list(zip(kinds(run), of, strict=True))[1:]:
+            found.setdefault(kind, []).append(took)
+    return {kind: 1e3 * statistics.median(times) for kind, times in found.items()}
+
+
 def measured(
     ground: Ground, cfg: float, rounds: int, compiled: bool = False, chosen: Iterable[str] = ("*",)
 ) -> dict[str, dict]:
@@ -220,32 +227,29 @@ def measured(
         for attached in models.values():
             sample(ground, attached, STEPS, now, cfg)  # compiles
     seconds: dict[str, list[list[float]]] = {name: [] for name in models}
-    single = {name: [] for name in models} if model.load_device.type == "cuda" else seconds  # step by step
+    accelerated = model.load_device.type == "cuda"
+    single = {name: [] for name in models} if accelerated else seconds  # step by step
     peaks, pictures = dict.fromkeys(models, 0), {}
     order, rng = list(models), random.Random(0)
     for done in range(rounds):
         print(f"round {done + 1} of {rounds}", flush=True)
         rng.shuffle(order)
         for name in order:
-            if model.load_device.type == "cuda":
+            if accelerated:
                 torch.cuda.reset_peak_memory_stats(model.load_device)
             pictures[name], took = sample(ground, models[name], STEPS, Ends(), cfg)
             seconds[name].append(took)
-            if model.load_device.type == "cuda":
+            if accelerated:
                 peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(model.load_device))
                 single[name].append(sample(ground, models[name], STEPS, now, cfg)[1])
     whole = {name: [sum(run[1:]) for run in runs] for name, runs in seconds.items()}  # the first step warms up
     found = {}
     for name in models:
         run = traces[name].runs[-1] if traces[name].runs else None
-        by_kind: dict[str, list[float]] = {}
-        for of in single[name]:
-            for step, kind in list(enumerate(kinds(run)))[1:]:
-                by_kind.setdefault(kind, []).append(of[step])
         faster = [stock / own for stock, own in zip(whole[STOCK], whole[name], strict=True)]
         fewer = sum(flops[STOCK][1:]) / sum(flops[name][1:])
         found[name] = {
-            "milliseconds": {kind: 1e3 * statistics.median(times) for kind, times in by_kind.items()},
+            "milliseconds": step_times(run, single[name]),
             "faster": statistics.median(faster),
             "spread": [min(faster), max(faster)],
             "fewer_flops": fewer,
@@ -282,8 +286,8 @@ def table(results: dict) -> str:
         "*calibrating* is what Calibrate does on top of the sampling that it watches. An accelerator may run ahead from step to "
         "step as it does in use, and *ms a step* is of further runs in which it may not.\n"
     )
-    for device, of_device in results.items():
-        text += f"\n## {device}\n\n{of_device['about']}\n"
+    for where, of_device in results.items():
+        text += f"\n## {where}\n\n{of_device['about']}\n"
         for name, of in of_device["networks"].items():
             remark = f" {of['remark']}" if of.get("remark") else ""
             remark += f" {of['made']}" if of.get("made", of_device["about"]) != of_device["about"] else ""
@@ -303,7 +307,7 @@ def table(results: dict) -> str:
                 )
             if (everything := of["policies"].get(EVERYTHING, {}).get("equal")) is not None:
                 text += f"\nWith everything computed the picture is {'' if everything else 'not '}bit-equal to stock.\n"
-    if not any("GPU" in device or "NVIDIA" in device for device in results):
+    if not any("GPU" in where or "NVIDIA" in where for where in results):
         text += "\n## Accelerator\n\nNot measured yet: `python tools/dev.py bench speed --gpu`.\n"
     return text
 
@@ -326,19 +330,11 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--compile", action="store_true", help="through the host's torch.compile node")
     args = parser.parse_args(argv)
-    import comfy.model_management
-    import comfyui_version
-
-    device = comfy.model_management.get_torch_device()
-    full = device.type != "cpu"
-    name = torch.cuda.get_device_name(device) if full else f"CPU, {torch.get_num_threads()} threads"
-    file = FOLDER / "benchmarks.json"
+    full = device().type != "cpu"
+    file, page = FOLDER / "benchmarks.json", FOLDER / "benchmarks.md"
     results = json.loads(file.read_text()) if file.exists() else {}
-    mine = results.setdefault(name, {"networks": {}})
-    mine["about"] = made = (
-        f"{platform.machine()}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}, "
-        f"Python {platform.python_version()}."
-    )
+    mine = results.setdefault(device_name(), {"networks": {}})
+    mine["about"] = made = f"{platform.machine()}, {versions()}, Python {platform.python_version()}."
     for network in args.networks:
         make, smaller = NETWORKS[network]
         ground = make(full)
@@ -351,10 +347,8 @@ def main(argv: list[str]) -> None:
                 "cfg": cfg, "rounds": args.rounds, "size": "as published" if full else smaller, "remark": args.remark,
                 "made": made, "policies": known | found,
             }  # fmt: skip
-            record, page = json.dumps(results, indent=1) + "\n", FOLDER / "benchmarks.md"
-            replace(file, lambda part, record=record: part.write_text(record))
-            text = remarked(page, table(results).rstrip("\n"))
-            replace(page, lambda part, text=text: part.write_text(text))
+            write(file, json.dumps(results, indent=1) + "\n")
+            write(page, remarked(page, table(results).rstrip("\n")))
             print(f"{title}: written to docs/benchmarks.md", flush=True)
         del ground
         freed()
