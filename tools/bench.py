@@ -21,7 +21,9 @@ def names() -> list[str]:
 
 
 def main() -> None:
-    name, *rest = sys.argv[1:] or [""]
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        return print(f"{__doc__}\nNAME: {', '.join(names())}")
     if name not in names():
         raise SystemExit(f"no benchmark {name!r}; there are: {', '.join(names())}")
     load_host(cpu="--gpu" not in rest, fp32="--fp32" in rest)

@@ -3,15 +3,16 @@
 
     python tools/dev.py demo        the shipped workflow on the demo model in a real ComfyUI -> demo/out/
     python tools/dev.py test        every check: format, lint, unit tests, tests in two real ComfyUI versions
+    python tools/dev.py test tests/... -k name    pytest alone, with these arguments
     python tools/dev.py format      let ruff format and fix the code
     python tools/dev.py workflows   write the files in workflows/ anew
     python tools/dev.py locales     write the English texts of the frontend anew, and check the Chinese ones
     python tools/dev.py artwork     draw the icon and the banner that the registry shows
     python tools/dev.py thumbnails  run every workflow, and draw what the template browser shows of it
     python tools/dev.py train dit   train a demo model again: dit, flux or pixart
-    python tools/dev.py judge       let a classifier name what the demo model draws
+    python tools/dev.py judge dit   let a classifier name what a demo model draws: dit, flux or pixart
     python tools/dev.py scenarios   write docs/scenarios.* and the table in README.md from what the tests show
-    python tools/dev.py bench NAME  measurements: one of benchmarks/
+    python tools/dev.py bench NAME  one of the measurements in benchmarks/; bench alone names them
     python tools/dev.py calibrate   measure a model over many prompts and seeds -> one prior; --ray spreads it over machines
     python tools/dev.py canvas      every workflow run in ComfyUI's frontend, where Chromium is installed
     python tools/dev.py fuzz        10,000 and more generated cases of bad input for every loader and widget
@@ -19,8 +20,9 @@
     python tools/dev.py registry    what Manager and registry do with the published files, in a fresh environment
     python tools/dev.py serve       a ComfyUI with this pack and the demo model, on http://127.0.0.1:8188
 
-Environments, hosts and bytecode are kept in ~/.cache/comfyui-priorcache (PRIORCACHE_HOME moves it). A ComfyUI of your own
-is used with --host PATH or COMFYUI_PATH; its requirements are installed into the environment, never into yours.
+What follows a command is for that command, --help too. Environments, hosts and bytecode are kept in
+~/.cache/comfyui-priorcache (PRIORCACHE_HOME moves it). A ComfyUI of your own is used with --host PATH or COMFYUI_PATH; its
+requirements are installed into the environment, never into yours.
 """
 
 from __future__ import annotations
@@ -66,6 +68,12 @@ TOOLS = (
     "ray>=2.40",
 )
 PYTHONS = ((3, 10), (3, 12))
+COMMANDS = (
+    "demo", "test", "format", "workflows", "locales", "artwork", "thumbnails", "train", "judge", "scenarios", "bench",
+    "calibrate", "canvas", "fuzz", "hosts", "registry", "serve",
+)  # fmt: skip
+ALONE = ("format", "workflows", "locales", "artwork", "canvas", "registry")
+"""Commands that nothing may follow."""
 
 
 def say(text: str) -> None:
@@ -175,19 +183,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False
     )
-    parser.add_argument(
-        "command",
-        choices=(
-            *("demo", "test", "format", "workflows", "train", "judge", "scenarios", "bench", "canvas", "hosts"),
-            *("artwork", "fuzz", "locales", "thumbnails", "registry", "serve", "calibrate"),
-        ),
-    )
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="one of the above")
     parser.add_argument(
         "--host", type=Path, default=os.environ.get("COMFYUI_PATH"), help="a ComfyUI folder of your own"
     )
     if sys.argv[1:2] in (["-h"], ["--help"]):  # behind a command they are the command's
         return parser.print_help()
     args, rest = parser.parse_known_args()
+    if args.command in ALONE and rest:
+        parser.error(f"{args.command} takes no options, and there are {' '.join(rest)}")
     own = Path(args.host).resolve() if args.host else None
     if own and not (own / "main.py").is_file():
         raise SystemExit(f"{own} is no ComfyUI folder: it has no main.py")
@@ -197,7 +201,7 @@ def main() -> None:
             f"Python {low} to {high} is needed, this is {sys.version.split()[0]}: run it as python{low} tools/dev.py"
         )
     if args.command == "registry":  # brings its own environment, with nothing of this one in it
-        return run(sys.executable, ROOT / "tools" / "registry.py", *rest)
+        return run(sys.executable, ROOT / "tools" / "registry.py")
     python, latest, floor = environment(own)
     env = os.environ | {"COMFYUI_PATH": str(latest), "COMFYUI_FLOOR": str(floor)}
     env |= {

@@ -1,5 +1,6 @@
 """One command per task: what is behind a command belongs to it."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -31,3 +32,30 @@ def test_options_are_not_guessed_from_their_beginnings(ran, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["dev.py", "judge", "--ho", "1"])
     dev.main()
     assert ran == [(Path("python"), "tools/judge.py", "--ho", "1")]
+
+
+def test_what_takes_no_options_is_not_run_with_some(ran, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dev.py", "locales", "--help"])
+    with pytest.raises(SystemExit):
+        dev.main()
+    assert ran == []
+    assert "locales takes no options, and there are --help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", [dev.__doc__, (dev.ROOT / "CONTRIBUTING.md").read_text()], ids=["help", "contributing"]
+)
+def test_every_command_is_told_and_no_other(text):
+    assert set(re.findall(r"python tools/dev\.py (\w+)", text)) == set(dev.COMMANDS)
+
+
+def test_benchmarks_are_told_by_their_names(monkeypatch, capsys):
+    import bench
+
+    for asked in ([], ["--help"]):
+        monkeypatch.setattr(sys, "argv", ["bench.py", *asked])
+        bench.main()
+        assert "NAME: authors, calibrate" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["bench.py", "nothing"])
+    with pytest.raises(SystemExit, match=r"no benchmark 'nothing'; there are: authors, "):
+        bench.main()
