@@ -89,6 +89,30 @@ def server(tmp_path_factory):
         yield running
 
 
+class Samplings(list):
+    """Policies that were sampled; the one of the number `stop`, counted from 1, is interrupted."""
+
+    stop = 0
+
+
+@pytest.fixture
+def samplings(comfy, monkeypatch) -> Samplings:
+    """What searches have sampled."""
+    from priorcache.nodes import searching
+
+    found, sample = Samplings(), searching.Sampler.__call__
+
+    def sampled(self, policy, *pictures):
+        if len(found) + 1 == found.stop:
+            found.stop = 0
+            raise KeyboardInterrupt
+        found.append(policy)
+        return sample(self, policy, *pictures)
+
+    monkeypatch.setattr(searching.Sampler, "__call__", sampled)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def searches(comfy, monkeypatch, tmp_path):
     """Unfinished searches are kept with the test, not with the host's models."""

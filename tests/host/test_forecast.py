@@ -465,57 +465,40 @@ class TestNodes:
         assert sampled(host, model, policy)[1].notes == []
 
     @pytest.mark.usefixtures("undrawn")
-    def test_a_search_goes_on_where_it_was_stopped(self, host, nodes, model, conds, prior, monkeypatch):
+    def test_a_search_goes_on_where_it_was_stopped(self, nodes, model, conds, prior, samplings):
         from priorcache.nodes import searching
 
-        calls = []
-        original = searching.Sampler.__call__
-
-        def counting(self, policy, *pictures):
-            calls.append(policy)
-            if len(calls) == 6:
-                raise KeyboardInterrupt
-            return original(self, policy, *pictures)
-
-        monkeypatch.setattr(searching.Sampler, "__call__", counting)
+        samplings.stop = 6
         with pytest.raises(KeyboardInterrupt):
             search(nodes, prior, model, conds, seed=41)
-        stopped_at = len(calls)
+        samplings.clear()
         first, *_ = search(nodes, prior, model, conds, seed=41)
-        sampled_later = len(calls) - stopped_at
+        went_on = len(samplings)
         searching._SEARCHES.clear()
-        calls[:] = [None] * 100
+        samplings.clear()
         second, *_ = search(nodes, prior, model, conds, seed=41)
         assert first.plans == second.plans
-        assert sampled_later < len(calls) - 100
+        assert went_on < len(samplings)
 
     @pytest.mark.usefixtures("undrawn")
-    def test_a_search_goes_on_where_comfyui_was_stopped(self, nodes, model, conds, prior, monkeypatch):
+    def test_a_search_goes_on_where_comfyui_was_stopped(self, nodes, model, conds, prior, samplings):
         from priorcache.nodes import searching
 
-        calls, original = [], searching.Sampler.__call__
-
-        def counting(self, policy, *pictures):
-            if len(calls) == 9:
-                raise KeyboardInterrupt
-            calls.append(policy)
-            return original(self, policy, *pictures)
-
-        monkeypatch.setattr(searching.Sampler, "__call__", counting)
+        samplings.stop = 10
         with pytest.raises(KeyboardInterrupt):
             search(nodes, prior, model, conds, seed=43)
         assert len(list(searching.searches().glob("*.json"))) == 1  # the judge was not asked yet
         searching._SEARCHES.clear()  # what a new session knows
-        calls[:] = [None] * 100
+        samplings.clear()
         first, *_ = search(nodes, prior, model, conds, seed=43)
-        went_on = len(calls) - 100
+        went_on = len(samplings)
         assert list(searching.searches().glob("*.json")) == []
         searching._SEARCHES.clear()
-        calls[:] = [None] * 200
+        samplings.clear()
         second, *_ = search(nodes, prior, model, conds, seed=43)
         assert first.plans == second.plans
         # of the nine, two are the references, which are sampled anew
-        assert went_on == len(calls) - 200 - 7
+        assert went_on == len(samplings) - 7
 
     def test_latents_of_several_parts_are_refused(self, nodes, model, conds, prior):
         import comfy.nested_tensor

@@ -86,27 +86,19 @@ def test_a_tuned_policy_is_kept_in_an_image_and_made_again(host, model, tune):
     assert sampled(host, model, again)[0] == sampled(host, model, tuned)[0]
 
 
-def test_goes_on_where_it_was_stopped(tune, monkeypatch):
+def test_goes_on_where_it_was_stopped(tune, samplings):
     from priorcache.nodes import searching
 
-    calls = []
-    original = searching.Sampler.__call__
-
-    def counting(self, policy, *pictures):
-        calls.append(policy)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return original(self, policy, *pictures)
-
-    monkeypatch.setattr(searching.Sampler, "__call__", counting)
+    samplings.stop = 5
     with pytest.raises(KeyboardInterrupt):
         tune(Taylor(BASE), samplings=3.0, seed=41)
+    samplings.clear()
     first = tune(Taylor(BASE), samplings=3.0, seed=41)
-    later = len(calls) - 5
+    went_on = len(samplings)
     searching._SEARCHES.clear()
-    calls[:] = [None] * 100
+    samplings.clear()
     assert tune(Taylor(BASE), samplings=3.0, seed=41) == first
-    assert later == len(calls) - 100 - 3  # what was sampled before it stopped; the runs in full are sampled again
+    assert went_on == len(samplings) - 3  # what was sampled before it stopped; the runs in full are sampled again
 
 
 def test_searches_of_policies_that_read_alike_are_kept_apart(host, model, prior):
