@@ -15,11 +15,12 @@ from torch import nn
 from ..cache_core.adapters import Adapter, adapter_for, installed, misfit, sites_of, uncompiled, unwrapped
 from ..cache_core.codecs import CODECS
 from ..cache_core.policies import CachePolicy
-from ..cache_core.run import CacheRun, Observer
+from ..cache_core.run import CacheRun, Observer, out_of_memory
 from ..cache_core.samplers import in_turn
 from ..cache_core.sites import FLOW, MODEL, OF, Action, Schedule
 from ..cache_core.trace import RunTrace, Trace, human_bytes
 from ..priors.record import recorded
+from .dit import refuse_labels
 from .memory import beyond, bytes_aside, expected_bytes, guidance_of, informed, parts_of
 from .rivals import CacheError, refuse_rivals
 
@@ -126,6 +127,10 @@ def attach(
             out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
             complete = True
             return out
+        except (RuntimeError, KeyError) as error:
+            if not out_of_memory(error):
+                refuse_labels(guider.conds, unwrapped(guider.model_patcher.model.diffusion_model), error)
+            raise
         finally:  # an interrupt is a BaseException in the host
             options.pop(RUN, None)
             run.close(complete)

@@ -8,8 +8,9 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..errors import SettingError, shown
+from ..errors import SettingError, excerpt, shown
 from ..models.checkpoint import EMBEDDINGS, PREDICTIONS
+from ..models.dit import DiT
 from .files import located
 from .types import CATEGORY
 
@@ -107,6 +108,20 @@ class PriorCacheDiTLabel(io.ComfyNode):
 def conditioning(labels: torch.Tensor) -> list:
     """CONDITIONING for labels (B,); -1 is the null class. The host wants a text tensor, which stays empty."""
     return [[torch.zeros(1, 1, 1), {"class_labels": labels}]]
+
+
+def refuse_labels(conds: dict[str, list[dict]], network: torch.nn.Module, error: Exception) -> None:
+    """Raise SettingError where sampling ended in this error because a network that reads text was given class labels.
+
+    Afterwards, not before: a label that is never looked at, as the negative one at cfg 1, does no harm.
+    """
+    roles = [role for role, some in conds.items() if any("class_labels" in cond for cond in some)]
+    if roles and not isinstance(network, DiT):
+        raise SettingError(
+            f"DiT Class Label is connected as {' and '.join(roles)}, and {type(network).__name__} reads text, not class "
+            "numbers: connect a prompt in its place (CLIP Text Encode, or Demo Prompt for the demo models), or sample a "
+            f"model from Load DiT ({excerpt(error)})"
+        ) from error
 
 
 def parse_labels(text: str) -> list[int]:

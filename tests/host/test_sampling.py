@@ -3,10 +3,12 @@
 import copy
 
 import pytest
+import subjects
 import torch
 from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.sites import MODEL, Action
 from priorcache.cache_core.trace import Trace
+from priorcache.errors import SettingError
 from subjects import close, left_over
 
 ALIGNED = FORA(2, "aligned")
@@ -167,6 +169,31 @@ class TestRefusals:
         with pytest.raises(host.node.CacheError, match="whole network"):
             host.attach(model, ALIGNED)
         assert torch.isfinite(host.sample(host.attach(model, NETWORK))).all()
+
+    @pytest.mark.parametrize("make", [subjects.flux, subjects.sd3])
+    def test_class_labels_for_a_network_that_reads_text(self, host, tmp_path, make):
+        subject, label = make(tmp_path), host.dit.conditioning(torch.tensor([1]))
+        attached, name = host.attach(subject.model, NETWORK), type(subject.model.model.diffusion_model).__name__
+        told = f"DiT Class Label is connected as positive and negative, and {name} reads text.*CLIP Text Encode"
+        with pytest.raises(SettingError, match=told):
+            subject.sample(attached, positive=label, negative=label)
+
+    def test_class_labels_that_are_never_looked_at_do_no_harm(self, host):
+        subject = subjects.pixart()
+        label, attached = host.dit.conditioning(torch.tensor([1])), host.attach(subject.model, Full())
+        assert torch.equal(subject.sample(attached, negative=label, cfg=1.0), subject.sample(cfg=1.0))
+
+    @pytest.mark.parametrize(
+        "error", [torch.OutOfMemoryError("out of memory"), RuntimeError("of another kind")], ids=repr
+    )
+    def test_other_errors_pass_as_they_are(self, host, model, error):
+        def failing(apply_model, args):
+            raise error
+
+        attached = host.attach(model, Full())
+        attached.set_model_unet_function_wrapper(failing)
+        with pytest.raises(type(error), match=str(error)):
+            host.sample(attached)
 
 
 def test_the_cache_is_as_large_as_its_features(host, model):
