@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
@@ -27,7 +26,7 @@ from .attach import attach
 from .calibrate import subject
 from .files import located
 from .pictures import as_image
-from .prior import FOLDER, ROUTERS, free_path
+from .prior import ROUTERS, saved
 from .sampling import Sampling, fixed, seeded, seeds_from, settings
 from .types import CATEGORY, Policy, PriorTable
 
@@ -270,7 +269,7 @@ def _with_router(prior: Prior, training: RouterTraining) -> Prior:
 def _keep(prior: Prior) -> None:
     """Under a name of its own: another training may have been stopped before."""
     try:
-        path = prior.save(free_path(Path(folder_paths.get_folder_paths(FOLDER)[0]), UNFINISHED, overwrite=False))
+        path = saved(prior, UNFINISHED)
     except (OSError, PriorCacheError) as error:
         log.warning("PriorCache: training was stopped, and its gates cannot be kept (%s).", error)
         return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import folder_paths
@@ -64,13 +66,35 @@ class PriorCacheSavePrior(io.ComfyNode):
 
     @classmethod
     def execute(cls, prior: Prior, name: str, overwrite: bool) -> io.NodeOutput:
-        path = free_path(Path(folder_paths.get_folder_paths(FOLDER)[0]), name, overwrite)
-        name = prior.save(path).name
-        return io.NodeOutput(name, ui={"text": (f"Saved as {name} in {path.parent}.",)})
+        path = saved(prior, name, overwrite)
+        return io.NodeOutput(path.name, ui={"text": (f"Saved as {path.name} in {path.parent}.",)})
 
 
-def free_path(folder: Path, name: str, overwrite: bool) -> Path:
-    """Where a prior of this name goes. Raises PriorError on a name that could leave the folder."""
+def saved(prior: Prior, name: str, overwrite: bool = False) -> Path:
+    """The file of a prior in models/priorcache. Raises PriorError on a name that could leave the folder."""
+    folder, stem = Path(folder_paths.get_folder_paths(FOLDER)[0]), stem_of(name)
+    if overwrite:
+        return prior.save(folder / f"{stem}.safetensors")
+    path = claimed(folder, stem)
+    try:
+        return prior.save(path)
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def claimed(folder: Path, stem: str) -> Path:
+    """The first name that is free, and now taken by an empty file: two that save at the same moment get one each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.safetensors"
+        with suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            return path
+
+
+def stem_of(name: str) -> str:
+    """The name of a file without its ending."""
     stem = name.strip().removesuffix(".safetensors")
     if not re.fullmatch(r"\w[\w .+-]{0,99}", stem) or stem.endswith((".", " ")) or RESERVED.fullmatch(stem):
         raise PriorError(
@@ -78,10 +102,7 @@ def free_path(folder: Path, name: str, overwrite: bool) -> Path:
         )
     if len(stem.encode()) > LONGEST:  # of what file systems allow, an ending and a number
         raise PriorError(f"{shown(name)} is too long for a file name: {LONGEST} bytes are the most")
-    path, number = folder / f"{stem}.safetensors", 2
-    while path.exists() and not overwrite:
-        path, number = folder / f"{stem}-{number}.safetensors", number + 1
-    return path
+    return stem
 
 
 class PriorCacheLoadPrior(io.ComfyNode):

@@ -3,7 +3,10 @@
 import dataclasses
 import itertools
 import re
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
+import drawn
 import pytest
 import torch
 from priorcache.cache_core.policies import FORA, GOC, DuCa, Full, Taylor, ToCa
@@ -539,6 +542,31 @@ class TestPriorFiles:
         assert sorted(p.name for p in prior_folder.iterdir()) == ["mine-2.safetensors", "mine.safetensors"]
         loaded = nodes["PriorCacheLoadPrior"].execute("mine.safetensors", model).args[0]
         assert loaded.subject == prior.subject
+
+    def test_two_that_save_at_the_same_moment_get_a_file_each(self, nodes, prior_folder, monkeypatch):
+        together, save = Barrier(2, timeout=30), Prior.save
+
+        def waiting(prior, path):
+            together.wait()
+            return save(prior, path)
+
+        monkeypatch.setattr(Prior, "save", waiting)
+        priors = [drawn.prior(evaluations) for evaluations in (6, 7)]
+        with ThreadPoolExecutor(2) as pool:
+            made = list(
+                pool.map(lambda prior: nodes["PriorCacheSavePrior"].execute(prior, "mine", False).args[0], priors)
+            )
+        assert sorted(made) == ["mine-2.safetensors", "mine.safetensors"]
+        assert [Prior.load(prior_folder / name).evaluations for name in made] == [6, 7]
+
+    def test_a_name_whose_prior_could_not_be_written_is_free_again(self, nodes, prior_folder, monkeypatch):
+        def full(*_):
+            raise OSError("disk full")
+
+        monkeypatch.setattr(Prior, "save", full)
+        with pytest.raises(OSError, match="disk full"):
+            nodes["PriorCacheSavePrior"].execute(drawn.prior(), "mine", False)
+        assert list(prior_folder.iterdir()) == []
 
     def test_two_priors_make_one_of_all_their_pictures(self, host, nodes, model):
         """As one calibration of both seeds would have it."""
