@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import dev
-from scenarios import between, table
+from scenarios import between, put, table
 
 README, RECORD = dev.ROOT / "README.md", dev.ROOT / "docs" / "hosts.json"
 BEGIN, END = "<!-- hosts: written by tools/dev.py hosts -->\n", "<!-- /hosts -->\n"
@@ -129,9 +129,9 @@ def main() -> None:
             continue
         dev.say(f"ComfyUI {version}")
         record[version] = record.get(version, {}) | outcome(python, tree, args.part or tuple(CORE))
-        RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        put(RECORD, json.dumps(record, indent=1, sort_keys=True) + "\n")
     if record:
-        README.write_text(inserted(README.read_text(), record))
+        put(README, inserted(README.read_text(), record))
         print(table(["ComfyUI", *CORE], rows(record)))
         for version, parts in sorted(record.items()):
             for part, result in parts.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -136,12 +137,23 @@ def between(readme: str, begin: str, end: str, text: str) -> str:
     return f"{before}{begin}\n{text}\n{end}{after}"
 
 
+def put(path: Path, text: str) -> None:
+    """Write a file in one step: who stops this command finds the old one or the new one."""
+    from pack import load_pack
+
+    load_pack()
+    from priorcache.priors.files import replace
+
+    replace(path, lambda part: part.write_text(text))
+
+
 def main() -> None:
-    fresh = RECORD.with_suffix(".new")
-    tests = [sys.executable, "-m", "pytest", "-m", "scenario", f"--scenarios={fresh}", *sys.argv[1:]]
-    if subprocess.run(tests, cwd=ROOT).returncode:
-        raise SystemExit("not written: a table is made of passed tests only")
-    fresh.replace(RECORD)
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = Path(folder) / RECORD.name
+        tests = [sys.executable, "-m", "pytest", "-m", "scenario", f"--scenarios={fresh}", *sys.argv[1:]]
+        if subprocess.run(tests, cwd=ROOT).returncode:
+            raise SystemExit("not written: a table is made of passed tests only")
+        put(RECORD, fresh.read_text())
     write()
 
 
@@ -151,8 +163,8 @@ def write() -> None:
     load_pack()
     sys.path.append(str(ROOT / "tests"))
     cells = read()
-    PAGE.write_text(page(cells))
-    README.write_text(inserted(README.read_text(), cells))
+    put(PAGE, page(cells))
+    put(README, inserted(README.read_text(), cells))
 
 
 if __name__ == "__main__":

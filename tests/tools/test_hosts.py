@@ -1,10 +1,13 @@
 """The table of hosts is what the tests reported."""
 
 import json
+import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import hosts
 import pytest
+import scenarios
 
 REPORT = """<testsuites><testsuite>
 <testcase name="a" /><testcase name="b" />
@@ -75,3 +78,27 @@ def test_the_readme_shows_what_was_recorded():
     assert set(record) == set(hosts.dev.HOSTS)
     readme = hosts.README.read_text()
     assert hosts.inserted(readme, record) == readme
+
+
+def test_who_stops_it_while_it_writes_finds_the_old_record(record, tmp_path, monkeypatch):
+    def half(path, text):
+        path.write_bytes(text[: len(text) // 2].encode())
+        raise KeyboardInterrupt
+
+    told, readme = tmp_path / "hosts.json", tmp_path / "README.md"
+    told.write_text(json.dumps(record))
+    readme.write_text(f"{hosts.BEGIN}{hosts.END}.")
+    monkeypatch.setattr(hosts, "RECORD", told)
+    monkeypatch.setattr(hosts, "README", readme)
+    monkeypatch.setattr(hosts, "outcome", lambda *_: {})
+    monkeypatch.setattr(hosts.dev, "fetch_host", lambda *_: tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hosts", "--only", hosts.dev.LATEST])
+    hosts.main()
+    before = told.read_text(), readme.read_text()
+    assert hosts.dev.LATEST in before[0]
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(KeyboardInterrupt):
+        hosts.main()
+    with pytest.raises(KeyboardInterrupt):
+        scenarios.put(readme, "something else")
+    assert (told.read_text(), readme.read_text()) == before
