@@ -2,46 +2,76 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from comfy_execution.graph import DynamicPrompt
+
+    from ..cache_core.trace import RunTrace, Trace
+
 CACHES = ("PriorCacheApply", "PriorCacheAuto")
 """Nodes that attach a cache; of two in a row, the later one takes the place of the other."""
 RESULTS = ("LATENT", "IMAGE", "MASK", "CONDITIONING")
 """What one sampler hands to the next, which need not have the same cache where it has a model of its own."""
 
 
-def upstream(prompt: dict | None, node: str | None, entry: str) -> set[str] | None:
-    """Ids of all nodes that an input depends on, from the queued prompt; None where that is not known."""
-    first = _link((prompt or {}).get(str(node)) or {}, entry)
-    if first is None:
-        return None
-    seen: set[str] = set()
-    waiting = [first]
-    while waiting:
-        name, _ = waiting.pop()
-        if name not in seen and name in prompt:
-            seen.add(name)
-            waiting += _links(prompt[name])
-    return seen
+def sampled(trace: Trace, hidden, entry: str, source: str = "trace") -> list[RunTrace]:
+    """The runs of a trace, which an input of a node has, that led to what another input has; all, where that is not known.
+
+    hidden: of the node, its id, the prompt, and the prompt as nodes unrolled it while it ran.
+    """
+    runs = trace.of_nodes(sampling(hidden.prompt, hidden.unique_id, entry, source))
+    return [run for run in runs if not _gone(hidden.dynprompt, run.origin[1])]
+
+
+def _gone(prompt: DynamicPrompt, node: str) -> bool:
+    """Whether a node is of a round that its loop had in an earlier prompt, and has no longer.
+
+    A loop that was not unrolled in this prompt, since the host had kept its result, has all of its rounds.
+    """
+    unrolled = {prompt.get_real_node_id(name) for name in prompt.all_node_ids() if prompt.get_parent_node_id(name)}
+    return not prompt.has_node(node) and node.startswith(tuple(f"{loop}." for loop in unrolled))
 
 
 def sampling(prompt: dict | None, node: str | None, entry: str, trace: str = "trace") -> set[str] | None:
-    """Of the nodes that an input depends on, those that could sample with the cache whose trace another input has."""
-    found, source = upstream(prompt, node, entry), _link((prompt or {}).get(str(node)) or {}, trace)
-    if found is None or source is None or _kind(prompt.get(source[0])) not in CACHES:
-        return found
+    """Ids of the nodes that an input depends on and that could sample with the cache whose trace another input has.
 
+    All that it depends on, where the trace comes from a node that is none of ours; None where that is not known.
+    """
+    own = (prompt or {}).get(str(node)) or {}
+    first, source = _link(own, entry), _link(own, trace)
+    if first is None:
+        return None
+    found: set[str] = set()
     following: dict[str, list[str]] = {}
-    for name in found:
-        links = [(before, _carried(prompt.get(before), output)) for before, output in _links(prompt[name])]
-        passed = RESULTS if any(kind in ("MODEL", "GUIDER") for _, kind in links) else ()
-        for before, kind in links:
-            if kind not in passed and _kind(prompt[name]) not in CACHES:
-                following.setdefault(before, []).append(name)
-    behind, waiting = {source[0]}, [source[0]]
-    while waiting:  # down from the cache, into no other one
-        fresh = [n for n in following.get(waiting.pop(), ()) if n not in behind]
-        behind |= set(fresh)
-        waiting += fresh
+    waiting = [first[0]]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name not in prompt:
+            continue
+        found.add(name)
+        waiting += [before for before, _ in _links(prompt[name])]
+        for before in _handed_on(prompt, prompt[name]):
+            following.setdefault(before, []).append(name)
+    if source is None or _kind(prompt.get(source[0])) not in CACHES:
+        return found
+    behind: set[str] = set()
+    waiting = [source[0]]
+    while waiting:  # down from the cache
+        name = waiting.pop()
+        if name not in behind:
+            behind.add(name)
+            waiting += following.get(name, ())
     return found & behind
+
+
+def _handed_on(prompt: dict, node: dict) -> list[str]:
+    """The nodes before this one whose cache it may have or pass on; of none, where it attaches another."""
+    if _kind(node) in CACHES:
+        return []
+    links = [(before, _carried(prompt.get(before), output)) for before, output in _links(node)]
+    results = RESULTS if any(kind in ("MODEL", "GUIDER") for _, kind in links) else ()
+    return [before for before, kind in links if kind not in results]
 
 
 def _kind(node: dict | None) -> str | None:

@@ -15,7 +15,7 @@ from comfy_api.latest import io, ui
 from ..errors import SettingError
 from ..priors.files import replace
 from ..priors.router import TABLE
-from .graph import sampling
+from .graph import sampled
 from .types import CATEGORY, PriorTable, TraceHandle
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class PriorCacheInspect(io.ComfyNode):
             description="Draws the error per step, what was computed and what was reused, and where the time went; or what a prior says. Compares two runs, and writes files where asked.",
             search_aliases=["cache error", "error curve", "trace", "cache statistics", "compare traces", "export csv"],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.dynprompt],
             inputs=[
                 TraceHandle.Input("trace", optional=True, tooltip="From Apply Cache or PriorCache (auto)."),
                 io.Latent.Input(
@@ -127,8 +127,7 @@ class PriorCacheInspect(io.ComfyNode):
 
     @classmethod
     def _runs(cls, trace: Trace | None, latent: str, entry: str) -> list[RunTrace]:
-        here = (cls.hidden.prompt, cls.hidden.unique_id)
-        return [] if trace is None else trace.of_nodes(sampling(*here, latent, entry))
+        return [] if trace is None else sampled(trace, cls.hidden, latent, entry)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from PIL import Image
 from ..cache_core.trace import RunTrace, Trace
 from ..errors import PriorCacheError, excerpt, shown
 from ..priors.record import restored
-from .graph import sampling
+from .graph import sampled
 from .types import CATEGORY, Policy, TraceHandle
 
 KEY = "priorcache"
@@ -72,7 +72,7 @@ class PriorCacheStamp(io.ComfyNode):
                 ),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The same images, for Save Image.")],
-            hidden=[io.Hidden.extra_pnginfo, io.Hidden.prompt, io.Hidden.unique_id],
+            hidden=[io.Hidden.extra_pnginfo, io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -81,8 +81,7 @@ class PriorCacheStamp(io.ComfyNode):
         if (
             trace is not None and said is not None
         ):  # None: somebody queued the prompt without anything to save in images
-            runs = trace.of_nodes(sampling(cls.hidden.prompt, cls.hidden.unique_id, "images"))
-            said[KEY] = stamp(runs, images, said.get(KEY))
+            said[KEY] = stamp(sampled(trace, cls.hidden, "images"), images, said.get(KEY))
         return io.NodeOutput(images)
 
     @classmethod

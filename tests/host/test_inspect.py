@@ -26,10 +26,11 @@ def node(host):
 def inspect(node, tmp_path, monkeypatch):
     """The node, as the host calls it, with output and temp folders of its own."""
     import folder_paths
+    from comfy_execution.graph import DynamicPrompt
 
     monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
-    hidden = SimpleNamespace(prompt=None, unique_id="9", extra_pnginfo=None)
+    hidden = SimpleNamespace(prompt=None, unique_id="9", dynprompt=DynamicPrompt({}), extra_pnginfo=None)
     monkeypatch.setattr(node.PriorCacheInspect, "hidden", hidden)
     (tmp_path / "output").mkdir()
     return node.PriorCacheInspect.execute

@@ -5,13 +5,14 @@ import itertools
 import re
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from types import SimpleNamespace
 
 import drawn
 import pytest
 import torch
 from priorcache.cache_core.policies import FORA, GOC, DuCa, Full, Taylor, ToCa
 from priorcache.cache_core.sites import Action, Schedule
-from priorcache.cache_core.trace import Trace
+from priorcache.cache_core.trace import RunTrace, Trace
 from priorcache.models.checkpoint import CheckpointError
 from priorcache.priors.prior import Prior, PriorError
 from safetensors.torch import save_file
@@ -622,7 +623,7 @@ class TestPriorFiles:
 
 class TestInspect:
     def test_walks_up_from_the_latent_to_the_samplers(self):
-        from priorcache.nodes.graph import upstream
+        from priorcache.nodes.graph import sampling
 
         prompt = {
             "1": {"inputs": {}},
@@ -631,9 +632,9 @@ class TestInspect:
             "8": {"inputs": {"model": ["1", 0]}},
             "9": {"inputs": {"latent": ["7", 0], "trace": ["5", 1]}},
         }
-        assert upstream(prompt, "9", "latent") == {"7", "6", "1"}
-        assert upstream(prompt, "9", "prior") is None
-        assert upstream(None, "9", "latent") is None
+        assert sampling(prompt, "9", "latent") == {"7", "6", "1"}
+        assert sampling(prompt, "9", "prior") is None
+        assert sampling(None, "9", "latent") is None
 
     def test_only_what_samples_with_the_cache_of_the_trace_counts(self):
         """Wired past it, or with another cache behind it, a sampler's runs of before are not those of this prompt."""
@@ -667,6 +668,25 @@ class TestInspect:
         unknown["9"]["inputs"]["trace"] = ["4", 0]  # through a node that is none of ours
         assert sampling(unknown, "9", "latent") == {"1", "6", "7"}
         assert sampling({"9": {"inputs": {"trace": ["2", 1]}}}, "9", "latent") is None
+
+    def test_rounds_that_a_loop_no_longer_has_are_not_told_of(self, host):
+        """Their nodes are gone where it was unrolled anew; where the host had kept its result, it has all of them."""
+        from comfy_execution.graph import DynamicPrompt
+        from priorcache.nodes.graph import sampled
+
+        trace, prompt = Trace(), {"6": {"inputs": {}}, "9": {"inputs": {"latent": ["6", 0], "trace": ["5", 1]}}}
+        for node in ("6.0.0.1", "6.0.0.2", "6.0.0.3"):
+            trace.add(RunTrace("FORA", 4, origin=("earlier", node)))
+
+        def shown(*nodes: str) -> list[str]:
+            unrolled = DynamicPrompt(prompt)
+            for node in nodes:
+                unrolled.add_ephemeral_node(node, {"inputs": {}}, "6", "6")
+            hidden = SimpleNamespace(prompt=prompt, unique_id="9", dynprompt=unrolled)
+            return [run.origin[1] for run in sampled(trace, hidden, "latent")]
+
+        assert shown("6.0.0.1", "6.0.0.2") == ["6.0.0.1", "6.0.0.2"]
+        assert shown() == ["6.0.0.1", "6.0.0.2", "6.0.0.3"]
 
     def test_a_second_pass_by_a_guider_of_its_own_does_not_count(self):
         """And a switch of any type, which some packs make equal to all others, passes the cache on."""

@@ -37,19 +37,25 @@ def saved(path, text: str | None, key: str = "priorcache", picture=BLACK[0]) -> 
     return path.name
 
 
+def hidden(said: dict, prompt: dict | None = None, node: str | None = None) -> SimpleNamespace:
+    """What the host tells a node beside its inputs."""
+    from comfy_execution.graph import DynamicPrompt
+
+    return SimpleNamespace(extra_pnginfo=said, prompt=prompt, unique_id=node, dynprompt=DynamicPrompt(prompt or {}))
+
+
 def stamped(replay, monkeypatch, trace: Trace, images=BLACK, said: dict | None = None) -> dict:
     """What Stamp Images leaves for Save Image."""
     said = {} if said is None else said
-    hidden = SimpleNamespace(extra_pnginfo=said, prompt=None, unique_id=None)
-    monkeypatch.setattr(replay.PriorCacheStamp, "hidden", hidden, raising=False)
+    monkeypatch.setattr(replay.PriorCacheStamp, "hidden", hidden(said), raising=False)
     assert replay.PriorCacheStamp.execute(images, trace).args[0] is images
     return said["priorcache"]
 
 
 def test_without_a_trace_images_pass_unstamped(replay, monkeypatch):
     """As behind a bypassed Apply Cache."""
-    hidden = SimpleNamespace(extra_pnginfo=(said := {}), prompt=None, unique_id=None)
-    monkeypatch.setattr(replay.PriorCacheStamp, "hidden", hidden, raising=False)
+    said: dict = {}
+    monkeypatch.setattr(replay.PriorCacheStamp, "hidden", hidden(said), raising=False)
     assert replay.PriorCacheStamp.execute(BLACK).args[0] is BLACK
     assert said == {}
     trace = next(i for i in replay.PriorCacheStamp.define_schema().inputs if i.id == "trace")
@@ -132,8 +138,8 @@ def test_a_picture_of_another_model_is_not_told_of(replay, monkeypatch, tmp_path
     trace = Trace()
     trace.add(RunTrace("FORA", 4, origin=("p", "5"), about="euler", complete=True, record=recorded(FORA(2))))
     prompt = {"9": {"inputs": {"images": ["8", 0]}}, "8": {"inputs": {"samples": ["7", 0]}}, "7": {"inputs": {}}}
-    hidden = SimpleNamespace(extra_pnginfo=(said := {}), prompt=prompt, unique_id="9")
-    monkeypatch.setattr(replay.PriorCacheStamp, "hidden", hidden, raising=False)
+    said: dict = {}
+    monkeypatch.setattr(replay.PriorCacheStamp, "hidden", hidden(said, prompt, "9"), raising=False)
     replay.PriorCacheStamp.execute(BLACK, trace)
     assert said["priorcache"]["runs"] == []
     name = saved(tmp_path / "other.png", json.dumps(said["priorcache"]))
