@@ -1,10 +1,12 @@
 """ComfyUI's own frontend in a headless Chromium: workflows are dropped on the canvas and run as a person would.
 
-python tools/dev.py canvas       # a screenshot of every shipped workflow, run, -> demo/out/canvas/
+python tools/dev.py canvas             # a screenshot of every shipped workflow, run, -> demo/out/canvas/
+python tools/dev.py canvas --readme    # the first one alone, without the window around it, -> docs/canvas.png
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import shutil
 import sys
@@ -19,6 +21,7 @@ from host_server import ROOT, Server, started
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 OUT = ROOT / "demo" / "out" / "canvas"
+PICTURE = ROOT / "docs" / "canvas.png"
 WITHOUT_CLASS = ("MarkdownNote", "Note")
 """Nodes that the frontend has itself."""
 
@@ -46,6 +49,19 @@ BOXES = """() => {
   return drawn.length === nodes.length && drawn.map(([node, { width, height }]) =>
     [node.title, node.pos[0], node.pos[1], width / scale, height / scale]);
 }"""
+
+FILL = """([width, margin]) => {
+  const { graph, canvas } = window.app, { ds } = canvas;
+  const boxes = [...graph._nodes.map(node => node.getBounding()), ...graph._groups.map(group => group._bounding)];
+  const [left, top] = [0, 1].map(i => Math.min(...boxes.map(box => box[i])));
+  const [right, bottom] = [0, 1].map(i => Math.max(...boxes.map(box => box[i] + box[i + 2])));
+  ds.scale = (width - 2 * margin) / (right - left);
+  ds.offset = [margin / ds.scale - left, margin / ds.scale - top];
+  canvas.setDirty(true, true);
+  return Math.ceil((bottom - top) * ds.scale + 2 * margin);
+}"""
+AROUND = ("Comfy.Minimap.Visible", "Comfy.Graph.CanvasInfo", "Comfy.Graph.CanvasMenu")
+"""What the frontend shows over the graph, as its settings call it."""
 
 
 def browser() -> str | None:
@@ -153,8 +169,22 @@ class Canvas:
         self.page.wait_for_timeout(1500)
         self.page.screenshot(path=path)
 
+    def portrait(self, path: Path, width: int = 1920, margin: int = 16) -> None:
+        """The graph alone, this wide; the window is left without what stands around it."""
+        self.page.evaluate("window.app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+        for setting in AROUND:
+            self.page.evaluate(f"window.app.ui.settings.setSettingValue('{setting}', false)")
+        self.page.add_style_tag(content=".no-drag.fixed { visibility: hidden }")  # the button that leads back
+        self.page.set_viewport_size({"width": width, "height": width})
+        height = self.page.evaluate(FILL, [width, margin])
+        self.page.wait_for_timeout(3000)
+        self.page.screenshot(path=path, clip={"x": 0, "y": 0, "width": width, "height": height})
+
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--readme", action="store_true", help="the first workflow alone, for README.md")
+    args = parser.parse_args()
     if browser() is None:
         raise SystemExit(f"no Chromium is installed (looked for {', '.join(NAMES)}); on Debian: apt install chromium")
     OUT.mkdir(parents=True, exist_ok=True)
@@ -163,10 +193,13 @@ def main() -> None:
         started(Path(folder), log=OUT / "server.log") as server,
         Canvas(server) as canvas,
     ):
-        for file in sorted((ROOT / "workflows").glob("*.json")):
+        for file in sorted((ROOT / "workflows").glob("01_first_run.json" if args.readme else "*.json")):
             canvas.drop(file.name, file.read_bytes())
             canvas.run()
-            canvas.screenshot(OUT / f"{file.stem}.png")
+            if args.readme:
+                canvas.portrait(PICTURE)
+            else:
+                canvas.screenshot(OUT / f"{file.stem}.png")
             print(f"{file.stem}: missing {canvas.missing() or 'none'}")
         print("console errors of ours:", *canvas.our_errors or ["none"], sep="\n  ")
 
