@@ -14,7 +14,7 @@ from ..priors.prior import Prior, Subject
 from ..priors.statistics import Statistics
 from .attach import attach
 from .pictures import as_image
-from .sampling import Sampling, fixed, seeded, seeds_from, settings
+from .sampling import Sampling, seeded, seeds_from, settings
 from .types import CATEGORY, Policy, PriorTable
 
 
@@ -80,10 +80,7 @@ class PriorCacheCalibrate(io.ComfyNode):
         from ..plots import prior as plot
 
         statistics = Statistics(longest_gap, mean_features, policy if mean_features else None)
-        latent = fixed(model, latent_image)
-        sample = Sampling(
-            positive, negative, latent, steps, cfg, sampler_name, scheduler, denoise, latent_image.get("noise_mask")
-        )
+        sample = Sampling.of(model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise)
         progress = comfy.utils.ProgressBar(runs * steps)
         prior = calibrated(
             model, sample, seeds_from(seed, runs), statistics,

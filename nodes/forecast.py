@@ -17,7 +17,7 @@ from ..priors.prior import Prior, PriorError, Subject
 from .attach import named
 from .calibrate import subject
 from .pictures import as_image
-from .sampling import Sampling, fixed, seeded
+from .sampling import Sampling, seeded
 from .searching import Sampler
 from .types import CATEGORY, Policy, PriorTable
 
@@ -214,10 +214,17 @@ class PriorCacheSearch(io.ComfyNode):
         counts = evaluations(speedups, prior.evaluations)
         about = prior.subject
         available(about)
-        sampling = Sampling(
-            positive, negative, fixed(model, latent_image), about.steps, about.cfg, about.sampler, about.scheduler,
-            about.denoise, latent_image.get("noise_mask"),
-        )  # fmt: skip
+        sampling = Sampling.of(
+            model,
+            positive,
+            negative,
+            latent_image,
+            about.steps,
+            about.cfg,
+            about.sampler,
+            about.scheduler,
+            about.denoise,
+        )
         sample = Sampler(sampling, model, seed, runs)
         plannable(prior, sample.schedule)
         judging = Sampler(sampling, model, seed + runs, runs)

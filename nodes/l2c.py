@@ -27,7 +27,7 @@ from .calibrate import subject
 from .files import located
 from .pictures import as_image
 from .prior import ROUTERS, saved
-from .sampling import Sampling, fixed, seeded, seeds_from, settings
+from .sampling import Sampling, seeded, seeds_from, settings
 from .types import CATEGORY, Policy, PriorTable
 
 log = logging.getLogger(__name__)
@@ -194,10 +194,7 @@ class PriorCacheTrainRouter(io.ComfyNode):
         model = _whole(model)
         network = unwrapped(model.model.diffusion_model)
         gated(network)  # says that there is nothing to train before anything is sampled
-        latent = fixed(model, latent_image)
-        sampling = Sampling(
-            positive, negative, latent, steps, cfg, sampler_name, scheduler, denoise, latent_image.get("noise_mask")
-        )
+        sampling = Sampling.of(model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise)
         about = subject(model, sampling)
         if prior is not None:
             prior.matches(about, only=())
@@ -214,8 +211,8 @@ class PriorCacheTrainRouter(io.ComfyNode):
         for own in seeds:
             with recorder.trajectory():
                 sample(watched, own)
-            statistics.end_trajectory(len(latent))
-        made = prior or statistics.prior(about, tuple(latent.shape[1:]), tuple(seeds))
+            statistics.end_trajectory(len(sampling.latent))
+        made = prior or statistics.prior(about, tuple(sampling.latent.shape[1:]), tuple(seeds))
         reference = sample(model, other)
 
         def judged(label: str, rival: CachePolicy) -> plot.Point:

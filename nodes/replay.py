@@ -78,9 +78,7 @@ class PriorCacheStamp(io.ComfyNode):
     @classmethod
     def execute(cls, images, trace: Trace | None = None) -> io.NodeOutput:
         said = cls.hidden.extra_pnginfo
-        if (
-            trace is not None and said is not None
-        ):  # None: somebody queued the prompt without anything to save in images
+        if trace is not None and said is not None:  # a prompt may be queued without anything to save in images
             said[KEY] = stamp(sampled(trace, cls.hidden, "images"), images, said.get(KEY))
         return io.NodeOutput(images)
 

@@ -94,6 +94,11 @@ class Sampling:
     denoise: float = 1.0
     mask: torch.Tensor | None = None
 
+    @classmethod
+    def of(cls, model, positive: list, negative: list, latent_image: dict, *settings) -> Sampling:
+        """As a node is told: of a LATENT with its mask, and with as many channels as the model works on."""
+        return cls(positive, negative, fixed(model, latent_image), *settings, mask=latent_image.get("noise_mask"))
+
     def __post_init__(self):
         finite("sampling", cfg=self.cfg, denoise=self.denoise)
 

@@ -17,7 +17,7 @@ from ..cache_core.trace import RunTrace, Trace
 from ..errors import SettingError, shown
 from .attach import attach
 from .pictures import as_image
-from .sampling import Sampling, fixed, seeded, seeds_from, settings
+from .sampling import Sampling, seeded, seeds_from, settings
 from .types import CATEGORY, Policy
 
 MOST = 20
@@ -90,10 +90,7 @@ class PriorCacheSweep(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         from ..plots import sweep as plot
 
-        latent = fixed(model, latent_image)
-        sampling = Sampling(
-            positive, negative, latent, steps, cfg, sampler_name, scheduler, denoise, latent_image.get("noise_mask")
-        )
+        sampling = Sampling.of(model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise)
         given = [policy for policy in (policies or {}).values() if policy is not None]
         entries = [Entry("uncached", Full(), sampling), *contenders(given, goals, sampling)]
         found = swept(model, entries, seeds_from(seed, runs))

@@ -9,7 +9,7 @@ from ..cache_core.policies import CachePolicy
 from ..errors import SettingError, finite
 from ..priors.tune import told, tuned
 from .memory import informed
-from .sampling import Sampling, fixed, seeded, settings
+from .sampling import Sampling, seeded, settings
 from .searching import Sampler
 from .types import CATEGORY, Policy
 
@@ -84,10 +84,7 @@ class PriorCacheTune(io.ComfyNode):
         samplings, ceiling=0.0,
     ) -> io.NodeOutput:  # fmt: skip
         finite("Tune Policy", samplings=samplings, ceiling=ceiling)
-        sampling = Sampling(
-            positive, negative, fixed(model, latent_image), steps, cfg, sampler_name, scheduler, denoise,
-            latent_image.get("noise_mask"),
-        )  # fmt: skip
+        sampling = Sampling.of(model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise)
         sample = Sampler(sampling, model, seed)
         known = informed(sample.schedule, model, policy, sample.parts, CODECS["device"])
         if objection := policy.prepared(known).objection(known):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -125,15 +127,11 @@ def _curves(axes: Axes, prior: Prior, theme: Theme, size: float) -> None:
     if not prior.sites:
         note(axes, theme, NONE, size - 1)
         return
-    gaps, handles = len(prior.tables["difference"]), []
-    for gap in range(1, gaps + 1):
-        colour = (theme.estimated, theme.true, *(theme.kinds[k] for k in ("partial", "corrected", "reused")))[
-            (gap - 1) % 5
-        ]
+    colours = (theme.estimated, theme.true, *(theme.kinds[kind] for kind in ("partial", "corrected", "reused")))
+    looks, handles = cycle(zip(colours, MARKS, strict=True)), []
+    for gap, (colour, mark) in zip(range(1, len(prior.tables["difference"]) + 1), looks, strict=False):
         values = prior.reuse_error(gap).T.numpy()
-        handles.append(
-            panels.curve(axes, values, theme, f"{gap} back", colour, "-", MARKS[(gap - 1) % 5], size, band=gap == 1)
-        )
+        handles.append(panels.curve(axes, values, theme, f"{gap} back", colour, "-", mark, size, band=gap == 1))
     handles = [handle for handle in handles if handle is not None]
     if not handles:
         note(axes, theme, "nothing moved, or nothing was met twice", size - 1)

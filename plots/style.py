@@ -65,11 +65,6 @@ DARK = Theme(
 )  # fmt: skip
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
-COLOURS = {
-    "compute": LIGHT.kinds["computed"], "reuse": LIGHT.kinds["reused"], "partial": LIGHT.kinds["partial"],
-    "mixed": LIGHT.kinds["partial"], "worst": "#D55E00", "bytes": "#555555",
-}  # fmt: skip
-
 
 def new_figure(width: float, height: float, theme: Theme = LIGHT, dpi: int = RC["dpi"]) -> Figure:
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor=theme.paper)

@@ -16,7 +16,7 @@ from .panels import Grid
 from .style import GLANCE, GLANCE_DPI, LIGHT, RC, WIDTH, Sheet, Theme, legend, log_norm, new_figure, note
 from .words import summary
 
-__all__ = ["draw", "figures", "glance", "kinds", "summary", "title"]
+__all__ = ["draw", "figures", "glance", "summary"]
 
 MOST_RUNS, MOST_AT_A_GLANCE = 12, 3
 WAITING = (
@@ -149,12 +149,3 @@ def figures(run: RunTrace) -> list[tuple[str, str]]:
     measured = [(name, e) for name, e in (("true", table.true), ("estimated", table.estimated)) if np.isfinite(e).any()]
     found += [(f"{np.nanmean(e):.3f}", f"{name} error") for name, e in measured[:1]]
     return [*found, (human_bytes(run.peak_bytes), "cache"), (f"{run.seconds:.2f} s", "in the model")]
-
-
-def title(run: RunTrace) -> str:
-    return f"{run.policy} | {about(run)}\n" + ", ".join(f"{value} {caption}" for value, caption in figures(run))
-
-
-def kinds(run: RunTrace) -> list[str]:
-    """What each evaluation was as a whole: one of KINDS, or mixed."""
-    return [next(iter(shares)) if len(shares) == 1 else "mixed" for shares in run.shares()]

@@ -138,11 +138,8 @@ def _error(errors: np.ndarray) -> str:
 
 def _worst(table: Grid, errors: np.ndarray) -> str:
     i, step = np.unravel_index(np.nanargmax(errors), errors.shape)
-    return f"{errors[i, step]:.3f} at worst ({_place(table.sites[i].name)}, step {step})"
-
-
-def _place(name: str) -> str:
-    return PLACES.get(name, name)
+    name = table.sites[i].name
+    return f"{errors[i, step]:.3f} at worst ({PLACES.get(name, name)}, step {step})"
 
 
 def _smallest(run: RunTrace) -> str:

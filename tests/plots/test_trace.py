@@ -96,7 +96,7 @@ def test_every_kind_has_its_colour_and_its_word_in_the_key():
     run = trace(10, decide, lambda *_: None)
     for i, row in enumerate(run.rows):
         run.rows[i] = row._replace(changed={3: "corrected", 4: "forecast"}.get(row.step % 5, ""))
-    assert plot.kinds(run) == ["computed", "partial", "reused", "corrected", "forecast"] * 2
+    assert [list(shares) for shares in run.shares()] == [[kind] for kind in KINDS] * 2
     for theme in THEMES.values():
         figure = plot.draw([run], theme=theme)
         image = picture(figure)
@@ -133,7 +133,7 @@ def test_tokens_computed_and_blocks_skipped_are_told_apart():
 
     run = trace(decide=decide, error=lambda *_: None)
     run.rows += [Row(step, STACK, Action.REUSE if step % 3 == 2 else Action.COMPUTE, None) for step in range(6)]
-    assert plot.kinds(run) == ["computed", "mixed", "reused"] * 2
+    assert [set(shares) for shares in run.shares()] == [{"computed"}, {"partial", "reused"}, {"reused"}] * 2
     figure = plot.draw([run])
     assert {"All blocks", "partial, error unknown", "reused, error unknown"} <= set(words(figure))
     assert "partial, error unknown" not in words(plot.draw([trace(error=lambda *_: None)]))
@@ -243,17 +243,22 @@ def test_expected_memory_is_drawn_beside_what_was_held():
 @FIGURE
 def test_a_run_that_only_computes_shows_nothing_reused(draw):
     run = trace(decide=compute, error=lambda step, site: None)
-    assert plot.kinds(run) == ["computed"] * 6
+    assert run.shares() == [{"computed": 1.0}] * 6
     image = picture(draw([run]))
     assert has(image, LIGHT.kinds["computed"])
     assert not has(image, LIGHT.kinds["reused"])
 
 
-def test_evaluations_with_both_actions_are_mixed():
+def test_an_evaluation_of_both_actions_has_a_share_of_either():
     def decide(step, site):
         return Action.REUSE if step == 1 or (step == 2 and site.branch == "mlp") else Action.COMPUTE
 
-    assert plot.kinds(trace(4, decide)) == ["computed", "reused", "mixed", "computed"]
+    assert trace(4, decide).shares() == [
+        {"computed": 1.0},
+        {"reused": 1.0},
+        {"computed": 0.5, "reused": 0.5},
+        {"computed": 1.0},
+    ]
 
 
 def test_errors_change_the_picture():
@@ -293,7 +298,7 @@ def test_a_run_that_was_stopped_within_a_step_is_drawn(draw, ended):
     run = trace(4, complete=False)
     run.moments = run.moments[:ended]
     picture(draw([run]))
-    assert "stopped early" in plot.title(run)
+    assert "stopped early" in plot.about(run)
 
 
 @FIGURE
@@ -315,10 +320,3 @@ def test_the_figures_of_a_run():
     ]  # fmt: skip
     assert plot.figures(trace(decide=compute))[:2] == [("0%", "not computed"), ("0.045", "estimated error")]
     assert ("1.33x", "speed") not in plot.figures(trace(measure="truth"))
-
-
-def test_the_title_of_a_run_has_its_numbers():
-    assert plot.title(trace()) == (
-        "FORA N=2 (published) | euler, 1 x 4 x 8 x 8, cpu\n"
-        "1.33x speed, 50% not computed, 0.050 true error, 3.0 MiB cache, 1.80 s in the model"
-    )
