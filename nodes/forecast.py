@@ -215,16 +215,9 @@ class PriorCacheSearch(io.ComfyNode):
         about = prior.subject
         available(about)
         sampling = Sampling.of(
-            model,
-            positive,
-            negative,
-            latent_image,
-            about.steps,
-            about.cfg,
-            about.sampler,
-            about.scheduler,
+            model, positive, negative, latent_image, about.steps, about.cfg, about.sampler, about.scheduler,
             about.denoise,
-        )
+        )  # fmt: skip
         sample = Sampler(sampling, model, seed, runs)
         plannable(prior, sample.schedule)
         judging = Sampler(sampling, model, seed + runs, runs)
