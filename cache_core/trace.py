@@ -269,6 +269,10 @@ class Trace:
         self.runs = [r for r in self.runs if not (node and r.origin[1] == node and r.origin[0] != prompt)]
         self.runs = [*self.runs, run][-self.limit :]
 
+    def forget(self, runs: Iterable[RunTrace]) -> None:
+        gone = set(map(id, runs))
+        self.runs = [run for run in self.runs if id(run) not in gone]
+
     def of_nodes(self, nodes: set[str] | None) -> list[RunTrace]:
         """The runs sampled by these nodes, or by nodes expanded out of them; all runs where that is not known."""
 

@@ -20,8 +20,10 @@ def sampled(trace: Trace, hidden, entry: str, source: str = "trace") -> list[Run
 
     hidden: of the node, its id, the prompt, and the prompt as nodes unrolled it while it ran.
     """
-    runs = trace.of_nodes(sampling(hidden.prompt, hidden.unique_id, entry, source))
-    return [run for run in runs if not _gone(hidden.dynprompt, run.origin[1])]
+    nodes = sampling(hidden.prompt, hidden.unique_id, entry, source)
+    if nodes is not None:  # all of them have run; what is gone now would come back where nothing is unrolled
+        trace.forget(run for run in trace.of_nodes(nodes) if _gone(hidden.dynprompt, run.origin[1]))
+    return trace.of_nodes(nodes)
 
 
 def _gone(prompt: DynamicPrompt, node: str) -> bool:

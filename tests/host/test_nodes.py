@@ -685,8 +685,9 @@ class TestInspect:
             hidden = SimpleNamespace(prompt=prompt, unique_id="9", dynprompt=unrolled)
             return [run.origin[1] for run in sampled(trace, hidden, "latent")]
 
-        assert shown("6.0.0.1", "6.0.0.2") == ["6.0.0.1", "6.0.0.2"]
         assert shown() == ["6.0.0.1", "6.0.0.2", "6.0.0.3"]
+        for unrolled in (("6.0.0.1", "6.0.0.2"), ()):
+            assert shown(*unrolled) == ["6.0.0.1", "6.0.0.2"]
 
     def test_a_second_pass_by_a_guider_of_its_own_does_not_count(self):
         """And a switch of any type, which some packs make equal to all others, passes the cache on."""
