@@ -87,7 +87,7 @@ def attach(
             raise CacheError("PriorCache is attached twice to one model: remove one of the Apply Cache nodes.")
         if len(sigmas) < 2:  # nothing is sampled, as behind a split at the first step
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
-        parts = parts_of(guider, noise.shape)
+        parts = parts_of(guider, noise.shape, kwargs.get("latent_shapes"))
         told = (guider.model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph")
         unbroken = bool(told) or _unbroken(guider.model_patcher)
         schedule = schedule_of(guider.model_patcher, sampler, sigmas, guidance_of(guider), unbroken)

@@ -25,15 +25,13 @@ TEXT, STEPS = 256, 50
 PADDED = {"Flux2": 512, "Anima": 512}
 """Tokens to which the host, for a model of this class of its own, fills up a shorter text."""
 
-BESIDE = {"HiDream"}
-"""Models, by the host's class, that lay a given picture beside their own where others lay it over it."""
-
 
 class Part(NamedTuple):
     """One cond of a sampling run."""
 
     rows: int
-    latents: list[tuple[int, ...]]  # (C, *space): its own, then those of its references
+    sampled: tuple[int, ...]  # (C, *space) of its latent as it is sampled; one of several parts is packed: (1, numbers)
+    latents: list[tuple[int, ...]]  # (C, *space): its own, or each of its parts, then those of its references
     text: int  # tokens
 
 
@@ -43,7 +41,7 @@ def expected_bytes(model, run: CacheRun, parts: Iterable[Part]) -> int:
         return 0
     parts, codec, total = list(parts), run.store.codec, 0
     if run.policy.level == "model" or run.observers:
-        total += sum(codec.nbytes((part.rows, *part.latents[0]), torch.float32) for part in parts)
+        total += sum(codec.nbytes((part.rows, *part.sampled), torch.float32) for part in parts)
     if run.wants_branches:
         each = bytes_of_sites(model, run.policy, run.total, parts, codec)
         total += sum(nbytes for site, nbytes in each.items() if run.holds(site))
@@ -57,7 +55,7 @@ def bytes_aside(model, run: CacheRun, parts: Iterable[Part]) -> int:
     aside = run.policy.aside.expected(model.load_device, _dtype(model)) if run.policy.aside else 0
     if run.corrector:
         guided = next(iter(parts))  # every cond has the rows and the latent of the whole
-        aside += run.corrector.held * torch.float32.itemsize * math.prod((guided.rows, *guided.latents[0]))
+        aside += run.corrector.held * torch.float32.itemsize * math.prod((guided.rows, *guided.sampled))
     return aside
 
 
@@ -126,18 +124,21 @@ def _by_name(table: dict[Site, int]) -> dict[str, int]:
     return {site.name: number for site, number in table.items()}
 
 
-def parts_of(guider, shape: tuple[int, ...]) -> list[Part]:
-    """The conds that a guider will sample, for latents of this shape (B, C, *space)."""
+def parts_of(guider, shape: tuple[int, ...], parts: Iterable[tuple[int, ...]] | None = None) -> list[Part]:
+    """The conds that a guider will sample, for latents of this shape (B, C, *space), made of parts of these shapes."""
     whole = guider.model_options.get("disable_cfg1_optimization")
     skipped = {"negative"} if math.isclose(guidance_of(guider), 1.0) and not whole else set()
     batch, *latent = shape
-    kinds = {kind.__name__ for kind in type(guider.model_patcher.model).__mro__}
-    least = max(PADDED.get(kind, 0) for kind in kinds)
+    adapter = adapter_for(guider.model_patcher.model.diffusion_model)
+    least = max(PADDED.get(kind.__name__, 0) for kind in type(guider.model_patcher.model).__mro__)
     return [
         Part(
             batch,
-            [tuple(latent)] * (2 if kinds & BESIDE and "concat_latent_image" in cond else 1)
-            + [tuple(r.shape[1:]) for r in cond.get("reference_latents") or ()],
+            tuple(latent),
+            [
+                *(tuple(part[1:]) for part in parts or [shape]),
+                *(tuple(r.shape[1:]) for r in (adapter.references(cond) if adapter else ())),
+            ],
             max(_text(cond), least),
         )
         for role, conds in guider.conds.items()
@@ -158,21 +159,22 @@ def _text(cond: dict) -> int:
     return embedding.shape[1] if isinstance(embedding, torch.Tensor) and embedding.ndim == 3 else 0
 
 
-FRAMES = {"LTXV": 8, "LTXAV": 8}
-"""Frames per latent frame where hosts that do not say so have other than 4."""
+FRAMES = {"LTXV": 8, "LTXAV": 8, "MiniMaxH3AV": 3.4}
+"""Frames per latent frame where they are other than hosts say, or than 4 where these say nothing."""
 
 
 def usual(model) -> dict[str, list[Part]]:
     """A positive and a negative prompt for usual sizes of what this model makes, by the name of the size."""
     form = model.model.latent_format
     down, frames = form.spacial_downscale_ratio, getattr(form, "temporal_downscale_ratio", None)
-    frames = frames or FRAMES.get(type(form).__name__, 4)
+    frames = FRAMES.get(type(form).__name__) or frames or 4
     spaces: dict[str, tuple[int, ...]] = {}
     if form.latent_dimensions == 2:
         spaces = {f"{side} x {side}": (side // down,) * 2 for side in (512, 1024)}
     elif form.latent_dimensions == 3:
-        spaces = {f"{n} frames of 832 x 480": ((n - 1) // frames + 1, 480 // down, 832 // down) for n in (33, 81)}
-    return {name: [Part(2, [(form.latent_channels, *space)], TEXT)] for name, space in spaces.items()}
+        spaces = {f"{n} frames of 832 x 480": (int((n - 1) / frames) + 1, 480 // down, 832 // down) for n in (33, 81)}
+    latents = {name: (form.latent_channels, *space) for name, space in spaces.items()}
+    return {name: [Part(2, latent, [latent], TEXT)] for name, latent in latents.items()}
 
 
 def supposed(model, policy: CachePolicy, parts: list[Part], codec: Codec) -> Schedule:

@@ -17,6 +17,7 @@ from .krea2 import Krea2Adapter
 from .lens import LensAdapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
+from .minimax_h3 import MiniMaxH3Adapter
 from .mochi import MochiAdapter
 from .omnigen2 import OmniGen2Adapter
 from .pixartms import PixArtMSAdapter
@@ -45,6 +46,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     CosmosPredict2Adapter(),
     Kandinsky5Adapter(),
     MochiAdapter(),
+    MiniMaxH3Adapter(),
 )
 
 

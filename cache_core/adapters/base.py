@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -84,10 +84,18 @@ class Adapter(ABC):
         """Whether a patch of the attention is known to keep nothing from call to call, and the equation to call it."""
         return False
 
+    def rows(self, hidden: Tensor) -> Tensor:
+        """A hidden state of the host's as (B, N, D), the form in which equations hand it to `branch`."""
+        return hidden
+
+    def references(self, cond: dict) -> Iterable[Tensor]:
+        """The latents that come along with a picture, (B, C, *space), in a cond of the host's."""
+        return cond.get("reference_latents") or ()
+
     def sizes(self, network: nn.Module, latents: list[tuple[int, ...]], text: int) -> dict[Site, tuple[int, int]]:
         """(tokens, width) of every branch's output and of STACK for one row, told before sampling to declare memory.
 
-        latents: (C, *space) of the picture and of every reference that comes along with it.
+        latents: (C, *space) of the picture, or of each of its parts, and of every reference that comes along with it.
         """
         image, text = self.lengths(network, sum(self.patches(network, latent) for latent in latents), text)
         blocks = self.blocks(network)
@@ -122,12 +130,16 @@ class Adapter(ABC):
             for place, layer in module.named_modules()
             if hasattr(layer, "out_features")
         )
-        attention = 2 * tokens * (text if crossing else tokens) * width(block.captures[name][-1])
+        attention = 2 * tokens * (text if crossing else tokens) * self.attended(block, name)
         return 2 * (linear + attention * name.endswith(("attn", "attn2", "single")))
 
     def work(self, block: Block, name: str) -> tuple[tuple[nn.Module, ...], ...]:
         """The modules that run when a branch is computed; where it joins two parts, those of each, in that order."""
         return tuple((module,) for module in block.captures[name])
+
+    def attended(self, block: Block, name: str) -> int:
+        """Channels of the values that a branch attends to, of all heads together."""
+        return width(block.captures[name][-1])
 
     def patches(self, network: nn.Module, latent: tuple[int, ...]) -> int:
         """Tokens of a latent (C, *space); a patch with fewer dims than that covers its last ones."""

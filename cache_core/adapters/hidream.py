@@ -20,6 +20,10 @@ class HiDreamAdapter(Adapter):
     def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
         return image, 3 * text
 
+    def references(self, cond: dict) -> list[Tensor]:
+        """The picture that E1 is given is laid beside its own."""
+        return [cond["concat_latent_image"]] if "concat_latent_image" in cond else []
+
     def tokens(self, block: Block, name: str, image: int, text: int) -> int:
         joined = block.sites[name].name.startswith("single_stream_blocks")
         return image + text if joined else super().tokens(block, name, image, text)

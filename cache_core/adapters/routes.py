@@ -222,7 +222,7 @@ class Routes:
         @self.eager
         def gather(place: int, out: Tensor) -> None:
             try:
-                parts[place] = out.clone() if self.copied else out
+                parts[place] = self.adapter.rows(out.clone() if self.copied else out)
                 if all(part is not None for part in parts):
                     use(parts)
                     parts[:] = [None] * len(parts)

@@ -13,7 +13,7 @@ NAMES = [
     "lumina", "z-image", "pixart sigma", "qwen image one word, two references", "sd3 second attention",
     "sd3 register tokens, rms norm", "wan image to video", "krea 2", "krea 2 references", "ernie image", "ideogram 4", "lens",
     "hidream", "hidream three of five experts", "omnigen2 two references", "boogu two references",
-    "joyimage one word, two references", "cosmos predict2", "kandinsky 5", "mochi",
+    "joyimage one word, two references", "cosmos predict2", "kandinsky 5", "mochi", "minimax h3 references",
 ]  # fmt: skip
 """One of every kind of block, and of every architecture; others are told roughly, such as keys that are thinned or come from sounds."""
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -50,10 +50,8 @@ def test_operations_are_told_beforehand(request, name):
         network, inputs = make()
         given, adapter = inputs(0), adapter_for(network)
         found = counted(network, adapter, given)
-    references = [*(given.get("ref_latents") or ())]
-    references += [given["reference_latent"]] if "reference_latent" in given else []
     text = given["context"].shape[1] if "context" in given else 0
-    told = adapter.flops(network, [tuple(x.shape[1:]) for x in (next(iter(given.values())), *references)], text)
+    told = adapter.flops(network, architectures.latents(given), text)
     assert told.pop(STACK) == sum(told.values())
     assert {site: told[site] for site in found} == {site: pytest.approx(n, rel=0.1) for site, n in found.items()}
 

@@ -21,6 +21,8 @@ CHOSEN = [
     "kandinsky 5", "mochi", "ernie image", "joyimage", "cosmos predict2",
 ]  # fmt: skip
 """Every adapter, with the cases whose networks write most to what passes through them."""
+UNTRAINED = {"minimax_h3"}
+"""Networks that put out several latents, for which no router is trained; the rotation of this one has no backward pass."""
 
 
 def recorded(network, inputs, steps: int = 4, runs: int = 1) -> list:
@@ -68,7 +70,8 @@ def test_gates_learn_in_inference_mode_and_the_network_stays_as_it_is(name, requ
 
 
 def test_every_adapter_is_among_them():
-    assert {CASES[name][0] for name in CHOSEN} == {architecture for architecture, _ in CASES.values()}
+    every = {architecture for architecture, _ in CASES.values()}
+    assert {CASES[name][0] for name in CHOSEN} == every - UNTRAINED
 
 
 def test_a_network_that_no_gradient_passes_through_is_refused(comfy):
