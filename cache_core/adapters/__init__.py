@@ -15,6 +15,7 @@ from .joyimage import JoyImageAdapter
 from .kandinsky5 import Kandinsky5Adapter
 from .krea2 import Krea2Adapter
 from .lens import LensAdapter
+from .hunyuan_dit import HunyuanDiTAdapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .minimax_h3 import MiniMaxH3Adapter
@@ -47,6 +48,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     Kandinsky5Adapter(),
     MochiAdapter(),
     MiniMaxH3Adapter(),
+    HunyuanDiTAdapter(),
 )
 
 
