@@ -10,12 +10,12 @@ from .dit import DiTAdapter
 from .ernie_image import ErnieImageAdapter
 from .flux import FluxAdapter
 from .hidream import HiDreamAdapter
+from .hunyuan_dit import HunyuanDiTAdapter
 from .ideogram4 import Ideogram4Adapter
 from .joyimage import JoyImageAdapter
 from .kandinsky5 import Kandinsky5Adapter
 from .krea2 import Krea2Adapter
 from .lens import LensAdapter
-from .hunyuan_dit import HunyuanDiTAdapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .minimax_h3 import MiniMaxH3Adapter
@@ -37,18 +37,18 @@ ADAPTERS: tuple[Adapter, ...] = (
     LuminaAdapter(),
     AuraFlowAdapter(),
     LTXVAdapter(),
+    CosmosPredict2Adapter(),
+    HiDreamAdapter(),
     Krea2Adapter(),
     ErnieImageAdapter(),
     Ideogram4Adapter(),
     LensAdapter(),
-    HiDreamAdapter(),
     OmniGen2Adapter(),
     JoyImageAdapter(),
-    CosmosPredict2Adapter(),
+    HunyuanDiTAdapter(),
     Kandinsky5Adapter(),
     MochiAdapter(),
     MiniMaxH3Adapter(),
-    HunyuanDiTAdapter(),
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -42,9 +42,9 @@ def block(
     rope_emb_L_1_1_D: Tensor | None = None,
     adaln_lora_B_T_3D: Tensor | None = None,
     extra_per_block_pos_emb: Tensor | None = None,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> Tensor:
-    x, emb, options = x_B_T_H_W_D, emb_B_T_D, transformer_options or {}
+    x, emb, options = x_B_T_H_W_D, emb_B_T_D, transformer_options
     space, steady = x.shape[1:4], emb.shape[1] == 1  # else each frame has its own noise level
     patches = options.get("patches", {})
     if extra_per_block_pos_emb is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -64,7 +64,7 @@ def double_block(
     text_tokens: Tensor | None = None,
     adaln_input: Tensor | None = None,
     rope: Tensor | None = None,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> tuple[Tensor, Tensor]:
     b, img, txt = self.block, image_tokens, text_tokens
     of_img, of_txt = b.adaLN_modulation(adaln_input).unsqueeze(1).chunk(2, dim=-1)
@@ -77,7 +77,7 @@ def double_block(
             image_tokens_masks,
             b.norm1_t(txt) * (1 + txt_scale_a) + txt_shift_a,
             rope=rope,
-            transformer_options=transformer_options or {},
+            transformer_options=transformer_options,
         )
         return torch.cat((of_txt, of_img), dim=1)
 
@@ -104,7 +104,7 @@ def single_block(
     text_tokens: Tensor | None = None,
     adaln_input: Tensor | None = None,
     rope: Tensor | None = None,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> Tensor:
     b, x = self.block, image_tokens  # the text stands behind the picture
     modulation = b.adaLN_modulation(adaln_input).unsqueeze(1).chunk(6, dim=-1)
@@ -112,7 +112,7 @@ def single_block(
 
     def attention(x: Tensor) -> Tensor:
         x = b.norm1_i(x) * (1 + scale_a) + shift_a
-        return b.attn1(x, image_tokens_masks, rope=rope, transformer_options=transformer_options or {})
+        return b.attn1(x, image_tokens_masks, rope=rope, transformer_options=transformer_options)
 
     def mlp(x: Tensor) -> Tensor:
         return b.ff_i(b.norm3_i(x) * (1 + scale_m) + shift_m)

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -39,13 +39,13 @@ def transformer_block(
     attn_mask: Tensor | None,
     freqs_cis: Tensor,
     adaln_input: Tensor,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> Tensor:
     scale_a, gate_a, scale_m, gate_m = self.adaln_modulation(adaln_input).chunk(4, dim=-1)
 
     def attention(x: Tensor) -> Tensor:
         modulated = self.attention_norm1(x) * (1 + scale_a)
-        out = self.attention(modulated, attn_mask, freqs_cis, transformer_options=transformer_options or {})
+        out = self.attention(modulated, attn_mask, freqs_cis, transformer_options=transformer_options)
         return self.attention_norm2(out)
 
     def mlp(x: Tensor) -> Tensor:

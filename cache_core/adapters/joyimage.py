@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -42,7 +42,7 @@ def transformer_block(
     encoder_hidden_states: Tensor,
     temb: Tensor,
     image_rotary_emb: Tensor,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> tuple[Tensor, Tensor]:
     img, txt = hidden_states, encoder_hidden_states
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (m.unsqueeze(1) for m in self.img_mod(temb))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -37,11 +37,11 @@ def decoder_block(
     text_embed: Tensor,
     time_embed: Tensor,
     freqs: Tensor,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> Tensor:
     from comfy.ldm.kandinsky5.model import apply_gate_sum, apply_scale_shift_norm, get_shift_scale_gate
 
-    x, options = visual_embed, transformer_options or {}
+    x, options = visual_embed, transformer_options
     of_attn, of_cross, of_mlp = self.visual_modulation(time_embed).chunk(3, dim=-1)
     shift_a, scale_a, gate_a = get_shift_scale_gate(of_attn)
     shift_c, scale_c, gate_c = get_shift_scale_gate(of_cross)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -42,7 +42,7 @@ def single_stream_block(
     freqs: Tensor,
     mask: Tensor | None = None,
     timestep_zero_index: int | None = None,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> Tensor:
     clean = timestep_zero_index  # tokens from here on are noise-free references, whose modulation follows in vec
 
@@ -56,7 +56,7 @@ def single_stream_block(
 
     def attention(x: Tensor) -> Tensor:
         modulated = (1 + scale_a) * self.prenorm(x) + shift_a
-        return self.attn(modulated, freqs, mask, transformer_options=transformer_options or {})
+        return self.attn(modulated, freqs, mask, transformer_options=transformer_options)
 
     def mlp(x: Tensor) -> Tensor:
         return self.mlp((1 + scale_m) * self.postnorm(x) + shift_m)

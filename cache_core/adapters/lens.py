@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -48,7 +48,7 @@ def transformer_block(
     temb: Tensor,
     freqs_cis: Tensor,
     attention_mask: Tensor | None = None,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> tuple[Tensor, Tensor]:
     img, txt = hidden_states, encoder_hidden_states
     img_a, img_m = self.img_mod(temb).chunk(2, dim=-1)  # shift, scale and gate of attention; of the MLP

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -51,11 +51,11 @@ def dit_block(
     t_emb: Tensor,
     mod_segments: list[tuple[int, int, int]],
     rope_freqs: Tensor,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> Tensor:
     from comfy.ldm.minimax.model import _mod_gate, _mod_scale_shift
 
-    segments, options = mod_segments, transformer_options or {}  # (first token, end, row of the modulation)
+    segments, options = mod_segments, transformer_options  # (first token, end, row of the modulation)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaln_proj(t_emb)
 
     def attention(x: Tensor) -> Tensor:

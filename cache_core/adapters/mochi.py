@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
@@ -48,7 +48,7 @@ def joint_block(
     x: Tensor,
     c: Tensor,
     y: Tensor,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
     *,
     crop_y: int,
     rope_cos: Tensor,
@@ -58,7 +58,7 @@ def joint_block(
     from comfy.ldm.genmo.joint_model.temporal_rope import apply_rotary_emb_qk_real
     from comfy.ldm.modules.attention import optimized_attention
 
-    attn, options, c = self.attn, transformer_options or {}, nn.functional.silu(c)
+    attn, options, c = self.attn, transformer_options, nn.functional.silu(c)
     x_scale_a, x_gate_a, x_scale_m, x_gate_m = self.mod_x(c).chunk(4, dim=1)
     y_scale_a, *y_rest = self.mod_y(c).chunk(4 if self.update_y else 1, dim=1)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..sites import STACK, Site
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 from .marks import Mark, values
 
 
@@ -91,14 +91,14 @@ def single_block(
     attention_mask: Tensor | None,
     image_rotary_emb: Tensor,
     temb: Tensor | None = None,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> Tensor:
     x = hidden_states
     scale_a, gate_a, scale_m, gate_m = modulation(self.norm1, temb)
 
     def attention(x: Tensor) -> Tensor:
         x = self.norm1.norm(x) * (1 + scale_a)
-        out = self.attn(x, x, attention_mask, image_rotary_emb, transformer_options=transformer_options or {})
+        out = self.attn(x, x, attention_mask, image_rotary_emb, transformer_options=transformer_options)
         return self.norm2(out)
 
     def mlp(x: Tensor) -> Tensor:
@@ -119,9 +119,9 @@ def double_block(
     temb: Tensor,
     joint_attention_mask: Tensor | None = None,
     img_attention_mask: Tensor | None = None,
-    transformer_options: dict | None = None,
+    transformer_options: dict = NO_OPTIONS,
 ) -> tuple[Tensor, Tensor]:
-    img, txt, options = img_hidden_states, instruct_hidden_states, transformer_options or {}
+    img, txt, options = img_hidden_states, instruct_hidden_states, transformer_options
     scale_a, gate_a, scale_m, gate_m = modulation(self.img_norm1, temb)
     scale_n, shift_m, *_ = modulation(self.img_norm2, temb)
     scale_b, gate_b, *_ = modulation(self.img_norm3, temb)
