@@ -139,7 +139,7 @@ def parts_of(guider, shape: tuple[int, ...], parts: Iterable[tuple[int, ...]] | 
                 *(tuple(part[1:]) for part in parts or [shape]),
                 *(tuple(r.shape[1:]) for r in (adapter.references(cond) if adapter else ())),
             ],
-            max(_text(cond), least),
+            max(adapter.text(cond) if adapter else 0, least),
         )
         for role, conds in guider.conds.items()
         if role not in skipped
@@ -154,13 +154,10 @@ def guidance_of(guider) -> float:
     return guider.cfg if type(guider).predict_noise is CFGGuider.predict_noise else 0.0
 
 
-def _text(cond: dict) -> int:
-    embedding = cond.get("cross_attn")
-    return embedding.shape[1] if isinstance(embedding, torch.Tensor) and embedding.ndim == 3 else 0
-
-
 FRAMES = {"LTXV": 8, "LTXAV": 8, "MiniMaxH3AV": 3.4}
 """Frames per latent frame where they are other than hosts say, or than 4 where these say nothing."""
+SOUNDS = {"ACEAudio15": ((), 48000 / 1920)}
+"""Latents of music: (what stands before their frames, frames per second)."""
 
 
 def usual(model) -> dict[str, list[Part]]:
@@ -169,7 +166,9 @@ def usual(model) -> dict[str, list[Part]]:
     down, frames = form.spacial_downscale_ratio, getattr(form, "temporal_downscale_ratio", None)
     frames = FRAMES.get(type(form).__name__) or frames or 4
     spaces: dict[str, tuple[int, ...]] = {}
-    if form.latent_dimensions == 2:
+    if sound := SOUNDS.get(type(form).__name__):
+        spaces = {f"{seconds} s of music": (*sound[0], int(seconds * sound[1])) for seconds in (30, 120)}
+    elif form.latent_dimensions == 2:
         spaces = {f"{side} x {side}": (side // down,) * 2 for side in (512, 1024)}
     elif form.latent_dimensions == 3:
         spaces = {f"{n} frames of 832 x 480": (int((n - 1) / frames) + 1, 480 // down, 832 // down) for n in (33, 81)}

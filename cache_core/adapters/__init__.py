@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..sites import Site
+from .ace_step15 import AceStep15Adapter
 from .auraflow import AuraFlowAdapter
 from .base import Adapter, Block, Branch, computing, numbered, returns, width
 from .cosmos_predict2 import CosmosPredict2Adapter
@@ -49,6 +50,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     Kandinsky5Adapter(),
     MochiAdapter(),
     MiniMaxH3Adapter(),
+    AceStep15Adapter(),
 )
 
 

@@ -92,6 +92,11 @@ class Adapter(ABC):
         """The latents that come along with a picture, (B, C, *space), in a cond of the host's."""
         return cond.get("reference_latents") or ()
 
+    def text(self, cond: dict) -> int:
+        """Tokens of the prompt in a cond of the host's."""
+        embedding = cond.get("cross_attn")
+        return embedding.shape[1] if isinstance(embedding, Tensor) and embedding.ndim == 3 else 0
+
     def sizes(self, network: nn.Module, latents: list[tuple[int, ...]], text: int) -> dict[Site, tuple[int, int]]:
         """(tokens, width) of every branch's output and of STACK for one row, told before sampling to declare memory.
 

@@ -37,6 +37,12 @@ def latents(given: dict) -> list[tuple[int, ...]]:
     return [tuple(latent.shape[1:]) for latent in found]
 
 
+def text(given: dict) -> int:
+    """Tokens of the prompt of an input, as the adapter's `text` counts them."""
+    found = (given.get(name) for name in ("context", "lyric_embed", "lyric_token_idx"))
+    return sum(part.shape[1] for part in found if part is not None)
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

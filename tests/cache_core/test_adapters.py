@@ -428,8 +428,7 @@ def test_the_size_of_every_branch_is_told_beforehand(case, request):
         cache = run.next_forward([(0, "a"), (1, "b")][: count(given)], count(given))
         with installed(adapter, network, cache):
             network(**given)
-    text = given["context"].shape[1] if "context" in given else 0
-    told = adapter.sizes(network, architectures.latents(given), text)
+    told = adapter.sizes(network, architectures.latents(given), architectures.text(given))
     kept = {site: run.store.get(site, cache.streams)[0].value for site in told}
     assert {site: size[1] for site, size in told.items()} == {site: k.shape[-1] for site, k in kept.items()}
     expected, held = sum(n * d for n, d in told.values()), sum(k[0].numel() for k in kept.values())
