@@ -156,7 +156,7 @@ def guidance_of(guider) -> float:
 
 FRAMES = {"LTXV": 8, "LTXAV": 8, "MiniMaxH3AV": 3.4}
 """Frames per latent frame where they are other than hosts say, or than 4 where these say nothing."""
-SOUNDS = {"ACEAudio15": ((), 48000 / 1920)}
+SOUNDS = {"ACEAudio": ((16,), 44100 / 512 / 8), "ACEAudio15": ((), 48000 / 1920)}
 """Latents of music: (what stands before their frames, frames per second)."""
 
 

@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..sites import Site
+from .ace_step import ACEStepAdapter
 from .ace_step15 import AceStep15Adapter
 from .auraflow import AuraFlowAdapter
 from .base import Adapter, Block, Branch, computing, numbered, returns, width
@@ -51,6 +52,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     MochiAdapter(),
     MiniMaxH3Adapter(),
     AceStep15Adapter(),
+    ACEStepAdapter(),
 )
 
 

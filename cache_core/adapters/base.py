@@ -180,7 +180,9 @@ def width(module: nn.Module) -> int:
         return module.out_features
     if getattr(module, "weight", None) is not None:
         return module.weight.shape[0]
-    return next(m.in_features for m in module.modules() if hasattr(m, "in_features"))
+    return next(
+        getattr(m, name) for m in module.modules() for name in ("in_features", "in_channels") if hasattr(m, name)
+    )
 
 
 def kinds(network: nn.Module, *lists: str) -> list[set[str]]:

@@ -3,7 +3,7 @@
 import pytest
 import subjects
 import torch
-from architectures import ace_step15, generator
+from architectures import ace_step, ace_step15, generator
 from priorcache.cache_core.policies import FORA, DuCa, Full, ToCa
 from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
@@ -77,9 +77,45 @@ def test_lyrics_count_as_text(model):
     assert [part.text for part in parts_of(guider, (1, 64, 21))] == [14, 5]
 
 
-def test_apply_cache_tells_of_usual_music(model):
+def test_apply_cache_tells_of_usual_music(model, former):
     from priorcache.nodes.memory import memory
 
-    tokens, hidden, branches, rows = 30 * 25 // 2, 64, 3 * 3, 2
-    text = memory(model, ALIGNED, "off", "device")
-    assert f"{tokens * hidden * branches * rows * 4 / 2**20:.1f} MiB for 30 s of music" in text
+    for music, tokens in ((model, 30 * 25 // 2), (former, int(30 * 44100 / 512 / 8))):
+        hidden, branches, rows = 64, 3 * 3, 2
+        text = memory(music, ALIGNED, "off", "device")
+        assert f"{tokens * hidden * branches * rows * 4 / 2**20:.1f} MiB for 30 s of music" in text
+
+
+@pytest.fixture(scope="module")
+def former(comfy):
+    """The first ACE-Step."""
+    with ace_step.short_of_lyrics():
+        return subjects.built("ACEStep", audio_model="ace", **ace_step.SIZES)
+
+
+def sample_former(model, steps: int = 6) -> torch.Tensor:
+    import comfy.sample
+
+    conds = [[[noise(seed, 5, 24), {"conditioning_lyrics": torch.arange(seed + 8)[None]}]] for seed in (1, 2)]
+    with torch.inference_mode():
+        return comfy.sample.sample(
+            model, noise(3, 8, 16, 21), steps, 3.0, "euler", "simple", *conds, torch.zeros(1, 8, 16, 21), disable_pbar=True,
+            seed=0,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", [Full(), FORA(1), FORA(1, level="model")], ids=lambda p: p.describe())
+def test_computing_everything_is_the_stock_music_of_the_first(former, attach, policy):
+    assert torch.equal(sample_former(attach(former, policy, measure="errors")), sample_former(former))
+
+
+@pytest.mark.parametrize("policy", [ALIGNED, ToCa("flux"), DuCa("flux")], ids=lambda p: p.describe())
+def test_half_of_the_first_is_reused_and_the_memory_told_beforehand(former, attach, policy):
+    trace, stock = Trace(), sample_former(former)
+    out = sample_former(attach(former, policy, trace))
+    (run,) = trace.runs
+    assert run.notes == []
+    assert 0 < subjects.close(out, stock) < 1
+    assert run.computed_fraction == 0.5
+    assert run.expected_bytes == run.peak_bytes > 0
+    assert subjects.left_over(former.model) == []
