@@ -84,7 +84,7 @@ def test_half_of_it_is_reused_and_the_memory_told_beforehand(model, attach, kind
     assert run.computed_fraction < 0.7
     assert run.expected_bytes == pytest.approx(run.peak_bytes, rel=0.02)
     assert torch.equal(sample(model, kind), stock)
-    assert subjects.left_over(model) == []
+    assert subjects.left_over(model.model) == []
 
 
 def test_what_the_whole_network_keeps_is_told_too(model, attach):
