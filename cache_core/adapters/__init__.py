@@ -3,7 +3,7 @@
 from torch import nn
 
 from ..sites import Site
-from .ace_step import ACEStepAdapter
+from .ace_step import AceStepAdapter
 from .ace_step15 import AceStep15Adapter
 from .auraflow import AuraFlowAdapter
 from .base import Adapter, Block, Branch, computing, numbered, returns, width
@@ -51,8 +51,8 @@ ADAPTERS: tuple[Adapter, ...] = (
     Kandinsky5Adapter(),
     MochiAdapter(),
     MiniMaxH3Adapter(),
+    AceStepAdapter(),
     AceStep15Adapter(),
-    ACEStepAdapter(),
 )
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 
 
-class ACEStepAdapter(Adapter):
+class AceStepAdapter(Adapter):
     """No branch may be called with fewer tokens: cross-attention knows their places, and the MLP sees their neighbours."""
 
     architecture = "ace_step"
