@@ -22,7 +22,7 @@ from ..cache_core.trace import human_bytes
 TEXT, STEPS = 256, 50
 """Tokens of text and steps that are supposed beforehand; sampling counts the real ones."""
 
-PADDED = {"Flux2": 512, "Anima": 512}
+PADDED = {"Flux2": 512, "Anima": 512, "LTXAV": 1024}
 """Tokens to which the host, for a model of this class of its own, fills up a shorter text."""
 
 

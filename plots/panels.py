@@ -23,6 +23,8 @@ NAMES = {
     STACK.name: "All blocks", MODEL.name: "Whole network", "attn": "Attention", "attn2": "Second attention",
     "cross_attn": "Cross-attention", "audio_attn": "Audio attention", "mlp": "MLP", "img_mlp": "Image MLP",
     "txt_mlp": "Text MLP", "txt_attn": "Text attention", "single": "Single-stream blocks",
+    "audio_cross_attn": "Audio cross-attention", "audio_mlp": "Audio MLP",
+    "audio_to_video_attn": "Audio-to-video attention", "video_to_audio_attn": "Video-to-audio attention",
 }  # fmt: skip
 """How a kind of branch is called over its map."""
 ERRORS = "Error of reuse: mean over branches, shaded up to the worst"

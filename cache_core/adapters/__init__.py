@@ -18,6 +18,7 @@ from .joyimage import JoyImageAdapter
 from .kandinsky5 import Kandinsky5Adapter
 from .krea2 import Krea2Adapter
 from .lens import LensAdapter
+from .ltxav import LTXAVAdapter
 from .ltxv import LTXVAdapter
 from .lumina import LuminaAdapter
 from .minimax_h3 import MiniMaxH3Adapter
@@ -53,6 +54,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     MiniMaxH3Adapter(),
     AceStepAdapter(),
     AceStep15Adapter(),
+    LTXAVAdapter(),
 )
 
 

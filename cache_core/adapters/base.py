@@ -85,8 +85,12 @@ class Adapter(ABC):
         return False
 
     def rows(self, hidden: Tensor) -> Tensor:
-        """A hidden state of the host's as (B, N, D), the form in which equations hand it to `branch`."""
+        """What a block of the host's hands on, or a branch puts out, as (B, N, D); several streams as one."""
         return hidden
+
+    def hidden(self, rows: Tensor, like: Tensor) -> Tensor:
+        """What a block of the host's would hand on, in the form of `like`, from its `rows`."""
+        return rows.view_as(like)
 
     def references(self, cond: dict) -> Iterable[Tensor]:
         """The latents that come along with a picture, (B, C, *space), in a cond of the host's."""
@@ -102,7 +106,7 @@ class Adapter(ABC):
 
         latents: (C, *space) of the picture, or of each of its parts, and of every reference that comes along with it.
         """
-        image, text = self.lengths(network, sum(self.patches(network, latent) for latent in latents), text)
+        image, text = self.lengths(network, self.image(network, latents), text)
         blocks = self.blocks(network)
         found = {
             site: (self.tokens(block, name, image, text), width(block.captures[name][0]))
@@ -117,7 +121,7 @@ class Adapter(ABC):
 
         Those of its matrices and of its attention, which are nearly all there is; told before sampling, as `sizes`.
         """
-        image, text = self.lengths(network, sum(self.patches(network, latent) for latent in latents), text)
+        image, text = self.lengths(network, self.image(network, latents), text)
         found = {
             site: self._flops(block, name, image, text)
             for block in self.blocks(network)
@@ -126,25 +130,39 @@ class Adapter(ABC):
         return found | {STACK: sum(found.values())}
 
     def _flops(self, block: Block, name: str, image: int, text: int) -> int:
-        tokens, parts, crossing = self.tokens(block, name, image, text), self.work(block, name), name in CROSSING
+        tokens, parts, keys = (
+            self.tokens(block, name, image, text),
+            self.work(block, name),
+            self.keys(name, image, text),
+        )
+        if not tokens:
+            return 0
         lengths = (text, image) if len(parts) > 1 else (tokens,)
         linear = sum(
-            layer.in_features * layer.out_features * (text if crossing and of_keys(place) else length)
+            layer.in_features * layer.out_features * (length if keys is None or not of_keys(place) else keys)
             for modules, length in zip(parts, lengths, strict=True)
             for module in modules
             for place, layer in module.named_modules()
             if hasattr(layer, "out_features")
         )
-        attention = 2 * tokens * (text if crossing else tokens) * self.attended(block, name)
+        attention = 2 * tokens * (tokens if keys is None else keys) * self.attended(block, name)
         return 2 * (linear + attention * name.endswith(("attn", "attn2", "single")))
 
     def work(self, block: Block, name: str) -> tuple[tuple[nn.Module, ...], ...]:
         """The modules that run when a branch is computed; where it joins two parts, those of each, in that order."""
         return tuple((module,) for module in block.captures[name])
 
+    def keys(self, name: str, image: int, text: int) -> int | None:
+        """Tokens that a branch's keys and values are made of, where these are not its own."""
+        return text if name in CROSSING else None
+
     def attended(self, block: Block, name: str) -> int:
         """Channels of the values that a branch attends to, of all heads together."""
         return width(block.captures[name][-1])
+
+    def image(self, network: nn.Module, latents: list[tuple[int, ...]]) -> int:
+        """Tokens of all these latents; where they are of several streams, what `lengths`, `tokens` and `keys` tell apart."""
+        return sum(self.patches(network, latent) for latent in latents)
 
     def patches(self, network: nn.Module, latent: tuple[int, ...]) -> int:
         """Tokens of a latent (C, *space); a patch with fewer dims than that covers its last ones."""

@@ -326,6 +326,8 @@ def _copied(args: tuple, kwargs: dict) -> tuple[list, dict]:
     """Some hosts update their inputs in place."""
 
     def copy(value):
+        if type(value) is tuple:
+            return tuple(map(copy, value))
         return value.clone() if isinstance(value, Tensor) else value
 
     return [copy(a) for a in args], {k: copy(a) for k, a in kwargs.items()}

@@ -66,7 +66,7 @@ class Stack:
             if block is self.last:
                 truth = routes.cache.run.measure == "truth"
                 exact = routes.originals[block.module](*args, **kwargs) if truth else None
-                out[picture] = self._replace(exact).view_as(out[picture])
+                out[picture] = routes.adapter.hidden(self._replace(exact), out[picture])
             return tuple(out) if len(out) > 1 else out[0]
 
         return passing
@@ -92,5 +92,5 @@ class Stack:
 
     def _picture(self, out: Tensor | tuple) -> Tensor:
         equation = self.last.equation
-        hidden = out if isinstance(out, Tensor) else out[equation.returns.index(equation.picture)]
+        hidden = out[equation.returns.index(equation.picture)] if len(equation.returns) > 1 else out
         return self.routes.adapter.rows(hidden)

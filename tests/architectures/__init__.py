@@ -33,6 +33,7 @@ def latents(given: dict) -> list[tuple[int, ...]]:
     found = [*own] if isinstance(own, list) else [own]
     found += given.get("ref_latents") or []
     found += [given[name] for name in ("reference_latent", "image_cond") if name in given]
+    found += [given["ref_audio"]["tokens"]] if "ref_audio" in given else []
     found += [*beside.get("cond_video_latents", ()), *beside.get("cond_audio_latents", ())]
     return [tuple(latent.shape[1:]) for latent in found]
 
