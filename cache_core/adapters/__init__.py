@@ -40,6 +40,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     LuminaAdapter(),
     AuraFlowAdapter(),
     LTXVAdapter(),
+    LTXAVAdapter(),
     CosmosPredict2Adapter(),
     HiDreamAdapter(),
     Krea2Adapter(),
@@ -54,7 +55,6 @@ ADAPTERS: tuple[Adapter, ...] = (
     MiniMaxH3Adapter(),
     AceStepAdapter(),
     AceStep15Adapter(),
-    LTXAVAdapter(),
 )
 
 

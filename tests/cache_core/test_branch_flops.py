@@ -14,11 +14,8 @@ NAMES = [
     "sd3 register tokens, rms norm", "wan image to video", "krea 2", "krea 2 references", "ernie image", "ideogram 4", "lens",
     "hidream", "hidream three of five experts", "omnigen2 two references", "boogu two references",
     "joyimage one word, two references", "cosmos predict2", "kandinsky 5", "mochi", "minimax h3 references",
-    "hunyuan dit", "ace-step", "ace-step 1.5",
-    "ltx-2", "ltx-2 reference sound", "ltx-2 without sound", "ltx-2.3", "ltx-2.3 noise level per frame",
-    "auraflow", "dit learned sigma", "flux kontext", "flux.2 with yak mlp", "chroma", "hunyuan dit", "hunyuan video", "ltxv modulated text",
-    "lumina", "z-image", "minimax h3 references", "pixart sigma", "qwen image one word, two references", "sd3 second attention",
-    "sd3 register tokens, rms norm", "wan image to video",
+    "ltx-2", "ltx-2 reference sound", "ltx-2 without sound", "ltx-2.3", "ltx-2.3 noise level per frame", "hunyuan dit",
+    "ace-step", "ace-step 1.5",
 ]  # fmt: skip
 """One of every kind of block, and of every architecture; others are told roughly, such as keys that are thinned or come from sounds."""
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

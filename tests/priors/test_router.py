@@ -18,9 +18,8 @@ CHOSEN = [
     "dit", "dit learned sigma", "flux dev", "flux controlnet", "flux float16", "flux.2 references at timestep zero",
     "chroma", "hunyuan video padded text", "ltxv", "lumina", "z-image bfloat16", "pixart sigma", "qwen image", "sd3",
     "wan", "auraflow", "krea 2 clean references", "ideogram 4", "lens", "hidream", "omnigen2 two references", "boogu",
-    "kandinsky 5", "mochi", "ernie image", "joyimage", "cosmos predict2", "hunyuan dit", "ace-step", "ace-step 1.5",
-    "kandinsky 5", "mochi", "ernie image", "joyimage", "cosmos predict2", "ltx-2 without sound",
-    "wan", "auraflow", "hunyuan dit",
+    "kandinsky 5", "mochi", "ernie image", "joyimage", "cosmos predict2", "hunyuan dit", "ltx-2 without sound",
+    "ace-step", "ace-step 1.5",
 ]  # fmt: skip
 """Every adapter, with the cases whose networks write most to what passes through them."""
 UNTRAINED = {"minimax_h3"}
