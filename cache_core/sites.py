@@ -63,10 +63,11 @@ class Schedule:
     sites: tuple[Site, ...] = ()  # every branch of the network, in execution order
     unbroken: bool = False  # compiled as one graph, which leaves no room for a decision inside the network
     cfg: float = 0.0  # the scale of guidance: 1 where there is none, 0 where it is not known
-    # of every branch and STACK by name, for all conds together, where a policy asks for it by a limit:
+    # of every branch and STACK by name, for all conds together, where a policy must know:
     nbytes: dict[str, int] = field(default_factory=dict, hash=False)  # what keeping one output takes
     flops: dict[str, int] = field(default_factory=dict, hash=False)  # operations that computing one takes
     limit: int | None = None  # bytes that may be kept at most, where a policy around this one says so
+    room: int | None = None  # bytes that there are beside the model, on the device or wherever features are kept
 
     @property
     def flow(self) -> bool:

@@ -122,7 +122,7 @@ def told(model, speedup: float, shelf: list[Shelved], looked: list[str]) -> str:
     for shelved in shelf:
         lines.append(f"- A run like that of its prior: the plan of {shelved.describe()}.")
     whole = "the whole network, because " + (misfit(network) or f"there is no adapter for {name}")
-    scope = "single branches" if adapter_for(network) is not None else whole
+    scope = "single branches (the whole network where memory has no room for them)" if adapter_for(network) else whole
     lines += [
         f"- {'Any other run' if shelf else 'Every run'}: {Forecast(speedup).describe()}.",
         f"- Samplers that add noise, such as euler_ancestral: FORA, which reuses {scope}.",

@@ -61,8 +61,7 @@ def bytes_aside(model, run: CacheRun, parts: Iterable[Part]) -> int:
 
 def beyond(model, run: CacheRun, expected: int) -> str | None:
     """Why a run cannot hold so many bytes at all, in words."""
-    device = model.load_device if run.store.codec.on_device else torch.device("cpu")
-    there = comfy.model_management.get_total_memory(device)
+    there = _memory(model, run.store.codec)
     if run.observers or expected <= there:
         return None
     return (
@@ -70,6 +69,11 @@ def beyond(model, run: CacheRun, expected: int) -> str | None:
         f"{human_bytes(there)} of memory; put Memory Budget behind the policy, use Forecast Policy, which holds a few latents, or "
         "FORA Policy with scope 'whole network'"
     )
+
+
+def _memory(model, codec: Codec) -> int:
+    """Of what features are kept on, in all."""
+    return comfy.model_management.get_total_memory(model.load_device if codec.on_device else torch.device("cpu"))
 
 
 def _dtype(model) -> torch.dtype:
@@ -112,12 +116,13 @@ def flops_of_sites(model, parts: list[Part]) -> dict[Site, int]:
 
 
 def informed(schedule: Schedule, model, policy: CachePolicy, parts: list[Part], codec: Codec) -> Schedule:
-    """With what keeping and computing takes, for a policy that has a limit."""
-    if policy.limit is None:
+    """With what keeping and computing takes, and with the room for it, where a policy must know."""
+    if not policy.sized(schedule):
         return schedule
     nbytes = bytes_of_sites(model, policy, schedule.total, parts, codec)
     flops = flops_of_sites(model, parts)
-    return replace(schedule, nbytes=_by_name(nbytes), flops=_by_name(flops))
+    room = _memory(model, codec) - model.model_size()
+    return replace(schedule, nbytes=_by_name(nbytes), flops=_by_name(flops), room=room)
 
 
 def _by_name(table: dict[Site, int]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from ..cache_core.policies import FORA, CachePolicy, Forecast
 from ..cache_core.policies.forecast import SHORTEST
 from ..cache_core.samplers import several
 from ..cache_core.sites import Action, Schedule, Site, Step
+from ..cache_core.trace import human_bytes
 from .plan import Plan
 
 HALF = 2.0
@@ -48,7 +49,8 @@ class Auto(CachePolicy):
     """A plan that was searched for this run; else Forecast; for samplers that Forecast cannot serve, FORA.
 
     Of single branches where the sampler adds noise, of the whole network where it calls the model several times per
-    step: what `python tools/dev.py bench choice` found closer. shelf: plans for the goal, the preferred ones first.
+    step: what `python tools/dev.py bench choice` found closer; and of the whole network where there is no room for branches
+    beside the model, as with long videos. shelf: plans for the goal, the preferred ones first.
     """
 
     speedup: float = 2.0
@@ -67,8 +69,9 @@ class Auto(CachePolicy):
         if schedule.total < SHORTEST or self.speedup == 1.0:
             return forecast, ""  # it computes everything, and says itself why
         if objection is not None:
-            whole = several(schedule) or not schedule.sites or schedule.unbroken
-            return paced(self.speedup, "model" if whole else "branch"), objection
+            large = _beyond(schedule)
+            whole = several(schedule) or not schedule.sites or schedule.unbroken or large
+            return paced(self.speedup, "model" if whole else "branch"), objection + large
         for shelved in self.shelf:
             if not shelved.misfit(schedule):
                 return (
@@ -82,6 +85,9 @@ class Auto(CachePolicy):
         if schedule.total < 2 * self.speedup:
             look += f"; two computed steps are the least, {schedule.total / 2:g}x"
         return forecast, why + look
+
+    def sized(self, schedule: Schedule) -> bool:
+        return self.choice(schedule)[0].level == "branch"
 
     def prepared(self, schedule: Schedule) -> CachePolicy:
         return self.choice(schedule)[0].prepared(schedule)
@@ -98,6 +104,14 @@ class Auto(CachePolicy):
 
     def describe(self) -> str:
         return f"auto {self.speedup:g}x"
+
+
+def _beyond(schedule: Schedule) -> str:
+    """Why there is no room for the branches beside the model, in words that go on from others; none where there is."""
+    needed = sum(schedule.nbytes.get(site.name, 0) for site in schedule.sites)
+    if schedule.room is None or needed <= schedule.room:
+        return ""
+    return f"; its branches would take {human_bytes(needed)}, and there are {human_bytes(max(schedule.room, 0))} beside the model"
 
 
 def paced(speedup: float, level: str) -> FORA:

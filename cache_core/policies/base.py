@@ -113,6 +113,10 @@ class CachePolicy(ABC):
         """Asked once before sampling: this policy with everything worked out that the schedule decides."""
         return self
 
+    def sized(self, schedule: Schedule) -> bool:
+        """Whether it must know what every branch of such a run takes to keep and to compute; asked before it is prepared."""
+        return self.limit is not None
+
     def remark(self, schedule: Schedule) -> str | None:
         """One sentence for the trace where `prepared` gives another policy; asked before it."""
         return None

@@ -88,6 +88,19 @@ class TestWithoutPriors:
         assert run.policy == "FORA N=2 (aligned, whole network)"
         assert "there is no adapter for DiT" in told
 
+    def test_branches_that_find_no_room_beside_the_model_leave_the_whole_network(
+        self, host, model, folder, monkeypatch
+    ):
+        import comfy.model_management
+
+        there = model.model_size() + 1024
+        monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: there)
+        _, run, _ = sampled(host, model, sampler="euler_ancestral")
+        assert run.policy == "FORA N=2 (aligned, whole network)"
+        assert "its branches would take" in run.notes[0]
+        assert "1 KiB beside the model" in run.notes[0]
+        assert run.computed_fraction < 0.6
+
     def test_a_short_run_is_stock(self, host, model, folder):
         out, run, _ = sampled(host, model, steps=5)
         assert torch.equal(out, host.sample(model, **SETTINGS | {"steps": 5}))

@@ -33,6 +33,14 @@ def shelved(found: Plan = TEN, sampler: str = "euler") -> Shelved:
 
 
 class TestChoice:
+    @pytest.mark.parametrize(("room", "level"), [(None, "branch"), (300, "branch"), (299, "model"), (-5, "model")])
+    def test_branches_are_reused_where_there_is_room_for_them(self, room, level):
+        nbytes = {SITES[0].name: 100, SITES[1].name: 200, "stack": 50}
+        known = replace(schedule("euler_ancestral"), nbytes=nbytes, room=room)
+        chosen, why = Auto(2.0).choice(known)
+        assert chosen == paced(2.0, level)
+        assert ("its branches would take" in why) == (level == "model")
+
     def test_without_a_plan_it_is_forecast_at_the_goal(self):
         chosen, why = Auto(2.5).choice(schedule())
         assert chosen == Forecast(2.5)
