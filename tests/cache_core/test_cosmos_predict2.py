@@ -4,7 +4,6 @@ import architectures
 import pytest
 import torch
 from priorcache.cache_core.adapters import adapter_for, installed
-from priorcache.cache_core.adapters.cosmos_predict2 import in_parts
 from priorcache.cache_core.policies import FORA
 from priorcache.cache_core.run import CacheRun
 
@@ -49,7 +48,9 @@ def test_another_patch_beside_it_is_computed_by_the_host(comfy, name):
     assert name in run.trace.notes[0]
 
 
-def test_attention_in_parts_is_the_hosts_and_has_gradients(comfy):
+def test_its_fused_rotation_has_gradients_while_a_router_is_trained(comfy):
+    from priorcache.nodes.l2c import differentiable
+
     with torch.inference_mode():
         network, _ = CASES["cosmos predict2"][1]()
     attn = network.blocks[0].self_attn.requires_grad_(False)
@@ -63,7 +64,8 @@ def test_attention_in_parts_is_the_hosts_and_has_gradients(comfy):
     for name, weight in weights.items():
         owner, _, last = name.rpartition(".")
         setattr(attn.get_submodule(owner), last, torch.nn.Parameter(weight, requires_grad=False))
-    found = in_parts(attn, x, None, rope_emb=by, transformer_options={})
+    with differentiable():
+        found = attn(x, None, rope_emb=by)
     torch.testing.assert_close(found, expected)
     found.sum().backward()
     assert x.grad.isfinite().all()

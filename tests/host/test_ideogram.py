@@ -53,4 +53,4 @@ def test_a_second_model_is_cached_as_the_first(subject, other, attach, policy):
         assert run.computed_fraction == 0.5
         assert run.expected_bytes == run.peak_bytes
         assert run.notes == []
-    assert subjects.left_over(subject.model) == subjects.left_over(other) == []
+    assert subjects.left_over(subject.model.model) == subjects.left_over(other.model) == []
