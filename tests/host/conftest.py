@@ -30,7 +30,7 @@ def host(comfy):
 
     def sample(
         model, *, steps=6, cfg=1.5, sampler="euler", scheduler="normal", seed=0, labels=(1, 2), size=(16, 16), batch=2,
-        positive=None, latent=None, denoise=1.0, callback=None,
+        positive=None, negative=None, latent=None, denoise=1.0, callback=None,
     ):  # fmt: skip
         channels = model.model.latent_format.latent_channels
         wanted = torch.tensor(labels)
@@ -39,8 +39,8 @@ def host(comfy):
             noise = comfy.sample.prepare_noise(latent, seed)
             return comfy.sample.sample(
                 model, noise, steps, cfg, sampler, scheduler, positive or dit.conditioning(wanted),
-                dit.conditioning(torch.full_like(wanted, -1)), latent, denoise=denoise, disable_pbar=True, seed=seed,
-                callback=callback,
+                negative or dit.conditioning(torch.full_like(wanted, -1)), latent, denoise=denoise, disable_pbar=True,
+                seed=seed, callback=callback,
             )  # fmt: skip
 
     return SimpleNamespace(

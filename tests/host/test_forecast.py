@@ -67,8 +67,8 @@ class TestCorrector:
     @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
     def test_comes_closer_for_the_same_evaluations(self, host, flux, sampler):
         model, prompts = flux
-        settings = {"steps": 16, "sampler": sampler, "scheduler": "simple", "cfg": 1.0, "positive": prompts}
-        settings |= {"latent": torch.zeros(2, 16, 16, 16)}
+        settings = {"steps": 16, "sampler": sampler, "scheduler": "simple", "cfg": 1.0}
+        settings |= {"positive": prompts, "negative": prompts, "latent": torch.zeros(2, 16, 16, 16)}
         exact = host.sample(model, **settings)
         errors, runs = {}, {}
         for corrector in ("off", "auto"):
