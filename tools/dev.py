@@ -14,7 +14,7 @@
     python tools/dev.py scenarios   write docs/scenarios.* and the table in README.md from what the tests show
     python tools/dev.py bench NAME  one of the measurements in benchmarks/; bench alone names them
     python tools/dev.py calibrate   measure a model over many prompts and seeds -> one prior; --ray spreads it over machines
-    python tools/dev.py canvas      every workflow run in ComfyUI's frontend, where Chromium is installed
+    python tools/dev.py canvas      every workflow run in ComfyUI's frontend, where Chromium is installed; --readme draws docs/canvas.png
     python tools/dev.py fuzz        10,000 and more generated cases of bad input for every loader and widget
     python tools/dev.py hosts       the core tests over six versions of ComfyUI -> README.md, docs/hosts.json
     python tools/dev.py registry    what Manager and registry do with the published files, in a fresh environment
@@ -72,7 +72,7 @@ COMMANDS = (
     "demo", "test", "format", "workflows", "locales", "artwork", "thumbnails", "train", "judge", "scenarios", "bench",
     "calibrate", "canvas", "fuzz", "hosts", "registry", "serve",
 )  # fmt: skip
-ALONE = ("format", "workflows", "locales", "artwork", "canvas", "registry")
+ALONE = ("format", "workflows", "locales", "artwork", "registry")
 """Commands that nothing may follow."""
 
 
