@@ -28,6 +28,10 @@ class CosmosPredict2Adapter(Adapter):
         marks = {name: lambda b: values(b.self_attn.v_proj, b.self_attn.n_heads) for name in ("cross_attn", "mlp")}
         return numbered(network, ("blocks", block, branches, {"values": marks}))
 
+    def rows(self, hidden: Tensor) -> Tensor:
+        """Blocks and MLPs keep the tokens of a video in a grid, (B, T, H, W, D)."""
+        return hidden.flatten(1, -2)
+
     def heeds(self, patch: Callable) -> bool:
         return type(patch).__name__ == "AnimaLLLiteAttentionPatch"
 

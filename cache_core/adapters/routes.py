@@ -247,7 +247,6 @@ class Routes:
 
     def _note(self, site: Site, outs: list[Tensor]) -> None:
         if all(map(self.cache.whole, outs)):
-            outs = [out.flatten(1, -2) for out in outs]  # some networks keep the tokens of a video in a grid
             joined = len(outs) > 1 and self.holds(site)
             self.cache.computed(site, torch.cat(outs, dim=1) if joined else outs[0])
 
