@@ -7,7 +7,18 @@ from torch import Tensor, nn
 from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
 
 
-class AceStepAdapter(Adapter):
+class Music(Adapter):
+    """What both ACE-Steps have in common."""
+
+    def text(self, cond: dict) -> int:
+        lyrics = cond.get("conditioning_lyrics")
+        return super().text(cond) + (0 if lyrics is None else lyrics.shape[1])
+
+    def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
+        return image, text + 1  # the speaker, or the timbre
+
+
+class AceStepAdapter(Music):
     """No branch may be called with fewer tokens: cross-attention knows their places, and the MLP sees their neighbours."""
 
     architecture = "ace_step"
@@ -18,13 +29,6 @@ class AceStepAdapter(Adapter):
     def blocks(self, network: nn.Module) -> list[Block]:
         branches = {"attn": lambda b: b.attn.to_out[0], "cross_attn": lambda b: b.cross_attn, "mlp": lambda b: b.ff}
         return numbered(network, ("transformer_blocks", linear_transformer_block, branches))
-
-    def text(self, cond: dict) -> int:
-        lyrics = cond.get("conditioning_lyrics")
-        return super().text(cond) + (0 if lyrics is None else lyrics.shape[1])
-
-    def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
-        return image, text + 1  # the speaker
 
     def _flops(self, block: Block, name: str, image: int, text: int) -> int:
         b = block.module

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import Adapter, Block, Branch, kinds, numbered, returns
+from .ace_step import Music
+from .base import Block, Branch, kinds, numbered, returns
 from .marks import values
 
 
-class AceStep15Adapter(Adapter):
+class AceStep15Adapter(Music):
     """The encoders of lyrics, timbre and codes, which know no noise level, are left to the host."""
 
     architecture = "ace_step15"
@@ -23,13 +24,6 @@ class AceStep15Adapter(Adapter):
 
     def patches(self, network: nn.Module, latent: tuple[int, ...]) -> int:
         return super().patches(network.decoder, latent)
-
-    def text(self, cond: dict) -> int:
-        lyrics = cond.get("conditioning_lyrics")
-        return super().text(cond) + (0 if lyrics is None else lyrics.shape[1])
-
-    def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
-        return image, text + 1  # the timbre
 
     def attended(self, block: Block, name: str) -> int:
         return block.module.self_attn.o_proj.in_features

@@ -130,13 +130,10 @@ class Adapter(ABC):
         return found | {STACK: sum(found.values())}
 
     def _flops(self, block: Block, name: str, image: int, text: int) -> int:
-        tokens, parts, keys = (
-            self.tokens(block, name, image, text),
-            self.work(block, name),
-            self.keys(name, image, text),
-        )
+        tokens, keys = self.tokens(block, name, image, text), self.keys(name, image, text)
         if not tokens:
             return 0
+        parts = self.work(block, name)
         lengths = (text, image) if len(parts) > 1 else (tokens,)
         linear = sum(
             layer.in_features * layer.out_features * (length if keys is None or not of_keys(place) else keys)
