@@ -29,7 +29,7 @@ from pathlib import Path
 import fleet
 import torch
 
-from ..priors.files import replace
+from ..priors.files import write
 from .cells import Cell
 from .judges import Judge, demo_judge, file_judge
 from .pages import remarked
@@ -259,5 +259,5 @@ def main(argv: list[str]) -> None:
         others = [other for other in known_before if setting_of(other) not in map(setting_of, reports)]
         kept = sorted((of for of in (*others, *reports) if of["rows"]), key=lambda of: (of["steps"], of["cfg"]))
         text = remarked(DOC, document(kept, " ".join(argv)))
-        replace(DOC, lambda part: part.write_text(text))
-        replace(record, lambda part: part.write_text(json.dumps(kept, indent=1) + "\n"))
+        write(DOC, text)
+        write(record, json.dumps(kept, indent=1) + "\n")

@@ -13,7 +13,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..errors import SettingError
-from ..priors.files import replace
+from ..priors.files import write
 from ..priors.router import TABLE
 from .graph import sampled
 from .types import CATEGORY, PriorTable, TraceHandle
@@ -229,7 +229,7 @@ def _written(parts: list[Part], wanted: tuple[str, ...], document: str, prefix: 
         files["all.json"] = document.encode()
     named = {f"{name}_{number:05}_{file}": content for file, content in files.items()}
     for file, content in named.items():
-        replace(Path(folder) / file, lambda part, content=content: part.write_bytes(content))
+        write(Path(folder) / file, content)
     return [Path(subfolder, file).as_posix() for file in named]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .files import replace
+from .files import write
 
 log = logging.getLogger("PriorCache")
 
@@ -72,7 +72,7 @@ class Tried:
             "fitted": [[policy, solutions, cost] for policy, (solutions, cost) in self.fitted.items()],
         }
         try:
-            replace(self.path, lambda part: part.write_text(json.dumps(told)))
+            write(self.path, json.dumps(told))
         except OSError as error:
             if self._saved >= 0:
                 log.warning(

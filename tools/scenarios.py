@@ -142,9 +142,9 @@ def put(path: Path, text: str) -> None:
     from pack import load_pack
 
     load_pack()
-    from priorcache.priors.files import replace
+    from priorcache.priors.files import write
 
-    replace(path, lambda part: part.write_text(text))
+    write(path, text)
 
 
 def main() -> None:

@@ -81,8 +81,9 @@ def test_the_readme_shows_what_was_recorded():
 
 
 def test_who_stops_it_while_it_writes_finds_the_old_record(record, tmp_path, monkeypatch):
-    def half(path, text):
-        path.write_bytes(text[: len(text) // 2].encode())
+    def half(path, content):
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise KeyboardInterrupt
 
     told, readme = tmp_path / "hosts.json", tmp_path / "README.md"
@@ -96,7 +97,7 @@ def test_who_stops_it_while_it_writes_finds_the_old_record(record, tmp_path, mon
     hosts.main()
     before = told.read_text(), readme.read_text()
     assert hosts.dev.LATEST in before[0]
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(KeyboardInterrupt):
         hosts.main()
     with pytest.raises(KeyboardInterrupt):
