@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import generator, opened
+from priorcache.cache_core.sites import Action
+from priorcache.cache_core.trace import RunTrace, Trace
 from safetensors.torch import save_file
 
 WORDS, POOLED = 64, 64
@@ -22,6 +24,20 @@ CPU = torch.device("cpu")
 def close(a: torch.Tensor, b: torch.Tensor) -> float:
     """Relative L2 distance of a to b."""
     return ((a - b).norm() / b.norm()).item()
+
+
+def reused(sample, model, attach, policy) -> RunTrace:
+    """The trace of a run that reuses some of it, whose memory was told beforehand and which leaves nothing behind."""
+    trace, stock = Trace(), sample(model)
+    out = sample(attach(model, policy, trace))
+    (run,) = trace.runs
+    assert run.notes == []
+    assert 0 < close(out, stock) < 1
+    assert {row.action for row in run.rows} >= {Action.COMPUTE, Action.REUSE}
+    assert run.expected_bytes == pytest.approx(run.peak_bytes, rel=0.02)
+    assert torch.equal(sample(model), stock)
+    assert left_over(model.model) == []
+    return run
 
 
 def left_over(network: torch.nn.Module) -> list[str]:

@@ -9,6 +9,13 @@ import torch
 from host_server import started
 
 
+@pytest.fixture
+def attach(comfy):
+    from priorcache.nodes.attach import attach
+
+    return attach
+
+
 @pytest.fixture(scope="session")
 def host(comfy):
     """What the tests in this folder use of the host and of the parts of the pack that need it."""

@@ -5,8 +5,6 @@ import subjects
 import torch
 from architectures import ace_step, ace_step15, generator
 from priorcache.cache_core.policies import FORA, DuCa, Full, ToCa
-from priorcache.cache_core.sites import Action
-from priorcache.cache_core.trace import Trace
 
 ALIGNED = FORA(2, "aligned")
 
@@ -15,13 +13,6 @@ ALIGNED = FORA(2, "aligned")
 def model(comfy):
     published = {"in_channels": 192, "timbre_hidden_dim": 64, "audio_acoustic_hidden_dim": 64}
     return subjects.built("ACEStep15", audio_model="ace1.5", **ace_step15.sizes() | published)
-
-
-@pytest.fixture
-def attach(comfy):
-    from priorcache.nodes.attach import attach
-
-    return attach
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:
@@ -55,15 +46,8 @@ def test_computing_everything_is_the_stock_music(model, attach, kind, policy):
 @EVERY
 @pytest.mark.parametrize("policy", [ALIGNED, ToCa("flux"), DuCa("flux")], ids=lambda p: p.describe())
 def test_half_of_it_is_reused_and_the_memory_told_beforehand(model, attach, kind, policy):
-    trace, stock = Trace(), sample(model, kind)
-    out = sample(attach(model, policy, trace), kind)
-    (run,) = trace.runs
-    assert run.notes == []
-    assert 0 < subjects.close(out, stock) < 1
-    assert {row.action for row in run.rows} >= {Action.COMPUTE, Action.REUSE}
+    run = subjects.reused(lambda model: sample(model, kind), model, attach, policy)
     assert run.computed_fraction < 0.7
-    assert run.expected_bytes == pytest.approx(run.peak_bytes, rel=0.02)
-    assert subjects.left_over(model.model) == []
 
 
 def test_lyrics_count_as_text(model):
@@ -111,11 +95,6 @@ def test_computing_everything_is_the_stock_music_of_the_first(former, attach, po
 
 @pytest.mark.parametrize("policy", [ALIGNED, ToCa("flux"), DuCa("flux")], ids=lambda p: p.describe())
 def test_half_of_the_first_is_reused_and_the_memory_told_beforehand(former, attach, policy):
-    trace, stock = Trace(), sample_former(former)
-    out = sample_former(attach(former, policy, trace))
-    (run,) = trace.runs
-    assert run.notes == []
-    assert 0 < subjects.close(out, stock) < 1
+    run = subjects.reused(sample_former, former, attach, policy)
     assert run.computed_fraction == 0.5
     assert run.expected_bytes == run.peak_bytes > 0
-    assert subjects.left_over(former.model) == []

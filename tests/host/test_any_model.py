@@ -22,13 +22,6 @@ def nodes(comfy):
     return {n.GET_SCHEMA().node_id: n for n in pack.NODES}
 
 
-@pytest.fixture
-def attach(comfy):
-    from priorcache.nodes.attach import attach
-
-    return attach
-
-
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "uni_pc"])
 def test_half_of_the_evaluations_are_skipped_and_all_computed_is_stock(subject, attach, sampler):
     stock = subject.sample(steps=STEPS, sampler=sampler)

@@ -8,7 +8,6 @@ import torch
 from architectures import generator
 from architectures.ltxav import LATER
 from priorcache.cache_core.policies import FORA, DuCa, Full, ToCa
-from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
 
 VIDEO, AUDIO = (128, 3, 2, 4), (8, 5, 16)
@@ -30,13 +29,6 @@ def model(comfy, request):
     made = subjects.built("LTXAV", **SETTINGS | VERSIONS[request.param])
     made.model.requires_grad_(False)
     return made
-
-
-@pytest.fixture
-def attach(comfy):
-    from priorcache.nodes.attach import attach
-
-    return attach
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:
@@ -92,16 +84,8 @@ def test_computing_everything_is_the_stock_video_and_its_sound(model, attach, ki
 @EVERY
 @pytest.mark.parametrize("policy", [ALIGNED, ToCa("pixart"), DuCa("pixart")], ids=lambda p: p.describe())
 def test_half_of_it_is_reused_and_the_memory_told_beforehand(model, attach, kind, policy):
-    trace, stock = Trace(), sample(model, kind)
-    out = sample(attach(model, policy, trace), kind)
-    (run,) = trace.runs
-    assert run.notes == []
-    assert 0 < subjects.close(out, stock) < 1
-    assert {row.action for row in run.rows} >= {Action.COMPUTE, Action.REUSE}
+    run = subjects.reused(lambda model: sample(model, kind), model, attach, policy)
     assert run.computed_fraction < 0.8  # of tokens with noise levels of their own, none are computed alone
-    assert run.expected_bytes == pytest.approx(run.peak_bytes, rel=0.02)
-    assert torch.equal(sample(model, kind), stock)
-    assert subjects.left_over(model.model) == []
 
 
 def without_reference(args: dict) -> tuple[list[dict], dict]:
