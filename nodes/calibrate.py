@@ -102,8 +102,8 @@ def calibrated(
     watched = attach(model, Full(), observers=(statistics,))
     for done, seed in enumerate(seeds):
         sample(watched, seed, lambda step, x0, x, total, done=done: progress(done, step))
-        statistics.end_trajectory(len(sample.latent))
-    return statistics.prior(subject(model, sample), tuple(sample.latent.shape[1:]), seeds)
+        statistics.end_trajectory(sample.rows)
+    return statistics.prior(subject(model, sample), sample.shapes[0][1:], seeds)
 
 
 def subject(model, sampling: Sampling | None = None) -> Subject:

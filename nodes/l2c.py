@@ -19,6 +19,7 @@ from ..cache_core.policies import FORA, CachePolicy, Full
 from ..cache_core.trace import Trace
 from ..errors import PriorCacheError, finite, shown
 from ..priors import published
+from ..priors.parts import as_one
 from ..priors.prior import Prior
 from ..priors.router import TABLE, Recorder, RouterError, RouterTraining, gated, policy
 from ..priors.statistics import Statistics
@@ -203,7 +204,7 @@ class PriorCacheTrainRouter(io.ComfyNode):
         progress = comfy.utils.ProgressBar(samplings * steps + len(penalties) * iterations)
 
         def sample(sampled, own: int) -> torch.Tensor:
-            return sampling(sampled, own, lambda *_: progress.update(1))
+            return as_one(sampling(sampled, own, lambda *_: progress.update(1)))
 
         recorder, statistics = Recorder(network, _attention), Statistics(1)
         watched = attach(model, Full(), observers=(recorder, statistics))
@@ -211,8 +212,8 @@ class PriorCacheTrainRouter(io.ComfyNode):
         for own in seeds:
             with recorder.trajectory():
                 sample(watched, own)
-            statistics.end_trajectory(len(sampling.latent))
-        made = prior or statistics.prior(about, tuple(sampling.latent.shape[1:]), tuple(seeds))
+            statistics.end_trajectory(sampling.rows)
+        made = prior or statistics.prior(about, sampling.shapes[0][1:], tuple(seeds))
         reference = sample(model, other)
 
         def judged(label: str, rival: CachePolicy) -> plot.Point:

@@ -8,11 +8,14 @@ from inspect import signature
 
 import comfy.sample
 import comfy.samplers
+import comfy.utils
 import torch
+from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 
 from ..cache_core.sites import Schedule
-from ..errors import SettingError, finite
+from ..errors import finite
+from ..priors.parts import parts
 from .attach import schedule_of
 
 
@@ -68,13 +71,8 @@ def seeds_from(seed: int, count: int) -> tuple[int, ...]:
     return tuple((seed + i) % 2**64 for i in range(count))
 
 
-def fixed(model, latent_image: dict) -> torch.Tensor:
-    """The latent with as many channels as the model works on. Raises SettingError on one of several parts."""
-    if getattr(latent_image["samples"], "is_nested", False):
-        raise SettingError(
-            "latent_image has several parts, such as video and sound; connect a latent of one part. Models that need several can be "
-            "sampled with Apply Cache, but not calibrated, searched or swept"
-        )
+def fixed(model, latent_image: dict) -> torch.Tensor | NestedTensor:
+    """The latent with as many channels as the model works on."""
     fix = comfy.sample.fix_empty_latent_channels
     ratios = {name for name in signature(fix).parameters if name.startswith("downscale_ratio")}
     return fix(model, latent_image["samples"], **{name: latent_image.get(name) for name in ratios})
@@ -86,13 +84,13 @@ class Sampling:
 
     positive: list
     negative: list
-    latent: torch.Tensor
+    latent: torch.Tensor | NestedTensor
     steps: int
     cfg: float
     sampler: str
     scheduler: str
     denoise: float = 1.0
-    mask: torch.Tensor | None = None
+    mask: torch.Tensor | NestedTensor | None = None
 
     @classmethod
     def of(cls, model, positive: list, negative: list, latent_image: dict, *settings) -> Sampling:
@@ -101,6 +99,17 @@ class Sampling:
 
     def __post_init__(self):
         finite("sampling", cfg=self.cfg, denoise=self.denoise)
+
+    @property
+    def rows(self) -> int:
+        """Pictures that are sampled together."""
+        return self.latent.shape[0]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+        """(B, C, *space) of the latent as it is sampled, and of each of its parts; several are packed into one row."""
+        packed, each = comfy.utils.pack_latents(parts(self.latent))
+        return tuple(packed.shape if len(each) > 1 else each[0]), [tuple(shape) for shape in each]
 
     def schedule(self, model) -> Schedule:
         """What is known of it beforehand."""
@@ -115,7 +124,9 @@ class Sampling:
         guider.conds = guider.original_conds  # which it copies when it samples
         return guider
 
-    def __call__(self, model, seed: int, callback: Callable | None = None, pictures: int | None = None) -> torch.Tensor:
+    def __call__(
+        self, model, seed: int, callback: Callable | None = None, pictures: int | None = None
+    ) -> torch.Tensor | NestedTensor:
         """Final latents (B, C, ...), or those of the first few pictures; the host brings prompts and masks to as many."""
         noise = comfy.sample.prepare_noise(self.latent, seed)[:pictures]
         return comfy.sample.sample(

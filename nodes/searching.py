@@ -12,6 +12,7 @@ import torch
 from ..cache_core.policies import CachePolicy, Full
 from ..cache_core.sites import Schedule
 from ..cache_core.trace import Trace
+from ..priors.parts import as_one
 from ..priors.search import Outcome, Search
 from ..priors.trend import Trend
 from ..priors.tried import Tried
@@ -28,7 +29,7 @@ class Sampler:
         self.sampling, self.model, self.seeds = sampling, model, seeds_from(seed, runs)
         self.schedule = sampling.schedule(model)
         self.known: Tried | None = None
-        self.parts = parts_of(sampling.guider(model), sampling.latent.shape)
+        self.parts = parts_of(sampling.guider(model), *sampling.shapes)
         self.flops = {site.name: flops for site, flops in flops_of_sites(model, self.parts).items()}
 
     def search(self, about, samplings: float = 0.0, judge: Search | None = None) -> Search:
@@ -54,10 +55,10 @@ class Sampler:
 
     def __call__(self, policy: CachePolicy, pictures: int | None = None) -> Outcome:
         """Of the first few pictures, or of all."""
-        trace, found, batch = Trace(), [], len(self.sampling.latent)
+        trace, found, batch = Trace(), [], self.sampling.rows
         attached, left = attach(self.model, policy, trace), pictures or batch * len(self.seeds)
         for seed in self.seeds[: -(-left // batch)]:
-            found.append(self.sampling(attached, seed, pictures=min(left, batch)))
+            found.append(as_one(self.sampling(attached, seed, pictures=min(left, batch))))
             left -= batch
         return Outcome(torch.cat(found), trace.runs[-1].cost(self.flops))
 

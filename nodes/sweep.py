@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import comfy.utils
 import numpy as np
 import torch
+from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io, ui
 
 from ..cache_core.adapters import unwrapped
 from ..cache_core.policies import CachePolicy, Forecast, Full
 from ..cache_core.trace import RunTrace, Trace
 from ..errors import SettingError, shown
+from ..priors.parts import as_one, parts
 from .attach import attach
 from .pictures import as_image
 from .sampling import Sampling, seeded, seeds_from, settings
@@ -113,7 +115,7 @@ class Entry:
 
 @dataclass
 class Outcome:
-    latents: torch.Tensor
+    latents: torch.Tensor | NestedTensor
     run: RunTrace
 
 
@@ -170,20 +172,20 @@ def point(entry: Entry, found: Sequence[Outcome], uncached: Sequence[Outcome]):
         first.run.computed_fraction * first.run.evaluations / reference.run.evaluations,
         tuple(own.run.seconds for own in found),
         tuple(other.run.seconds for other in uncached),
-        tuple(e for own, other in pairs for e in relative_l2(own.latents, other.latents).tolist()),
+        tuple(e for own, other in pairs for e in relative_l2(as_one(own.latents), as_one(other.latents)).tolist()),
         tuple(dict.fromkeys(note for own in found for note in own.run.notes)),
     )
 
 
 def about(model, sampling: Sampling, runs: int) -> str:
     name = type(unwrapped(model.model.diffusion_model)).__name__
-    count = len(sampling.latent) * runs
+    count = sampling.rows * runs
     return f"{name}, {sampling.sampler}, {sampling.scheduler}, {sampling.steps} steps, cfg {sampling.cfg:g}, {count} picture{'s'[: count > 1]}"
 
 
-def pictures(vae, latents: torch.Tensor) -> np.ndarray:
-    """(B, H, W, 3) in [0, 1]; of a video its middle frame."""
-    decoded = vae.decode(latents)
+def pictures(vae, latents: torch.Tensor | NestedTensor) -> np.ndarray:
+    """(B, H, W, 3) in [0, 1]; of a video its middle frame, of several parts the first, as the host's VAE Decode has it."""
+    decoded = vae.decode(parts(latents)[0])
     if decoded.ndim == 5:
         decoded = decoded[:, decoded.shape[1] // 2]
     return decoded[..., :3].float().cpu().numpy()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..errors import SettingError
+from ..priors.parts import as_one, parts
 from .metrics import WINDOW, psnr, relative_l2, ssim
 from .style import RC, new_figure
 
@@ -90,16 +91,11 @@ def draw(a: Tensor, b: Tensor, found: list[Distance]) -> Figure:
 
 
 def checked(a: Tensor, b: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """Both on the CPU. Raises SettingError unless they have one shape."""
-    for x in (a, b):
-        if getattr(x, "is_nested", False):
-            raise SettingError(
-                f"Compare: {what} has several parts, such as video and sound; compare what was decoded of them"
-            )
-    if a.shape != b.shape:
-        there, here = (" x ".join(map(str, x.shape)) for x in (a, b))
+    """Both on the CPU; of several parts, such as video and sound, all in one row. Raises SettingError unless they have one shape."""
+    there, here = (", ".join(" x ".join(map(str, part.shape)) for part in parts(x)) for x in (a, b))
+    if there != here:
         raise SettingError(
             f"Compare: {what}_a is {there} and {what}_b is {here}; compare batches of one size and number, as from two "
             "samplers with the same empty latent"
         )
-    return a.detach().to(torch.device("cpu")), b.detach().to(torch.device("cpu"))
+    return tuple(as_one(x).detach().to(torch.device("cpu")) for x in (a, b))

@@ -23,6 +23,7 @@ from ..cache_core.adapters.base import Block
 from ..cache_core.policies import L2C
 from ..cache_core.run import relative_error
 from ..cache_core.sites import Feature, Site, Step, Streams
+from .parts import as_one
 from .prior import Prior, PriorError
 
 TABLE = "router"
@@ -52,7 +53,7 @@ class Call(NamedTuple):
     streams: tuple
     args: tuple
     kwargs: dict
-    out: Tensor
+    out: Tensor  # of several, such as video and sound, all in one row
 
 
 class Recorder:
@@ -81,12 +82,11 @@ class Recorder:
             with torch.inference_mode(False):
                 given = self._last = owned((args, kwargs), self._last)
             out = forward(*args, **kwargs)
-            if not isinstance(out, Tensor):
-                raise RouterError(f"{type(self.network).__name__} puts out more than one tensor; no router is trained")
             options = kwargs.get("transformer_options") or {}
-            streams = (tuple(options.get("cond_or_uncond", ())), tuple(out.shape))
+            whole = as_one(out)
+            streams = (tuple(options.get("cond_or_uncond", ())), tuple(whole.shape))
             with torch.inference_mode(False):
-                self._calls.append(Call(streams, given[0], self._with_attention(given[1]), out.detach().clone()))
+                self._calls.append(Call(streams, given[0], self._with_attention(given[1]), whole.detach().clone()))
             return out
 
         with overridden([(self.network, recorded)]):
@@ -290,7 +290,7 @@ class RouterTraining:
             return forward
 
         with overridden([(block.module, equation(block)) for block in self.blocks]):
-            return self.network(*call.args, **call.kwargs)
+            return as_one(self.network(*call.args, **call.kwargs))
 
     @torch.no_grad()
     def _check(self) -> None:

@@ -282,6 +282,31 @@ def joyimage() -> Subject:
     return Subject(built("JoyImage", image_model="joyimage", **settings), (1, 12, 12))
 
 
+def ltxav(**changes):
+    """A ModelPatcher of LTX-2: a video and its sound, or a video alone."""
+    settings = {
+        "image_model": "ltxav", "in_channels": 128, "cross_attention_dim": 64, "attention_head_dim": 32, "num_attention_heads": 2,
+        "audio_cross_attention_dim": 48, "audio_attention_head_dim": 24, "audio_num_attention_heads": 2, "num_layers": 3,
+        "caption_channels": 24, "connector_attention_head_dim": 24, "connector_num_attention_heads": 1, "connector_num_layers": 1,
+    }  # fmt: skip
+    return _frozen(built("LTXAV", **settings | changes))
+
+
+def minimax_h3():
+    """A ModelPatcher of MiniMax H3: a video and its sound."""
+    settings = {
+        "image_model": "minimax_h3", "hidden_size": 64, "num_layers": 3, "token_refiner_num_layers": 1,
+        "num_attention_heads": 2, "attention_head_dim": 56, "ffn_hidden_size": 96, "text_dim": 24, "timestep_input_dim": 32,
+        "time_embed_hidden_size": 48, "time_embed_dim": 40, "rope_inv_freq_len": 8,
+    }  # fmt: skip
+    return _frozen(built("MiniMaxH3", **settings))
+
+
+def _frozen(model):
+    model.model.requires_grad_(False)
+    return model
+
+
 def built(name: str, **settings):
     """A ModelPatcher of an architecture that the host's loader would not recognise in this size."""
     import comfy.model_patcher

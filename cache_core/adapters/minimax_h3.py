@@ -5,6 +5,7 @@ The host runs one row at a time, and its hidden states are (N, D).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .base import NO_OPTIONS, Adapter, Block, Branch, kinds, numbered, returns
@@ -53,7 +54,7 @@ def dit_block(
     rope_freqs: Tensor,
     transformer_options: dict = NO_OPTIONS,
 ) -> Tensor:
-    from comfy.ldm.minimax.model import _mod_gate, _mod_scale_shift
+    from comfy.ldm.minimax.model import _mod_scale_shift
 
     segments, options = mod_segments, transformer_options  # (first token, end, row of the modulation)
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaln_proj(t_emb)
@@ -65,8 +66,14 @@ def dit_block(
     def mlp(modulated: Tensor) -> Tensor:
         return self.mlp(modulated[0])[None]
 
-    # The host's functions write to their first argument, as its block does.
-    x = _mod_gate(x, gate_a, branch("attn", attention, x[None])[0], segments)
+    x = _gated(x, gate_a, branch("attn", attention, x[None])[0], segments)
     # Noise level and modality are of the token's place, so modulation comes before the MLP, which knows no places.
     modulated = _mod_scale_shift(self.norm2(x), shift_m, scale_m, segments)
-    return _mod_gate(x, gate_m, branch("mlp", mlp, modulated[None], tokenwise=True)[0], segments)
+    return _gated(x, gate_m, branch("mlp", mlp, modulated[None], tokenwise=True)[0], segments)
+
+
+def _gated(x: Tensor, gate: Tensor, out: Tensor, segments: list[tuple[int, int, int]]) -> Tensor:
+    """x + gate * out, written to x as the host's own block does; to a copy where a gradient needs what was there."""
+    from comfy.ldm.minimax.model import _mod_gate
+
+    return _mod_gate(x.clone() if torch.is_grad_enabled() else x, gate, out, segments)

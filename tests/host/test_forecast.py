@@ -500,15 +500,6 @@ class TestNodes:
         # of the nine, two are the references, which are sampled anew
         assert went_on == len(samplings) - 7
 
-    def test_latents_of_several_parts_are_refused(self, nodes, model, conds, prior):
-        import comfy.nested_tensor
-
-        both = comfy.nested_tensor.NestedTensor([torch.zeros(2, 3, 16, 16), torch.zeros(2, 3, 8)])
-        with pytest.raises(SettingError, match="several parts"):
-            nodes["PriorCacheSearch"].execute(
-                prior, model, *conds, {"samples": both}, seed=40, samplings=1.0, speedups="2"
-            )
-
     def test_the_first_pictures_of_a_search_are_those_of_all(self, host, model):
         """Each has a label, a mask and noise of its own."""
         from priorcache.nodes.sampling import Sampling

@@ -12,11 +12,6 @@ from priorcache.cache_core.trace import Trace
 
 VIDEO, AUDIO = (128, 3, 2, 4), (8, 5, 16)
 ALIGNED = FORA(2, "aligned")
-SETTINGS = {
-    "image_model": "ltxav", "in_channels": 128, "cross_attention_dim": 64, "attention_head_dim": 32, "num_attention_heads": 2,
-    "audio_cross_attention_dim": 48, "audio_attention_head_dim": 24, "audio_num_attention_heads": 2, "num_layers": 3,
-    "caption_channels": 24, "connector_attention_head_dim": 24, "connector_num_attention_heads": 1, "connector_num_layers": 1,
-}  # fmt: skip
 VERSIONS = {
     "LTX-2": {},
     "LTX-2.3": LATER
@@ -26,9 +21,7 @@ VERSIONS = {
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def model(comfy, request):
-    made = subjects.built("LTXAV", **SETTINGS | VERSIONS[request.param])
-    made.model.requires_grad_(False)
-    return made
+    return subjects.ltxav(**VERSIONS[request.param])
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:

@@ -14,14 +14,7 @@ ALIGNED = FORA(2, "aligned")
 @pytest.fixture(scope="module")
 def model(comfy):
     pytest.importorskip("comfy.ldm.minimax.model", reason="newer than this host")
-    settings = {
-        "image_model": "minimax_h3", "hidden_size": 64, "num_layers": 3, "token_refiner_num_layers": 1,
-        "num_attention_heads": 2, "attention_head_dim": 56, "ffn_hidden_size": 96, "text_dim": 24, "timestep_input_dim": 32,
-        "time_embed_hidden_size": 48, "time_embed_dim": 40, "rope_inv_freq_len": 8,
-    }  # fmt: skip
-    made = subjects.built("MiniMaxH3", **settings)
-    made.model.requires_grad_(False)
-    return made
+    return subjects.minimax_h3()
 
 
 def noise(seed: int, *shape: int) -> torch.Tensor:

@@ -69,10 +69,14 @@ def test_the_picture_shows_at_most_eight(count):
         assert left == pytest.approx([left[0]] * 3), "each difference stands below its two pictures"
 
 
-def test_latents_of_several_parts_are_refused():
-    both = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)])
-    with pytest.raises(ValueError, match="latent has several parts"):
-        compare.checked(both, both, "latent")
+def test_of_several_parts_each_counts_alike():
+    exact = [torch.ones(1, 4, 100), torch.ones(1, 2)]
+    for lost in (0, 1):
+        found = [part * (i != lost) for i, part in enumerate(exact)]
+        (distance,) = compare.of_latents(*compare.checked(found, exact, "latent"))
+        assert distance.relative == pytest.approx(0.5**0.5)
+    with pytest.raises(ValueError, match=r"latent_a is 1 x 4 x 100, 1 x 2 and latent_b is 1 x 4 x 100;"):
+        compare.checked(exact, exact[0], "latent")
 
 
 def test_batches_of_two_sizes_are_refused_by_name():
