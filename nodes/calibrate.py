@@ -14,7 +14,7 @@ from ..priors.prior import Prior, Subject
 from ..priors.statistics import Statistics
 from .attach import attach
 from .pictures import as_image
-from .sampling import Sampling, seeded, seeds_from, settings
+from .sampling import Sampling, given, seeded, seeds_from, settings
 from .types import CATEGORY, Policy, PriorTable
 
 
@@ -62,6 +62,7 @@ class PriorCacheCalibrate(io.ComfyNode):
                     optional=True,  # workflows saved before it existed do not carry it
                     tooltip="Optional, for mean_features: keep only what this policy reuses, a half or a quarter of the size. Connect the policy that EOC corrects.",
                 ),
+                given(),
             ],
             outputs=[
                 PriorTable.Output(
@@ -75,12 +76,15 @@ class PriorCacheCalibrate(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, positive, negative, latent_image, seed, runs, steps, cfg, sampler_name, scheduler, denoise,
-        longest_gap, mean_features, policy=None,
+        longest_gap, mean_features, policy=None, sigmas=None,
     ) -> io.NodeOutput:  # fmt: skip
         from ..plots import prior as plot
 
         statistics = Statistics(longest_gap, mean_features, policy if mean_features else None)
-        sample = Sampling.of(model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise)
+        sample = Sampling.of(
+            model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise, sigmas=sigmas
+        )
+        steps = sample.steps
         progress = comfy.utils.ProgressBar(runs * steps)
         prior = calibrated(
             model, sample, seeds_from(seed, runs), statistics,
@@ -103,7 +107,7 @@ def calibrated(
     for done, seed in enumerate(seeds):
         sample(watched, seed, lambda step, x0, x, total, done=done: progress(done, step))
         statistics.end_trajectory(sample.rows)
-    return statistics.prior(subject(model, sample), sample.shapes[0][1:], seeds)
+    return statistics.prior(subject(model, sample), sample.shapes[0][1:], seeds, sample.sigmas)
 
 
 def subject(model, sampling: Sampling | None = None) -> Subject:

@@ -13,7 +13,7 @@ from ..cache_core.policies.forecast import CORRECTORS
 from ..cache_core.sites import Schedule
 from ..errors import SettingError, finite, shown
 from ..priors.plan import Plan, chosen, forecasts, search_plans, step_errors_of, superseded
-from ..priors.prior import Prior, PriorError, Subject
+from ..priors.prior import GIVEN, Prior, PriorError, Subject
 from .attach import named
 from .calibrate import subject
 from .pictures import as_image
@@ -216,7 +216,7 @@ class PriorCacheSearch(io.ComfyNode):
         available(about)
         sampling = Sampling.of(
             model, positive, negative, latent_image, about.steps, about.cfg, about.sampler, about.scheduler,
-            about.denoise,
+            about.denoise, sigmas=torch.tensor(prior.schedule) if prior.schedule else None,
         )  # fmt: skip
         sample = Sampler(sampling, model, seed, runs)
         plannable(prior, sample.schedule)
@@ -241,7 +241,7 @@ def available(about: Subject) -> None:
     host = comfy.samplers.KSampler
     for what, name, known in (
         ("sampler", about.sampler, host.SAMPLERS),
-        ("scheduler", about.scheduler, host.SCHEDULERS),
+        ("scheduler", about.scheduler, (*host.SCHEDULERS, GIVEN)),
     ):
         if name not in known:
             raise PriorError(

@@ -28,7 +28,7 @@ from .calibrate import subject
 from .files import located
 from .pictures import as_image
 from .prior import ROUTERS, saved
-from .sampling import Sampling, seeded, seeds_from, settings
+from .sampling import Sampling, given, seeded, seeds_from, settings
 from .types import CATEGORY, Policy, PriorTable
 
 log = logging.getLogger(__name__)
@@ -172,6 +172,7 @@ class PriorCacheTrainRouter(io.ComfyNode):
                     optional=True,
                     tooltip="Optional: a prior made with these settings. A router in it is trained on; otherwise one is added to it.",
                 ),
+                given(),
             ],
             outputs=[
                 PriorTable.Output(display_name="prior", tooltip="For L2C Policy and Save Prior."),
@@ -185,7 +186,7 @@ class PriorCacheTrainRouter(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, positive, negative, latent_image, seed, runs, steps, cfg, sampler_name, scheduler, denoise,
-        iterations, penalty, learning_rate, threshold, save_memory, prior=None,
+        iterations, penalty, learning_rate, threshold, save_memory, prior=None, sigmas=None,
     ) -> io.NodeOutput:  # fmt: skip
         from ..plots import router as plot
         from ..plots.metrics import relative_l2
@@ -195,10 +196,13 @@ class PriorCacheTrainRouter(io.ComfyNode):
         model = _whole(model)
         network = unwrapped(model.model.diffusion_model)
         gated(network)  # says that there is nothing to train before anything is sampled
-        sampling = Sampling.of(model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise)
-        about = subject(model, sampling)
+        sampling = Sampling.of(
+            model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise, sigmas=sigmas
+        )
+        about, steps = subject(model, sampling), sampling.steps
         if prior is not None:
             prior.matches(about, only=())
+            prior.follows(sampling.sigmas)
         rivals = [FORA(2, "aligned", end=0.5), FORA(2, "aligned")] if len(penalties) > 1 else []
         samplings = runs + 1 + len(penalties) + len(rivals)
         progress = comfy.utils.ProgressBar(samplings * steps + len(penalties) * iterations)
@@ -213,7 +217,7 @@ class PriorCacheTrainRouter(io.ComfyNode):
             with recorder.trajectory():
                 sample(watched, own)
             statistics.end_trajectory(sampling.rows)
-        made = prior or statistics.prior(about, sampling.shapes[0][1:], tuple(seeds))
+        made = prior or statistics.prior(about, sampling.shapes[0][1:], tuple(seeds), sampling.sigmas)
         reference = sample(model, other)
 
         def judged(label: str, rival: CachePolicy) -> plot.Point:

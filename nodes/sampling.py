@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from inspect import signature
 
 import comfy.sample
 import comfy.samplers
 import comfy.utils
+import numpy as np
 import torch
 from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io
 
 from ..cache_core.sites import Schedule
-from ..errors import finite
+from ..errors import SettingError, finite
 from ..priors.parts import parts
+from ..priors.prior import GIVEN
 from .attach import schedule_of
 
 
@@ -52,6 +55,15 @@ def settings() -> list[io.Input]:
             tooltip="1 for pictures from noise, less for image to image.",
         ),
     ]
+
+
+def given() -> io.Input:
+    """In place of steps, scheduler and denoise: what a scheduler node made."""
+    return io.Sigmas.Input(
+        "sigmas",
+        optional=True,
+        tooltip="Optional, where you sample with SamplerCustom: the noise levels of your scheduler node, such as Flux2Scheduler or LTXVScheduler. They stand in place of steps, scheduler and denoise.",
+    )
 
 
 def seeded(tooltip: str, default: int = 0) -> io.Input:
@@ -91,14 +103,36 @@ class Sampling:
     scheduler: str
     denoise: float = 1.0
     mask: torch.Tensor | NestedTensor | None = None
+    sigmas: tuple[float, ...] = ()  # (steps + 1,), in place of what the scheduler makes
 
     @classmethod
-    def of(cls, model, positive: list, negative: list, latent_image: dict, *settings) -> Sampling:
-        """As a node is told: of a LATENT with its mask, and with as many channels as the model works on."""
-        return cls(positive, negative, fixed(model, latent_image), *settings, mask=latent_image.get("noise_mask"))
+    def of(cls, model, positive: list, negative: list, latent_image: dict, *settings, sigmas=None) -> Sampling:
+        """As a node is told: of a LATENT with its mask, and with as many channels as the model works on.
+
+        sigmas: SIGMAS in place of steps, scheduler and denoise, where they are connected.
+        """
+        mask = latent_image.get("noise_mask")
+        sampling = cls(positive, negative, fixed(model, latent_image), *settings, mask=mask)
+        return sampling if sigmas is None else sampling.along(sigmas.tolist())
 
     def __post_init__(self):
         finite("sampling", cfg=self.cfg, denoise=self.denoise)
+
+    def along(self, sigmas: Sequence[float]) -> Sampling:
+        """The same over these noise levels. Raises SettingError where they are not such."""
+        if len(sigmas) < 2 or not all(math.isfinite(sigma) and sigma >= 0 for sigma in sigmas):
+            raise SettingError(
+                f"sigmas holds {len(sigmas)} noise level{'s'[: len(sigmas) != 1]}; finite ones from 0 up are meant, and two at "
+                "least, which make a step: connect the scheduler node of your SamplerCustom"
+            )
+        return replace(self, steps=len(sigmas) - 1, scheduler=GIVEN, denoise=1.0, sigmas=tuple(sigmas))
+
+    def of_steps(self, steps: int) -> Sampling:
+        """The same in another number of steps; noise levels that were given are taken at as many even places."""
+        if not self.sigmas:
+            return replace(self, steps=steps)
+        places = np.linspace(0, self.steps, steps + 1)
+        return self.along(np.interp(places, range(self.steps + 1), self.sigmas).tolist())
 
     @property
     def rows(self) -> int:
@@ -113,8 +147,12 @@ class Sampling:
 
     def schedule(self, model) -> Schedule:
         """What is known of it beforehand."""
-        sampler = comfy.samplers.KSampler(model, self.steps, "cpu", self.sampler, self.scheduler, self.denoise)
-        return schedule_of(model, comfy.samplers.sampler_object(self.sampler), sampler.sigmas, self.cfg)
+        sigmas = torch.tensor(self.sigmas)
+        if not self.sigmas:
+            sigmas = comfy.samplers.KSampler(
+                model, self.steps, "cpu", self.sampler, self.scheduler, self.denoise
+            ).sigmas
+        return schedule_of(model, comfy.samplers.sampler_object(self.sampler), sigmas, self.cfg)
 
     def guider(self, model) -> comfy.samplers.CFGGuider:
         """As the host's own samples with these prompts."""
@@ -129,8 +167,13 @@ class Sampling:
     ) -> torch.Tensor | NestedTensor:
         """Final latents (B, C, ...), or those of the first few pictures; the host brings prompts and masks to as many."""
         noise = comfy.sample.prepare_noise(self.latent, seed)[:pictures]
+        told = (self.positive, self.negative, self.latent[:pictures])
+        further = {"noise_mask": self.mask, "seed": seed, "disable_pbar": True, "callback": callback}
+        if self.sigmas:  # as SamplerCustom
+            sampler = comfy.samplers.sampler_object(self.sampler)
+            return comfy.sample.sample_custom(
+                model, noise, self.cfg, sampler, torch.tensor(self.sigmas), *told, **further
+            )
         return comfy.sample.sample(
-            model, noise, self.steps, self.cfg, self.sampler, self.scheduler, self.positive, self.negative,
-            self.latent[:pictures], denoise=self.denoise, noise_mask=self.mask, seed=seed, disable_pbar=True,
-            callback=callback,
-        )  # fmt: skip
+            model, noise, self.steps, self.cfg, self.sampler, self.scheduler, *told, denoise=self.denoise, **further
+        )

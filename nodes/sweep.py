@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import comfy.utils
 import numpy as np
@@ -19,7 +19,7 @@ from ..errors import SettingError, shown
 from ..priors.parts import as_one, parts
 from .attach import attach
 from .pictures import as_image
-from .sampling import Sampling, seeded, seeds_from, settings
+from .sampling import Sampling, given, seeded, seeds_from, settings
 from .types import CATEGORY, Policy
 
 MOST = 20
@@ -75,6 +75,7 @@ class PriorCacheSweep(io.ComfyNode):
                     optional=True,
                     tooltip="Policies to try, as many as you like.",
                 ),
+                given(),
             ],
             outputs=[
                 io.Image.Output(display_name="chart", tooltip="Error against time, one point per policy or goal."),
@@ -88,13 +89,15 @@ class PriorCacheSweep(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, positive, negative, latent_image, goals, seed, runs, steps, cfg, sampler_name, scheduler, denoise,
-        vae=None, policies: io.Autogrow.Type | None = None,
+        vae=None, policies: io.Autogrow.Type | None = None, sigmas=None,
     ) -> io.NodeOutput:  # fmt: skip
         from ..plots import sweep as plot
 
-        sampling = Sampling.of(model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise)
-        given = [policy for policy in (policies or {}).values() if policy is not None]
-        entries = [Entry("uncached", Full(), sampling), *contenders(given, goals, sampling)]
+        sampling = Sampling.of(
+            model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise, sigmas=sigmas
+        )
+        connected = [policy for policy in (policies or {}).values() if policy is not None]
+        entries = [Entry("uncached", Full(), sampling), *contenders(connected, goals, sampling)]
         found = swept(model, entries, seeds_from(seed, runs))
         points = [point(entry, own, found[0]) for entry, own in zip(entries, found, strict=True)]
         chart = as_image(plot.draw(points, about(model, sampling, runs)))
@@ -126,7 +129,7 @@ def contenders(policies: Sequence[CachePolicy], goals: str, sampling: Sampling) 
         match = re.fullmatch(r"([0-9]{1,4}(?:\.[0-9]{1,4})?)\s*(x|steps?|)", part, re.IGNORECASE)
         number, unit = (float(match[1]), match[2].lower()) if match else (0.0, "")
         if unit.startswith("step") and number >= 1 and number == int(number):
-            found.append(Entry(f"{number:g} steps", Full(), replace(sampling, steps=int(number))))
+            found.append(Entry(f"{number:g} steps", Full(), sampling.of_steps(int(number))))
         elif unit in ("x", "") and 1 <= number <= 20:
             policy = Forecast(number)
             found.append(Entry(policy.describe(), policy, sampling))
@@ -150,7 +153,7 @@ def swept(model, entries: Sequence[Entry], seeds: Sequence[int]) -> list[list[Ou
     def stepped(*_) -> None:
         progress.update(1)
 
-    replace(entries[0].sampling, steps=WARM_UP)(models[0], seeds[0], stepped)
+    entries[0].sampling.of_steps(WARM_UP)(models[0], seeds[0], stepped)
     for turn, seed in enumerate(seeds):
         for i in (*range(turn % len(entries), len(entries)), *range(turn % len(entries))):
             latents = entries[i].sampling(models[i], seed, stepped)

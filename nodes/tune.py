@@ -9,7 +9,7 @@ from ..cache_core.policies import CachePolicy
 from ..errors import SettingError, finite
 from ..priors.tune import told, tuned
 from .memory import informed
-from .sampling import Sampling, seeded, settings
+from .sampling import Sampling, given, seeded, settings
 from .searching import Sampler
 from .types import CATEGORY, Policy
 
@@ -69,6 +69,7 @@ class PriorCacheTune(io.ComfyNode):
                     advanced=True,
                     tooltip="How much of the arithmetic of a full sampling the tuned policy may take. 0: as much as the given one takes.",
                 ),
+                given(),
             ],
             outputs=[
                 Policy.Output(display_name="policy", tooltip="The tuned policy, for Apply Cache."),
@@ -81,10 +82,12 @@ class PriorCacheTune(io.ComfyNode):
     @classmethod
     def execute(
         cls, policy: CachePolicy, model, positive, negative, latent_image, seed, steps, cfg, sampler_name, scheduler, denoise,
-        samplings, ceiling=0.0,
+        samplings, ceiling=0.0, sigmas=None,
     ) -> io.NodeOutput:  # fmt: skip
         finite("Tune Policy", samplings=samplings, ceiling=ceiling)
-        sampling = Sampling.of(model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise)
+        sampling = Sampling.of(
+            model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise, sigmas=sigmas
+        )
         sample = Sampler(sampling, model, seed)
         known = informed(sample.schedule, model, policy, sample.parts, CODECS["device"])
         if objection := policy.prepared(known).objection(known):

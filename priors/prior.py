@@ -22,10 +22,15 @@ FORMAT = 1
 MAX_BYTES = 8 * 2**30
 LONGEST = 200  # characters of a name
 NUMBERS = (torch.float16, torch.float32, torch.float64)
+NOT_NEGATIVE = {"power": "a mean of squares", "difference": "a mean of squares", "schedule": "made of noise levels"}
 
 
 class PriorError(PriorCacheError):
     """A prior file that cannot be used, or a prior that does not fit; says what, and how to mend it."""
+
+
+GIVEN = "given sigmas"
+"""The scheduler of a subject whose noise levels a node gave."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class Prior:
     change since g + 1 evaluations before (nan where there is no such past or no such branch); "gram/positive", "gram/negative" (T, T)
     mean product of the k-diffusion derivatives; "mean/<site>" (T, N, C) mean positive output, half precision where that reaches, optional;
     "trend/<site>" (K, N, C) its change since the evaluation before, at the K evaluations "trend_steps/<site>", optional;
-    "router" (T, S) gates of L2C in [0, 1], nan where all is computed, optional. T counts evaluations, S sites.
+    "router" (T, S) gates of L2C in [0, 1], nan where all is computed, optional; "schedule" (steps + 1,) noise levels of the
+    sampler's steps and where they end, where they were given in place of a scheduler's name, optional. T counts evaluations, S sites.
     plans: what a search found for these sampler settings, fastest last.
     """
 
@@ -119,6 +125,11 @@ class Prior:
         return self.tables[name]
 
     @property
+    def schedule(self) -> tuple[float, ...]:
+        """Noise levels (steps + 1,) that were given; none where the scheduler has a name."""
+        return tuple(self._table("schedule").tolist()) if self.subject.scheduler == GIVEN else ()
+
+    @property
     def measured(self) -> bool:
         """Whether any branch was; a router alone comes without."""
         return bool(self.tables["power"].isfinite().any())
@@ -129,6 +140,13 @@ class Prior:
             raise PriorError(
                 f"the prior does not fit this model ({'; '.join(differences)}). "
                 "Calibrate this model with the Calibrate node, or load the prior that was made with it"
+            )
+
+    def follows(self, sigmas: Sequence[float]) -> None:
+        """Raise PriorError where other noise levels than these were given, or where none were."""
+        if not _close(torch.tensor(self.schedule), torch.tensor(sigmas)):
+            raise PriorError(
+                "the prior was made with other sigmas; connect those that it was made with, or calibrate with these"
             )
 
     def planned(self, plans: Sequence[Plan]) -> Prior:
@@ -228,13 +246,18 @@ class Prior:
                 differences.append(f"table {name}")
             elif not all(t.dtype in NUMBERS for t in tables) and not _same(*tables):
                 differences.append(f"table {name}, which holds {tables[0].dtype} and has no mean")
-        sigmas = (self.tables["sigmas"].double(), other.tables["sigmas"].double())
-        if not differences and not torch.allclose(*sigmas, rtol=1e-4):
-            differences.append("sigmas")
+        for name in ("sigmas", "schedule") if not differences else ():
+            if name in self.tables and not _close(self.tables[name], other.tables[name]):
+                differences.append(name)
         if differences:
             raise PriorError(
                 f"these priors cannot be merged: they differ in {'; '.join(differences)}; calibrate both alike"
             )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether two schedules have about the same noise levels."""
+    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-4)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -307,6 +330,8 @@ def _check_tables(prior: Prior) -> None:
     expected = {"power": (steps, sites), "difference": (len(tables["difference"]), steps, sites)}
     expected |= {n: (steps, steps) for n in tables if n.startswith("gram/")}
     expected |= {"router": (steps, sites)} if "router" in tables else {}
+    if "schedule" in tables:
+        expected["schedule"] = (prior.subject.total + 1,)
     for name, shape in expected.items():
         if tuple(tables[name].shape) != shape:
             raise PriorError(f"table {shown(name)} has shape {tuple(tables[name].shape)}; {shape} was expected")
@@ -323,8 +348,8 @@ def _check_tables(prior: Prior) -> None:
         unknown = torch.isnan(table) if gaps else torch.zeros_like(table, dtype=torch.bool)
         if known and not (torch.isfinite(table) | unknown).all():
             raise PriorError(f"table {shown(name)} holds numbers that are not finite")
-        if name in ("power", "difference") and (table < 0).any():
-            raise PriorError(f"table {shown(name)} holds negative numbers, but it is a mean of squares")
+        if name in NOT_NEGATIVE and (table < 0).any():
+            raise PriorError(f"table {shown(name)} holds negative numbers, but it is {NOT_NEGATIVE[name]}")
         if name == "router" and ((table < 0) | (table > 1)).any():
             raise PriorError("table 'router' holds numbers outside of 0 to 1, but they are gates")
     if not math.isfinite(prior.subject.cfg) or not math.isfinite(prior.subject.denoise):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -150,8 +150,10 @@ class Statistics:
         """(T, T): mean products of the model's derivatives of two evaluations, of positive or negative."""
         return self._gram[role] / self._gram_weight[role]
 
-    def prior(self, subject: Subject, shape: tuple[int, ...], seeds: tuple[int, ...]) -> Prior:
-        """The means over everything observed so far."""
+    def prior(
+        self, subject: Subject, shape: tuple[int, ...], seeds: tuple[int, ...], schedule: Sequence[float] = ()
+    ) -> Prior:
+        """The means over everything observed so far. schedule: the noise levels, where they were given."""
         if not self.samples or not self._schedule:
             raise PriorError("nothing was calibrated: no sampling run was completed")
         sites, steps = list(self._sites), range(len(self._schedule))
@@ -166,6 +168,7 @@ class Statistics:
             "difference": torch.stack([table(g) for g in range(1, self.history + 1)]),
         }
         tables |= {f"gram/{role}": self.gram(role) for role in self._gram}
+        tables |= {"schedule": torch.tensor(schedule, dtype=torch.float64)} if schedule else {}
         always = [s for s in sites if all((t, s) in self._mean for t in steps)]
         tables |= {f"mean/{s}": _means(self._mean, self._mean_weight, s, steps) for s in always}
         for site in sites:

@@ -75,3 +75,31 @@ def test_a_refused_workflow_is_told_of(canvas):
     canvas.drop(file.name, json.dumps(workflow).encode())
     with pytest.raises(RuntimeError, match="no such sampler"):
         canvas.run()
+
+
+WIRE = """([policies, sigmas]) => {
+  const graph = window.app.graph, sweep = graph._nodes.find(node => node.type === 'PriorCacheSweep')
+  const joined = (type, slot) => {
+    const node = window.LiteGraph.createNode(type)
+    graph.add(node)
+    node.connect(0, sweep, sweep.inputs.findIndex(slot))
+  }
+  for (let i = 0; i < policies; i++)
+    joined('PriorCacheForecast', input => input.name.startsWith('policies.') && input.link == null)
+  if (sigmas) joined('BasicScheduler', input => input.name === 'sigmas')
+  return sweep.inputs.filter(input => input.type !== 'COMBO' && !input.widget).map(input => input.name)
+}"""
+
+
+def test_a_sweep_takes_one_policy_after_another_beside_sigmas(canvas):
+    file = ROOT / "workflows" / "11_sweep.json"
+    canvas.drop(file.name, file.read_bytes())
+    before = next(node for node in canvas.prompt().values() if node["class_type"] == "PriorCacheSweep")["inputs"]
+    names = canvas.page.evaluate(WIRE, [3, True])
+    canvas.page.wait_for_timeout(500)
+    after = next(node for node in canvas.prompt().values() if node["class_type"] == "PriorCacheSweep")["inputs"]
+    new = after.keys() - before.keys()
+    assert len([name for name in new if name.startswith("policies.")]) == 3
+    assert new == {name for name in new if name.startswith("policies.")} | {"sigmas"}
+    assert {name: after[name] for name in before} == before
+    assert "sigmas" in names

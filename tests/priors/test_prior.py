@@ -34,6 +34,7 @@ def tables(seed: int = 0, evaluations: int = 3, sites: int = 2, gaps: int = 2) -
         "difference": difference,
         "gram/positive": random(evaluations, evaluations),
         "gram/negative": random(evaluations, evaluations),
+        "schedule": torch.arange(evaluations, -1, -1, dtype=torch.float64),
     }
 
 
@@ -300,6 +301,7 @@ def test_merging_nothing_is_refused():
         (replace(prior(), tables=tables() | {"later/thing": torch.ones(1)}), "table later/thing"),
         (replace(prior(), shape=(3, 16, 16)), r"shape: \(3, 8, 8\) and \(3, 16, 16\)"),
         (replace(prior(), tables=tables() | {"sigmas": torch.tensor([9.0, 2.0, 1.0]).double()}), "sigmas"),
+        (replace(prior(), tables=tables() | {"schedule": torch.tensor([3.0, 2.0, 1.0, 0.5]).double()}), "schedule"),
     ],
 )
 def test_priors_that_differ_are_not_merged_and_the_difference_is_named(other, name):
@@ -502,6 +504,8 @@ def test_a_table_that_is_missing_is_named(tmp_path, name):
         ("difference", torch.ones(3, 2)),
         ("difference", torch.ones(2, 2, 2)),
         ("difference", torch.ones(2, 3, 3)),
+        ("schedule", torch.ones(3)),
+        ("schedule", torch.ones(4, 1)),
         ("gram/positive", torch.ones(())),
         ("gram/positive", torch.ones(3, 2)),
         ("gram/other", torch.ones(2, 2)),
