@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -123,7 +122,6 @@ WINDOWS = ((0.15, 0.95), (0.0, 1.0))
 """Where in a run the host's caches may skip: their default, and everywhere."""
 
 
-@contextmanager
 def host_cache(model, node: str, threshold: float, window: tuple[float, float] = WINDOWS[0]):
     """The model with the host's own EasyCache or LazyCache.
 
@@ -140,4 +138,4 @@ def host_cache(model, node: str, threshold: float, window: tuple[float, float] =
             "copy",
             lambda executor, x, *args, **kwargs: executor(x.clone(), *args, **kwargs),
         )
-    yield getattr(nodes_easycache, f"{node}Node").execute(model, threshold, *window, False).args[0]
+    return getattr(nodes_easycache, f"{node}Node").execute(model, threshold, *window, False).args[0]

@@ -32,7 +32,7 @@ from ..cache_core.policies import CachePolicy, Forecast, Full, Taylor
 from ..cache_core.sites import Schedule
 from ..plots.export import png
 from ..plots.metrics import relative_l2
-from ..priors.files import replace
+from ..priors.files import write
 from ..priors.plan import Plan, forecasts, search_plans
 from ..priors.search import Outcome, Search
 from ..priors.statistics import Statistics
@@ -239,8 +239,7 @@ def host_caches(bench: Bench, whole: float, counts: list[int]) -> Iterator[tuple
         else:
             most = fewest
         for threshold in THRESHOLDS:
-            with host_cache(bench.model, node, threshold, window) as model:
-                found = bench.sample(model)
+            found = bench.sample(host_cache(bench.model, node, threshold, window))
             if found.evaluations >= whole:
                 break
             yield f"{node} {threshold:g}" + ", at any step" * (window != WINDOWS[0]), found
@@ -374,8 +373,33 @@ def place(about: dict) -> tuple:
     return (list(MODELS).index(about["model"]), *(about[key] for key in ("sampler", "cfg", "steps")))
 
 
-def write(file: Path, setting: Setting) -> None:
-    replace(file, lambda part: part.write_text(json.dumps(setting.report, indent=1) + "\n"))
+def keep(file: Path, setting: Setting) -> None:
+    write(file, json.dumps(setting.report, indent=1) + "\n")
+
+
+def measure(args: argparse.Namespace, bench: Bench, calibration: Pairs, about: dict, log: Callable) -> None:
+    """One setting, where it was not measured yet; else those of its methods that are asked for again."""
+    name, sampler, steps, cfg = (about[key] for key in ("model", "sampler", "steps", "cfg"))
+    file = args.out / f"{stem(args, name, sampler, steps, cfg)}.json"
+    known = next((s for s in kept(args) if about.items() <= s.about.items()), None)
+    if (known and (known.whole or not args.anew)) or args.again:
+        log(f"{file.stem}: {'measured already' if known else 'not measured yet'}")
+        if known and args.again:
+            bench.sample(bench.model, 2)  # the first one of a size allocates
+            full = bench.sample(bench.model)
+            for method in args.again:
+                again(bench, calibration, full, known, method, args.shared, log)
+                keep(file, known)
+        return
+    log(f"{name}, {sampler}, {steps} steps, cfg {cfg:g}, {args.pairs} held-out pairs")
+    if known and "plans" in known.about:
+        plans = [Plan.parsed(plan) for plan in known.about["plans"]]
+    else:
+        plans = calibration.plans(about["counts"], args.samplings, log)
+    points = run(bench, plans, about["counts"], args.every, log)
+    about |= {"machine": machine(), "alone": not args.shared, "plans": [plan.as_dict() for plan in plans]}
+    keep(file, Setting(about, points))
+    log("\n" + Setting(about, points).table() + "\n")
 
 
 @torch.inference_mode()
@@ -394,36 +418,13 @@ def main(argv: list[str]) -> None:
             about = {
                 "model": name, "steps": steps, "cfg": cfg, "sampler": sampler, **way(args, name, steps),
             }  # fmt: skip
-            file = args.out / f"{stem(args, name, sampler, steps, cfg)}.json"
             common = (drawer.model, steps, cfg, sampler, about["scheduler"])
-            bench = Bench(*common, held_out, plain[cfg])
             calibration = Pairs(*(Bench(*common, pairs) for pairs in seen))
-            known = next((s for s in kept(args) if about.items() <= s.about.items()), None)
-            if (known and (known.whole or not args.anew)) or args.again:
-                print(f"{file.stem}: {'measured already' if known else 'not measured yet'}", flush=True)
-                if known and args.again:
-                    bench.sample(bench.model, 2)  # the first one of a size allocates
-                    full = bench.sample(bench.model)
-                    for method in args.again:
-                        again(bench, calibration, full, known, method, args.shared, log)
-                        write(file, known)
-                continue
-            print(f"{name}, {sampler}, {steps} steps, cfg {cfg:g}, {args.pairs} held-out pairs", flush=True)
-            if known and "plans" in known.about:
-                plans = [Plan.parsed(plan) for plan in known.about["plans"]]
-            else:
-                plans = calibration.plans(about["counts"], args.samplings, log)
-            points = run(bench, plans, about["counts"], args.every, log)
-            about |= {"machine": machine(), "alone": not args.shared, "plans": [plan.as_dict() for plan in plans]}
-            write(file, Setting(about, points))
-            print("\n" + Setting(about, points).table() + "\n", flush=True)
+            measure(args, Bench(*common, held_out, plain[cfg]), calibration, about, log)
     settings = kept(args)
-    print("\n".join([summary(settings), "", *targets(settings)]))
+    log("\n".join([summary(settings), "", *targets(settings)]))
     if args.write:
-        text = remarked(DOC, page(settings, " ".join(argv)))
-        replace(DOC, lambda part: part.write_text(text))
-        reports = json.dumps([setting.report for setting in settings])
-        replace(DOC.with_suffix(".json"), lambda part: part.write_text(reports + "\n"))
+        write(DOC, remarked(DOC, page(settings, " ".join(argv))))
+        write(DOC.with_suffix(".json"), json.dumps([setting.report for setting in settings]) + "\n")
         if pictured(settings):
-            picture = png(draw(settings))
-            replace(DOC.with_suffix(".png"), lambda part: part.write_bytes(picture))
+            write(DOC.with_suffix(".png"), png(draw(settings)))
