@@ -24,7 +24,7 @@ from ..cache_core.policies.fora import PRESETS
 from ..cache_core.policies.goc import QUEUES
 from ..cache_core.trace import Trace
 from ..plots.metrics import psnr, relative_l2, ssim
-from ..priors.files import replace
+from ..priors.files import replace, write
 from ..priors.inflections import inflections
 from ..priors.trend import Trend
 from . import flops
@@ -276,7 +276,7 @@ class Tables:
         count = len(cell.table("error", self.images))
         side = self.bench.pictures(cell.get(0)["latents"][:1]).shape[-1]
 
-        def write(part: Path) -> None:
+        def pack(part: Path) -> None:
             with zipfile.ZipFile(part, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as file:
                 about = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
                 np.lib.format.write_array_header_1_0(file, about)
@@ -284,12 +284,12 @@ class Tables:
                     pictures = self.bench.pictures(latents).movedim(1, -1).mul(255).round().byte()
                     file.write(pictures.contiguous().numpy().tobytes())
 
-        replace(cell.folder / "samples.npz", write)
+        replace(cell.folder / "samples.npz", pack)
 
     def report(self) -> dict:
         """Everything measured so far, also written as results.json."""
         results = {name: result for name in self.rows if (result := self.result(name))}
         made = sorted(set().union(*(self.cell(name).made() for name in results)))
         report = {**Cell(self.folder).notes["identity"], "made": made, "rows": results, "claims": self.claims()}
-        replace(self.folder / "results.json", lambda part: part.write_text(json.dumps(report, indent=1) + "\n"))
+        write(self.folder / "results.json", json.dumps(report, indent=1) + "\n")
         return report
