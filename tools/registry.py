@@ -74,7 +74,14 @@ def missing(names: list[str], clone: Path) -> list[str]:
     """What is wrong with a list of published files."""
     wanted = {
         p.relative_to(clone).as_posix()
-        for pattern in ("*.py", "nodes/*.py", "web/docs/*.md", "workflows/*", "locales/*/*.json", "demo/*.safetensors")
+        for pattern in (
+            "*.py",
+            "nodes/*.py",
+            "web/docs/**/*.md",
+            "workflows/*",
+            "locales/*/*.json",
+            "demo/*.safetensors",
+        )
         for p in clone.glob(pattern)
         if p.is_file()
     }
@@ -125,7 +132,8 @@ def inside(host: Path, base: Path, name: str) -> list[str]:
         pages = {page.stem for page in (pack / "web" / "docs").glob("*.md")}
         wrong += [f"{node} is not registered" for node in pages - nodes]
         wrong += [f"{node} has no help page" for node in nodes - pages]
-        wrong += [f"{p}.md is not served" for p in pages if not served(f"/extensions/{name}/docs/{p}.md")]
+        texts = [f"{page}{kind}" for page in pages for kind in (".md", "/zh.md")]
+        wrong += [f"{text} is not served" for text in texts if not served(f"/extensions/{name}/docs/{text}")]
         listed = set(server.get("/workflow_templates").get(name, []))
         shipped = {file.stem for file in (pack / "workflows").glob("*.json")}
         wrong += [f"workflow {w} is not listed" for w in shipped ^ listed]

@@ -79,10 +79,8 @@ class TestLatestHost:
                 assert converted[key]["inputs"] == node["inputs"]
 
     def test_help_pages_and_templates_are_served(self, server):
-        for node in NODES:
-            with urllib.request.urlopen(
-                f"{server.url}/extensions/ComfyUI-PriorCache/docs/{node}.md", timeout=30
-            ) as reply:
+        for page in (f"{node}{kind}" for node in NODES for kind in (".md", "/zh.md")):
+            with urllib.request.urlopen(f"{server.url}/extensions/ComfyUI-PriorCache/docs/{page}", timeout=30) as reply:
                 assert len(reply.read()) > 300
         served = server.get("/workflow_templates")["ComfyUI-PriorCache"]
         assert sorted(served) == sorted(w.name for w in workflows.workflows())
