@@ -63,6 +63,9 @@ class Stack:
                 self.output = None
             if self.output is None or routes.declined(kwargs):
                 return routes.originals[block.module](*args, **kwargs)
+            if block is routes.blocks[0]:  # networks write to what blocks hand on, and some need what they gave, too
+                rows = routes.adapter.rows(out[picture]).clone()
+                out[picture] = routes.adapter.hidden(rows, out[picture])
             if block is self.last:
                 truth = routes.cache.run.measure == "truth"
                 exact = routes.originals[block.module](*args, **kwargs) if truth else None

@@ -74,6 +74,7 @@ CASES = {
     ),
     "wan camera": lambda: wan("CameraWanModel", in_dim_control_adapter=2, frames=2),
     "wan vace, two controls": lambda: wan("VaceWanModel", vace_layers=1, vace_in_dim=6, controls=2),
+    "wan vace, a control after every block": lambda: wan("VaceWanModel", vace_layers=3, vace_in_dim=6, controls=2),
     "wan speech to video": lambda: wan("WanModel_S2V", reference=(4, 1, 4, 6)),
     "wan humo": lambda: wan("HumoWanModel", audio=True, reference=(4, 1, 4, 6)),
 }
