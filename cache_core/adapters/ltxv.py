@@ -44,7 +44,7 @@ def transformer_block(
     one_text = attention_mask is None or attention_mask.shape[-2] == 1  # else each token sees its own words
 
     def attention(x: Tensor) -> Tensor:
-        x = torch.addcmul(shift_a, rms_norm(x), 1 + scale_a)
+        x = rms_norm(x) * (1 + scale_a) + shift_a
         return self.attn1(x, pe=pe, mask=self_attention_mask, transformer_options=transformer_options)
 
     def cross_attention(x: Tensor) -> Tensor:
@@ -55,9 +55,10 @@ def transformer_block(
         return apply_cross_attention_adaln(x, context, self.attn2, shift, scale, 1, *of_text)
 
     def mlp(x: Tensor) -> Tensor:
-        return self.ff(torch.addcmul(shift_m, rms_norm(x), 1 + scale_m))
+        x = rms_norm(x)
+        return self.ff(torch.addcmul(x, x, scale_m) + shift_m)
 
-    x = torch.addcmul(x, gate_a, branch("attn", attention, x))
+    x = x + gate_a * branch("attn", attention, x)
     seen = branch("cross_attn", cross_attention, x, tokenwise=one_text and (steady or not of_cross))
     x = x + (of_cross[2] * seen if of_cross else seen)
     return torch.addcmul(x, gate_m, branch("mlp", mlp, x, tokenwise=steady))

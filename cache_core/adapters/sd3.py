@@ -48,7 +48,7 @@ def joint_block(
     use_checkpoint: bool = False,
 ) -> tuple[Tensor | None, Tensor]:
     from comfy.ldm.modules.attention import optimized_attention
-    from comfy.ldm.modules.diffusionmodules.mmdit import modulate
+    from comfy.ldm.modules.diffusionmodules.mmdit import gate_cat, modulate
 
     txt, img = self.context_block, self.x_block
 
@@ -69,7 +69,7 @@ def joint_block(
         return torch.cat([s.attn.post_attention(part) for s, part in parts if not s.pre_only], dim=1)
 
     seen = branch("attn", joint_attention, x)
-    attended = gate_a.unsqueeze(1) * seen[:, -x.shape[1] :]
+    of_txt, of_img = seen[:, : -x.shape[1]], seen[:, -x.shape[1] :]
     if of_attn2:
         shift_b, scale_b, gate_b = of_attn2
 
@@ -77,12 +77,13 @@ def joint_block(
             out = attention(*img.attn2.pre_attention(modulate(img.norm1(x), shift_b, scale_b)))
             return img.attn2.post_attention(out)
 
-        attended = attended + gate_b.unsqueeze(1) * branch("attn2", image_attention, x)
+        x = gate_cat(x, gate_a, gate_b, of_img, branch("attn2", image_attention, x))
+    else:
+        x = x + gate_a.unsqueeze(1) * of_img
 
     def img_mlp(x: Tensor) -> Tensor:
         return img.mlp(modulate(img.norm2(x), shift_m, scale_m))
 
-    x = x + attended
     x = x + gate_m.unsqueeze(1) * branch("img_mlp", img_mlp, x, tokenwise=True)
     if txt.pre_only:  # the last block: its text serves the image's attention and ends there
         return None, x
@@ -91,6 +92,6 @@ def joint_block(
     def txt_mlp(context: Tensor) -> Tensor:
         return txt.mlp(modulate(txt.norm2(context), txt_shift_m, txt_scale_m))
 
-    context = context + txt_gate_a.unsqueeze(1) * seen[:, : -x.shape[1]]
+    context = context + txt_gate_a.unsqueeze(1) * of_txt
     context = context + txt_gate_m.unsqueeze(1) * branch("txt_mlp", txt_mlp, context, tokenwise=True)
     return context, x
