@@ -81,6 +81,7 @@ def linear_transformer_block(
     def mlp(x: Tensor) -> Tensor:
         return self.ff(self.norm2(x) * (1 + scale_m) + shift_m)
 
-    x = gate_a * branch("attn", attention, x) + x  # lies in memory as its first part does, here and in the host
+    # The host clips behind what is noted. A sum lies in memory as its first part does, here and in the host.
+    x = gate_a * branch("attn", attention, x).clip(-65504, 65504) + x
     x = branch("cross_attn", cross_attention, x) + x
     return x + gate_m * branch("mlp", mlp, x)
