@@ -29,6 +29,12 @@ class WanAdapter(Adapter):
         }
         return numbered(network, ("blocks", attention_block, branches, {"values": marks}))
 
+    def references(self, cond: dict) -> list[Tensor]:
+        """With those that Bernini puts behind the video, and the subjects that Phantom makes further frames of."""
+        subjects = cond.get("time_dim_concat")
+        beside = cond.get("context_latents") or ()
+        return [*super().references(cond), *beside, *([] if subjects is None else [subjects])]
+
 
 @returns("x")
 def attention_block(
