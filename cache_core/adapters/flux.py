@@ -44,6 +44,11 @@ class FluxAdapter(Adapter):
     def tokens(self, block: Block, name: str, image: int, text: int) -> int:
         return image + text if name == "single" else super().tokens(block, name, image, text)
 
+    def references(self, cond: dict) -> list[Tensor]:
+        """With what HunyuanVideo puts before a video that is made of a picture."""
+        before = cond.get("ref_latent")
+        return [*super().references(cond), *([] if before is None else [before])]
+
     def writes(self, kwargs: dict) -> bool:
         return any(kwargs.get(f"modulation_dims{stream}") is not None for stream in ("", "_img", "_txt"))
 
