@@ -16,6 +16,7 @@ def wan(
     picture: int = 0,
     reference: tuple = (),
     audio: bool = False,
+    speech: bool = False,
     controls: int = 0,
     dtype: torch.dtype = torch.float32,
     **changes,
@@ -23,7 +24,7 @@ def wan(
     """Two heads of 32, latents of `frames` x 4 x 6 in patches of 2 x 2.
 
     Optional inputs: one noise level `per_frame`, `picture` tokens of a CLIP image, a `reference` latent of that shape,
-    HuMo's `audio`, the number of VACE's `controls`.
+    HuMo's `audio`, `speech` that is added between blocks, the number of VACE's `controls`.
     """
     import comfy.ops
     from comfy.ldm.wan import model
@@ -51,6 +52,8 @@ def wan(
             named["reference_latent"] = noise(97, *reference)
         if audio:
             named["audio_embed"] = noise(96, frames, 8, 5, 1280)
+        if speech:
+            named |= {"audio_embed": noise(94, 25, 24, 16), "control_video": noise(93, 4, frames, 4, 6)}
         if controls:
             named |= {"vace_context": noise(95, controls, 6, frames, 4, 6), "vace_strength": [1.0, 0.5]}
         return named
@@ -76,5 +79,8 @@ CASES = {
     "wan vace, two controls": lambda: wan("VaceWanModel", vace_layers=1, vace_in_dim=6, controls=2),
     "wan vace, a control after every block": lambda: wan("VaceWanModel", vace_layers=3, vace_in_dim=6, controls=2),
     "wan speech to video": lambda: wan("WanModel_S2V", reference=(4, 1, 4, 6)),
+    "wan speech to video, with speech": lambda: wan(
+        "WanModel_S2V", reference=(4, 1, 4, 6), speech=True, audio_dim=24, audio_inject_layers=[0, 2], cond_dim=4
+    ),
     "wan humo": lambda: wan("HumoWanModel", audio=True, reference=(4, 1, 4, 6)),
 }
