@@ -36,9 +36,12 @@ class MochiAdapter(Adapter):
         a = block.module.attn
         return ((a.qkv_y,), (a.qkv_x, a.proj_x)) if name == "attn" else super().work(block, name)
 
+    def attended(self, block: Block, name: str) -> int:
+        return 0 if name == "txt_attn" else super().attended(block, name)  # asked together with the picture's
+
     def _flops(self, block: Block, name: str, image: int, text: int) -> int:
-        both = 4 * image * text * block.module.attn.dim_x  # queries of one stream, keys and values of the other
-        return super()._flops(block, name, image, text) + both * name.endswith("attn")
+        further = 4 * text * (2 * image + text) * block.module.attn.dim_x  # what has to do with the text
+        return super()._flops(block, name, image, text) + further * (name == "attn")
 
 
 @returns("x", "y", picture="x")
@@ -64,24 +67,29 @@ def joint_block(
 
     @cache
     def projected() -> tuple[Tensor, ...]:
-        """Queries of the picture and of the text, keys and values of both, each (B, H, N, D)."""
+        """Queries of the picture and of the text, keys and values of both, each (B, N, H, D)."""
         of_x = attn.qkv_x(modulated_rmsnorm(x_entered, x_scale_a)).unflatten(-1, (3, attn.num_heads, -1))
         of_y = attn.qkv_y(modulated_rmsnorm(y_entered, y_scale_a)).unflatten(-1, (3, attn.num_heads, -1))
         q_x, k_x, v_x = of_x.unbind(2)
         q_y, k_y, v_y = of_y[:, :crop_y].unbind(2)  # the rest is padding
         q_x, k_x = (apply_rotary_emb_qk_real(of, rope_cos, rope_sin) for of in (attn.q_norm_x(q_x), attn.k_norm_x(k_x)))
-        found = q_x, attn.q_norm_y(q_y), torch.cat((k_x, attn.k_norm_y(k_y)), 1), torch.cat((v_x, v_y), 1)
-        return tuple(of.transpose(1, 2) for of in found)
+        return q_x, attn.q_norm_y(q_y), torch.cat((k_x, attn.k_norm_y(k_y)), 1), torch.cat((v_x, v_y), 1)
 
     def attended(q: Tensor) -> Tensor:
-        k, v = projected()[2:]
+        q, k, v = (of.transpose(1, 2) for of in (q, *projected()[2:]))
         return optimized_attention(q, k, v, attn.num_heads, skip_reshape=True, transformer_options=options)
 
+    @cache
+    def joint() -> tuple[Tensor, ...]:
+        """What the picture and the text see, by one attention as in the host."""
+        return attended(torch.cat(projected()[:2], 1)).tensor_split((x_entered.shape[1],), 1)
+
     def attention(_: Tensor) -> Tensor:
-        return attn.proj_x(attended(projected()[0]))
+        return attn.proj_x(joint()[0])
 
     def txt_attention(y: Tensor) -> Tensor:
-        seen = attended(projected()[1])
+        asked = joint.cache_info().currsize  # else the picture's is reused, and the text attends alone
+        seen = joint()[1] if asked else attended(projected()[1])
         return attn.proj_y(nn.functional.pad(seen, (0, 0, 0, y.shape[1] - seen.shape[1])))
 
     def img_mlp(x: Tensor) -> Tensor:
