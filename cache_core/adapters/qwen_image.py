@@ -75,5 +75,5 @@ def transformer_block(
     img = self._apply_gate(img_seen, img, gate(img_a, clean), clean)
     txt = txt + gate(txt_a) * txt_seen
     img = self._apply_gate(branch("img_mlp", img_mlp, img, tokenwise=clean is None), img, gate(img_m, clean), clean)
-    txt = txt + gate(txt_m) * branch("txt_mlp", txt_mlp, txt, tokenwise=True)
+    txt = torch.addcmul(txt, gate(txt_m), branch("txt_mlp", txt_mlp, txt, tokenwise=True))
     return txt, img

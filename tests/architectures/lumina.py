@@ -13,10 +13,14 @@ def lumina(
     words: int = 5,
     pooled: bool = False,
     references: int = 0,
+    control: bool = False,
     dtype: torch.dtype = torch.float32,
     **changes,
 ) -> tuple[nn.Module, Callable]:
-    """Two heads of 32; references are latents of another noise level in the same sequence."""
+    """Two heads of 32; references are latents of another noise level in the same sequence.
+
+    control: patches behind every block add in place, as the host's node for Z-Image's ControlNets does.
+    """
     import comfy.ops
     from comfy.ldm.lumina import model
 
@@ -25,6 +29,8 @@ def lumina(
         "ffn_dim_multiplier": 2.0, "qk_norm": True, "cap_feat_dim": 24, "axes_dims": [8, 12, 12], "axes_lens": [64] * 3,
     }  # fmt: skip
     network = opened(getattr(model, kind)(**settings | changes, dtype=dtype, operations=comfy.ops.disable_weight_init))
+
+    patches = {"noise_refiner": [fun], "double_block": [fun]} if control else {}
 
     def noise(seed: int, *shape: int) -> torch.Tensor:
         return torch.randn(2, *shape, generator=generator(seed)).to(dtype)
@@ -38,10 +44,17 @@ def lumina(
             "clip_text_pooled": noise(98, 16) if pooled else None,
             "ref_latents": [noise(90 + i, 4, 4, 4 + 2 * i) for i in range(references)],
             "ref_contexts": [noise(80 + i, 3 + i, 24) for i in range(references)],
-            "transformer_options": {},
+            "transformer_options": {"patches": patches},
         }
 
     return network, inputs
+
+
+def fun(args: dict) -> dict:
+    """Adds to the tokens of the picture what it makes of those that entered the first block; not behind the last one."""
+    if args["block_index"] < 2:
+        args["img"][:, :12] += 0.3 * args["img_input"][:, :12].tanh()
+    return {}
 
 
 Z_IMAGE = {
@@ -54,6 +67,8 @@ CASES = {
     "lumina pooled text": lambda: lumina(clip_text_dim=16, pooled=True, words=7),
     "z-image": lambda: lumina(**Z_IMAGE),
     "z-image bfloat16": lambda: lumina(**Z_IMAGE, dtype=torch.bfloat16),
+    "z-image controlnet": lambda: lumina(**Z_IMAGE, control=True),
+    "z-image float16": lambda: lumina(**Z_IMAGE, dtype=torch.float16),
     "z-image two references": lambda: lumina(**Z_IMAGE, references=2),
     "z-image omni, one reference": lambda: lumina(**Z_IMAGE, references=1, siglip_feat_dim=12),
     "z-image pixels": lambda: lumina(

@@ -104,6 +104,10 @@ def test_computing_everything_for_longer_is_as_well(case):
         assert all(map(torch.equal, sample(network, inputs, adapter, CacheRun(policy, 4, measure="errors")), stock))
 
 
+ROUNDS = {"ace_step", "cosmos_predict2", "ltxv", "mochi", "sd3"}
+"""Architectures whose equation may round otherwise than a host's block: that of Cosmos-Predict2, up to ComfyUI 0.20."""
+
+
 def test_the_equation_with_nothing_reused_equals_the_stock_block(case):
     network, inputs, adapter = case
     equations = [
@@ -114,6 +118,7 @@ def test_the_equation_with_nothing_reused_equals_the_stock_block(case):
     with overridden(equations):
         ours = network(**inputs(0))
     assert_close(ours, stock)
+    assert torch.equal(ours, stock) or adapter.architecture in ROUNDS
 
 
 def test_the_equation_does_without_what_the_host_does_without(case):
