@@ -81,7 +81,7 @@ class Adapter(ABC):
         return False
 
     def heeds(self, patch: Callable) -> bool:
-        """Whether a patch of the attention is known to keep nothing from call to call, and the equation to call it."""
+        """Whether a patch inside a block is known to keep nothing from call to call, and the equation to call it."""
         return False
 
     def rows(self, hidden: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class CosmosPredict2Adapter(Adapter):
         return hidden.flatten(1, -2)
 
     def heeds(self, patch: Callable) -> bool:
-        return type(patch).__name__ == "AnimaLLLiteAttentionPatch"
+        return type(patch).__name__ in ("AnimaLLLiteAttentionPatch", "AnimaLLLiteMLPPatch")
 
 
 @returns("x_B_T_H_W_D")

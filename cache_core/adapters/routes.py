@@ -16,8 +16,8 @@ from .base import Adapter, Block, computing
 from .marks import Mark
 from .stack import Stack
 
-ATTENTION_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch")
-"""What the host calls, inside a block, on the queries, keys and values or on the attention's output."""
+INNER_PATCHES = ("attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch", "mlp_patch")
+"""What the host calls, inside a block, on the queries, keys and values, on the attention's output or on the MLP's input."""
 
 
 MISFITS = (TypeError, ValueError, AttributeError, KeyError, IndexError, ImportError)
@@ -281,12 +281,14 @@ class Routes:
         return reusing
 
     def _declined(self, kwargs: dict) -> bool:
-        """Another node that reaches into the attention, unseen by the equation, is no block to cache."""
+        """A block that another node reaches into, unseen by the equation, is none to cache."""
         patches, heeds = (kwargs.get("transformer_options") or {}).get("patches"), self.adapter.heeds
-        names = [n for n in ATTENTION_PATCHES if not all(map(heeds, patches.get(n) or ()))] if patches else ()
+        names = [n for n in INNER_PATCHES if not all(map(heeds, patches.get(n) or ()))] if patches else ()
         if names:
             told = ", ".join(names)
-            self.cache.run.decline(f"another node patches the attention inside the blocks of this model ({told})")
+            self.cache.run.decline(
+                f"another node patches the attention or the MLP inside the blocks of this model ({told})"
+            )
         return bool(names)
 
     def _checking(self, block: Block) -> Callable:

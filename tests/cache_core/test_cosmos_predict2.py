@@ -1,5 +1,7 @@
 """What only the Cosmos-Predict2 adapter has to know: a control inside the blocks, and attention that learns."""
 
+import itertools
+
 import architectures
 import pytest
 import torch
@@ -34,15 +36,29 @@ def test_lllite_controls_a_picture_whose_branches_are_reused(comfy):
     assert all((a - b).norm() > 0.05 * b.norm() for a, b in zip(ours, without, strict=True))
 
 
-@pytest.mark.parametrize("name", ["attn1_patch", "attn2_patch"])
-def test_another_patch_beside_it_is_computed_by_the_host(comfy, name):
+def growing():
+    """Patches of another node, by name, that keep something from call to call: how often they were called."""
+    calls = itertools.count(1)
+
+    def attention(q, k, v, **_) -> dict:
+        return {"q": q * next(calls), "v": v}
+
+    def mlp(args: dict) -> dict:
+        return args | {"x": args["x"] * next(calls)}
+
+    return {"attn1_patch": attention, "attn2_patch": attention, "mlp_patch": mlp}
+
+
+@pytest.mark.parametrize("policy", [FORA(1), FORA(2, "aligned")], ids=["everything", "half"])
+@pytest.mark.parametrize("name", growing())
+def test_another_patch_beside_it_is_computed_by_the_host(comfy, name, policy):
     with torch.inference_mode():
         network, inputs = CASES["anima lllite"][1]()
-        patches = dict(inputs(0)["transformer_options"]["patches"])
-        patches[name] = [*patches[name], lambda q, k, v, **_: {"q": q * 2, "v": v}]
+        lllite = inputs(0)["transformer_options"]["patches"]
+        patches, fresh = (lllite | {name: [*lllite[name], growing()[name]]} for _ in range(2))
         stock = [network(**inputs(step) | {"transformer_options": {"patches": patches}}) for step in range(2)]
-        run = CacheRun(FORA(2, "aligned"), 4)
-        ours = called(network, inputs, run, 2, patches)
+        run = CacheRun(policy, 4)
+        ours = called(network, inputs, run, 2, fresh)
     assert all(map(torch.equal, ours, stock))
     assert len(run.trace.notes) == 1
     assert name in run.trace.notes[0]
