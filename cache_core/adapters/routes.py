@@ -183,7 +183,6 @@ class Routes:
             if run.keeps or run.trace.rows:
                 forwards += self.noting[i]
             if not (theirs or run.declined or run.policy.history == 0 or block.kind in run.checked):
-                run.checked.add(block.kind)
                 forwards.append(self.checking[i])
         return forwards
 
@@ -292,12 +291,12 @@ class Routes:
         return bool(names)
 
     def _checking(self, block: Block) -> Callable:
-        """Once per run and kind of block: the equation, computing everything, must agree with the host's block."""
+        """Of the first block of a kind that runs: the equation, computing everything, must agree with the host's block."""
         hosted = self._hosting(block)
-        copied, compare = self.eager(_copied), self.eager(self._compare)
+        copied, compare, first = self.eager(_copied), self.eager(self._compare), self.eager(partial(self._first, block))
 
         def checking(*args, **kwargs):
-            if self.declined(kwargs):
+            if not first() or self.declined(kwargs):
                 return hosted(*args, **kwargs)
             before = copied(args, kwargs)
             expected = hosted(*args, **kwargs)
@@ -305,6 +304,12 @@ class Routes:
             return expected
 
         return checking
+
+    def _first(self, block: Block) -> bool:
+        """Whether none of its kind was compared in this run; another node may skip some."""
+        new = block.kind not in self.cache.run.checked
+        self.cache.run.checked.add(block.kind)
+        return new
 
     def _compare(self, block: Block, before: tuple[list, dict], expected) -> None:
         run, architecture = self.cache.run, self.adapter.architecture

@@ -341,6 +341,24 @@ def test_a_block_that_is_not_the_known_one_declines_and_computes(case, module):
         block.__class__ = known
 
 
+def test_where_another_node_skips_the_first_block_the_next_is_compared_with_the_host(comfy):
+    with torch.inference_mode():
+        network, given = CASES["qwen image"][1]()
+        skipped = {"patches_replace": {"dit": {("double_block", 0): lambda args, _: args}}}
+        adapter, run = adapter_for(network), CacheRun(FORA(2, "aligned"), 4)
+        known = type(network.transformer_blocks[0])
+        changed = type("Changed", (known,), {"forward": lambda *a, **k: scaled(known.forward(*a, **k), 1.5)})
+        for block in network.transformer_blocks:
+            block.__class__ = changed
+
+        def inputs(step: int) -> dict:
+            return given(step) | {"transformer_options": dict(skipped)}
+
+        found, stock = sample(network, inputs, adapter, run), plain(network, inputs)
+    assert all(map(torch.equal, found, stock))
+    assert "the qwen_image block of another node is not the one known here" in run.trace.notes[0]
+
+
 def test_a_host_function_that_is_gone_declines_and_computes(comfy, monkeypatch):
     from comfy.ldm.flux import math
 
