@@ -236,7 +236,7 @@ def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):
     if sampling.guider is not None:
         sampling.run.scale = guidance_of(sampling.guider)  # here, as nodes between may have another one for some steps
     present = [i for i, cond in enumerate(conds) if cond]
-    place = (tuple(x_in.shape), *_manner(options), str(x_in.device))
+    place = (tuple(x_in.shape), *_manner(options, known), str(x_in.device))
     forward = sampling.run.next_forward((i, (_active(conds[i], known), *place)) for i in present)
     result: list[torch.Tensor] = []
 
@@ -306,7 +306,7 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         return host()
     hooks = getattr(getattr(executor.class_obj, "current_patcher", None), "current_hooks", None)
     strengths = tuple(hook.strength for hook in hooks.hooks) if hooks is not None else ()
-    manner = (*_manner(transformer_options), _steered(control), strengths)
+    manner = (*_manner(transformer_options, sampling.run.step.sigma), _steered(control), strengths)
     rows = x.shape[0] // len(conds)
     if rows != sampling.rows:  # tiles in one batch, which may stand in any order: that of other conds says nothing
         manner = (*manner, tuple(conds))
@@ -322,13 +322,22 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     return host()
 
 
-def _manner(options: dict) -> tuple[Hashable, ...]:
-    """What makes a pass another function of the same cond: its context window, and what it has in place of blocks."""
+def _manner(options: dict, sigma: float) -> tuple[Hashable, ...]:
+    """What makes a pass another function of the same cond: its window, what it has in place of blocks, and in range."""
     window, replaced = options.get("context_window"), options.get("patches_replace") or {}
     return (
         None if window is None else tuple(window.index_list),
         frozenset((kind, block) for kind, blocks in replaced.items() for block in blocks),
+        tuple(_reaching(options, sigma)),
     )
+
+
+def _reaching(options: dict, sigma: float) -> Iterator[bool]:
+    """Of the patches that have a range, such as those of LLLite and Uni3C, which have a say at this noise level."""
+    for patch in (patch for patches in (options.get("patches") or {}).values() for patch in patches):
+        first, last = getattr(patch, "sigma_start", None), getattr(patch, "sigma_end", None)
+        if isinstance(first, (int, float)) and isinstance(last, (int, float)):
+            yield last <= sigma <= first
 
 
 def _refuse_branches(run: CacheRun) -> None:

@@ -148,6 +148,33 @@ def test_where_a_controlnet_ends_nothing_is_carried_over(flux, policy):
 
 
 @SPARSE
+def test_where_the_range_of_a_patch_ends_nothing_is_carried_over(flux, policy):
+    """As the host's nodes for LLLite and Uni3C have one."""
+    from priorcache.nodes.attach import attach
+
+    class Patch:
+        def __init__(self, first: float, last: float):
+            self.sigma_start, self.sigma_end = first, last
+
+        def __call__(self, args: dict) -> dict:
+            return args
+
+    def computed(last: float) -> list[int]:
+        model, trace = flux.model.clone(), Trace()
+        sampling = model.get_model_object("model_sampling")
+        patch = Patch(*map(sampling.percent_to_sigma, (0.0, last)))
+        model.set_model_patch(patch, "post_input")
+        flux.sample(attach(model, policy, trace), steps=12)
+        rows = trace.runs[0].rows
+        return [i for i in range(12) if all(r.action is Action.COMPUTE for r in rows if r.step == i)]
+
+    always, ended = computed(1.0), computed(0.26)
+    assert len(ended) == len(always) + 1
+    (switch,) = set(ended) - set(always)
+    assert 2 <= switch <= 4
+
+
+@SPARSE
 def test_where_a_hooks_keyframe_begins_nothing_is_carried_over(flux, policy):
     """A LoRA of one strength says nothing of it at another."""
     import comfy.hooks
