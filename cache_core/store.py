@@ -61,6 +61,8 @@ class FeatureStore:
         """
         group = self._find(site.name, streams)
         past = Past(self.codec.encode(value), step, computed, None, marks)
+        if group and group[0].kept.parts[0].shape != past.kept.parts[0].shape:
+            group = None  # tokens came or went: they have no past
         if group and not computed:
             age = group[0].age if where is None else _older(group[0]).scatter(1, where, 0)
             past = past._replace(age=age, marks=group[0].marks)

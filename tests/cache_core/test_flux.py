@@ -1,10 +1,12 @@
 """What only the Flux adapter has to know: two lists of blocks, and patches inside the attention."""
 
+from types import SimpleNamespace
+
 import architectures
 import pytest
 import torch
 from priorcache.cache_core.adapters import adapter_for, installed
-from priorcache.cache_core.policies import FORA
+from priorcache.cache_core.policies import FORA, Full
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import Action
 from torch import nn
@@ -74,6 +76,58 @@ def test_a_patched_attention_is_computed_by_the_host(flux, name, patch, since):
     assert len(run.trace.notes) == 1
     assert name in run.trace.notes[0]
     assert {r.action for r in run.trace.rows} <= {Action.COMPUTE}
+
+
+class Model:
+    """What the host's nodes ask of a model."""
+
+    def __init__(self, network):
+        self.network, self.patches, self.model = network, {}, SimpleNamespace(diffusion_model=network)
+
+    def clone(self):
+        return self
+
+    def set_model_attn1_patch(self, patch):
+        self.patches["attn1_patch"] = [patch]
+
+    def set_model_post_input_patch(self, patch):
+        self.patches["post_input"] = [patch]
+
+    def add_object_patch(self, name, value):
+        owner, _, last = name.removeprefix("diffusion_model.").rpartition(".")
+        setattr(getattr(self.network, owner) if owner else self.network, last, value)
+
+
+@pytest.mark.parametrize("measure", ["off", "errors", "truth"])
+@pytest.mark.parametrize(
+    "policy", [Full(), FORA(2, "aligned"), FORA(2, "aligned", level="stack")], ids=lambda p: p.describe()
+)
+@pytest.mark.parametrize("name", ["flux.2 references", "qwen image clean references", "krea 2 clean references"])
+def test_with_the_hosts_kv_cache_all_is_computed_and_fewer_tokens_have_no_past(comfy, name, policy, measure):
+    """Behind the first step, its node takes the tokens of references out of the sequence."""
+    host = pytest.importorskip("comfy_extras.nodes_flux")
+    if not hasattr(host, "FluxKVCache"):
+        pytest.skip("newer than this host")
+
+    def sampled(run: CacheRun | None) -> list[torch.Tensor]:
+        model, out = Model(network), []
+        host.FluxKVCache.execute(model)
+        for step in range(4):
+            given = inputs(step) | {"transformer_options": {"patches": model.patches}}
+            given.pop("ref_latents_method", None)
+            if run is None:
+                out.append(network(**given))
+                continue
+            with run.evaluation(4.0 - step, step / 4), installed(adapter, network, run.next_forward(conds, 2)):
+                out.append(network(**given))
+        return out
+
+    with torch.inference_mode():
+        network, inputs = CASES[name][1]()
+        adapter, conds, run = adapter_for(network), [(0, "a"), (1, "b")], CacheRun(policy, 4, measure=measure)
+        assert all(map(torch.equal, sampled(run), sampled(None)))
+    assert {r.action for r in run.trace.rows} <= {Action.COMPUTE}
+    assert len(run.trace.notes) == (policy.history > 0)
 
 
 def test_lists_of_other_blocks_are_no_flux():

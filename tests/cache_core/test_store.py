@@ -76,6 +76,15 @@ def test_lanes_last_seen_at_different_steps_do_not_join():
     assert values(store.get(SITE, (A,))) == [[5.0]]
 
 
+def test_an_output_with_other_tokens_has_no_past():
+    store = FeatureStore(history=2)
+    for i, tokens in enumerate((3, 3, 2, 2)):
+        store.put(SITE, (A, B), torch.full((2, tokens, 4), float(i)), step(i), computed=True)
+        kept = store.get(SITE, (A, B))
+        assert {f.value.shape[1] for f in kept} == {tokens}
+        assert len(kept) == 1 + i % 2
+
+
 def test_counts_every_byte_once():
     store = FeatureStore(2)
     shared = torch.zeros(4, 8)
