@@ -282,6 +282,22 @@ def joyimage() -> Subject:
     return Subject(built("JoyImage", image_model="joyimage", **settings), (1, 12, 12))
 
 
+def krea2() -> Subject:
+    """Its prompts have two layers of half that width."""
+    pytest.importorskip("comfy.ldm.krea2.model", reason="newer than this host")
+    settings = {
+        "features": 64,
+        "tdim": 32,
+        "txtdim": WORDS // 2,
+        "heads": 2,
+        "kvheads": 1,
+        "multiplier": 2,
+        "layers": 2,
+    }
+    text = {"txtlayers": 2, "txtheads": 2, "txtkvheads": 2}
+    return Subject(built("Krea2", image_model="krea2", **settings, **text), (1, 12, 12))
+
+
 def ltxav(**changes):
     """A ModelPatcher of LTX-2: a video and its sound, or a video alone."""
     settings = {

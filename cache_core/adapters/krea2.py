@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,14 @@ class Krea2Adapter(Adapter):
 
     def matches(self, network: nn.Module) -> bool:
         return kinds(network, "blocks") == [{"SingleStreamBlock"}] and hasattr(network, "txtfusion")
+
+    def references(self, cond: dict) -> Iterable[Tensor]:
+        """The network takes none where nobody says how they are placed."""
+        return super().references(cond) if cond.get("reference_latents_method") else ()
+
+    def image(self, network: nn.Module, latents: list[tuple[int, ...]]) -> int:
+        """Up to ComfyUI 0.27 it takes none at all."""
+        return super().image(network, latents if hasattr(network, "default_ref_method") else latents[:1])
 
     def patches(self, network: nn.Module, latent: tuple[int, ...]) -> int:
         *_, height, width = latent

@@ -26,6 +26,11 @@ FURTHER = {
     "joyimage": (subjects.joyimage, {"reference_latents": [torch.zeros(1, 16, 1, 8, 12)]}),
     "wan bernini": (subjects.wan, {"context_latents": [torch.zeros(1, 16, n, 8, 12) for n in (1, 3)]}),
     "wan phantom": (subjects.wan, {"time_dim_concat": torch.zeros(1, 16, 2, 8, 8)}),
+    "krea 2 references that nobody places": (subjects.krea2, {"reference_latents": [torch.zeros(1, 16, 1, 8, 12)]}),
+    "krea 2 references": (
+        subjects.krea2,
+        {"reference_latents": [torch.zeros(1, 16, 1, 8, 12)], "reference_latents_method": "index_timestep_zero"},
+    ),
 }
 """A model -> how to make it, and what its prompts bring along."""
 NEWER = {"context_latents"}
