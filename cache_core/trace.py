@@ -265,9 +265,12 @@ class Trace:
         self.runs: list[RunTrace] = []
 
     def add(self, run: RunTrace) -> None:
-        prompt, node = run.origin
-        self.runs = [r for r in self.runs if not (node and r.origin[1] == node and r.origin[0] != prompt)]
+        self.renew(*run.origin)
         self.runs = [*self.runs, run][-self.limit :]
+
+    def renew(self, prompt: str, node: str) -> None:
+        """A node runs in this prompt: what it sampled in earlier ones is forgotten, also where nothing comes in its place."""
+        self.runs = [r for r in self.runs if not (node and r.origin[1] == node and r.origin[0] != prompt)]
 
     def forget(self, runs: Iterable[RunTrace]) -> None:
         gone = set(map(id, runs))

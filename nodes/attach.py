@@ -86,6 +86,8 @@ def attach(
         if RUN in options:
             raise CacheError("PriorCache is attached twice to one model: remove one of the Apply Cache nodes.")
         if len(sigmas) < 2:  # nothing is sampled, as behind a split at the first step
+            if trace is not None:
+                trace.renew(*_origin())
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
         parts = parts_of(guider, noise.shape, kwargs.get("latent_shapes"))
         told = (guider.model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph")
@@ -98,7 +100,7 @@ def attach(
             guider.model_patcher.load_device,
             measure,
             observers,
-            _new_trace(policy, schedule, noise),
+            _new_trace(policy, schedule, noise, guider.model_patcher),
             CODECS[store],
             compiled=COMPILE in wrappers.get(WrappersMP.APPLY_MODEL, {}),
         )
@@ -398,9 +400,21 @@ def prediction_of(model) -> str:
     return "FLOW" if isinstance(sampling, CONST) else "V_PREDICTION" if isinstance(sampling, V_PREDICTION) else "EPS"
 
 
-def _new_trace(policy: CachePolicy, schedule: Schedule, noise: torch.Tensor) -> RunTrace:
-    context = get_executing_context()
-    origin = (context.prompt_id, context.node_id) if context else ("", "")
+def _new_trace(policy: CachePolicy, schedule: Schedule, noise: torch.Tensor, model) -> RunTrace:
     steps = f"{schedule.total} step{'s'[: schedule.total > 1]}"
-    about = f"{schedule.sampler}, {steps}, {' x '.join(map(str, noise.shape))}"
-    return RunTrace(policy.describe(), schedule.total, origin=origin, about=about)
+    about = ", ".join([schedule.sampler, steps, *_part(schedule, model), " x ".join(map(str, noise.shape))])
+    return RunTrace(policy.describe(), schedule.total, origin=_origin(), about=about)
+
+
+def _part(schedule: Schedule, model) -> Iterator[str]:
+    """From which noise to which a run goes, where that is a part of the model's: what tells two stages apart."""
+    first, last = schedule.sigmas[0], schedule.sigmas[-1]
+    most = float(getattr(model.get_model_object("model_sampling"), "sigma_max", first))
+    if last > 0 or first < most * 0.999:
+        yield f"noise {first:.3g} to {last:.3g}"
+
+
+def _origin() -> tuple[str, str]:
+    """The prompt and the node of it that is executed; both empty outside of one."""
+    context = get_executing_context()
+    return (context.prompt_id, context.node_id) if context else ("", "")

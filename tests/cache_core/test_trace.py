@@ -152,6 +152,16 @@ class TestTraceHandle:
             trace.add(run_of([1.0], set(), origin))
         assert [r.origin for r in trace.runs] == [("p1", "6"), ("p2", "7"), ("p2", "7")]
 
+    def test_a_node_that_has_nothing_to_sample_any_more_leaves_no_old_runs(self):
+        trace = Trace()
+        for origin in (("p1", "6"), ("p1", "7"), ("", "")):
+            trace.add(run_of([1.0], set(), origin))
+        trace.renew("p1", "6")
+        trace.renew("", "")
+        assert [r.origin[1] for r in trace.runs] == ["6", "7", ""]
+        trace.renew("p2", "6")
+        assert [r.origin[1] for r in trace.runs] == ["7", ""]
+
     def test_picks_the_runs_that_led_to_a_latent(self):
         trace = Trace()
         for origin in (("p1", "6"), ("p1", "7"), ("p1", "8.0.0.1")):

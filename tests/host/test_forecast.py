@@ -328,6 +328,28 @@ def test_a_schedule_without_steps_is_left_to_the_host(host, model, policy):
     assert trace.runs == []
 
 
+def test_where_a_node_has_no_steps_left_what_it_sampled_in_an_earlier_prompt_is_forgotten(host, model):
+    from comfy_execution.utils import CurrentNodeContext
+
+    trace = Trace()
+    cached = host.attach(model, Forecast(2.0), trace)
+    for prompt, sigmas, runs in (("p1", [14.6, 1.0, 0.0], 1), ("p2", [14.6], 0)):
+        with CurrentNodeContext(prompt, "5"):
+            along(host, cached, torch.tensor(sigmas))
+        assert len(trace.runs) == runs
+
+
+def test_runs_over_a_part_of_the_noise_are_told_apart(host, model):
+    """Two stages, as of SplitSigmas or KSampler (Advanced)."""
+    trace, sigmas = Trace(), host.comfy.samplers.KSampler(model, 12, "cpu", "euler", "normal").sigmas
+    for part in (sigmas, sigmas[:8], sigmas[7:]):
+        along(host, host.attach(model, Forecast(2.0), trace), part)
+    whole, first, second = (run.about.removesuffix(", 1 x 3 x 16 x 16") for run in trace.runs)
+    assert whole == "euler, 12 steps"
+    assert first == f"euler, 7 steps, noise {sigmas[0]:.3g} to {sigmas[7]:.3g}"
+    assert second == f"euler, 5 steps, noise {sigmas[7]:.3g} to 0"
+
+
 @pytest.mark.parametrize("policy", [Forecast(2.0), Forecast(computed=(0, 4), sigmas=(15.0, 9.0, 5.0, 3.0, 1.5, 0.0)), FORA(2), Auto(3.0)],
                          ids=lambda p: p.describe())  # fmt: skip
 def test_rising_noise_is_computed_and_said_once(host, model, policy):
