@@ -29,6 +29,10 @@ class Shelved(NamedTuple):
         """How this run is another than it was searched for, in words: sampler, guidance, or the noise of its steps."""
         return self.policy.misfit(schedule) or self.policy.other_noise(schedule)
 
+    def distance(self, schedule: Schedule) -> tuple[bool, int]:
+        """What is smaller the nearer a run is to the one that it was searched for: sampler and guidance count before steps."""
+        return bool(self.policy.other_sampling(schedule)), abs(self.plan.steps - schedule.total)
+
     def describe(self) -> str:
         plan = self.plan
         return f"{plan.evaluations} of {plan.steps} steps, expected error {plan.error:.3f}, from {self.source}"
@@ -80,7 +84,8 @@ class Auto(CachePolicy):
                 )
         why = "there is no plan for this model and goal"
         if self.shelf:
-            why = f"the plan from {self.shelf[0].source} is for {self.shelf[0].misfit(schedule)}"
+            nearest = min(self.shelf, key=lambda shelved: shelved.distance(schedule))
+            why = f"the plan from {nearest.source} is for {nearest.misfit(schedule)}"
         look = "; beyond 2x look at the picture" if self.speedup > HALF else ""
         if schedule.total < 2 * self.speedup:
             look += f"; two computed steps are the least, {schedule.total / 2:g}x"

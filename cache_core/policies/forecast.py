@@ -263,12 +263,20 @@ class Forecast(CachePolicy):
         """How a run is another than its plan was made for, in words."""
         if not self.computed:
             return ""
+        if found := self.other_sampling(schedule):
+            return found
+        finer = schedule.flow and len(self.sigmas) < len(schedule.sigmas)
+        return "" if finer or not self._of_other_steps(schedule) else self.other_noise(schedule)
+
+    def other_sampling(self, schedule: Schedule) -> str:
+        """How sampler or guidance of a run are others than its plan was made for, in words."""
         if self.sampler and schedule.sampler and self.sampler != schedule.sampler:
             return f"the sampler {self.sampler}, and this run has {schedule.sampler}"
         if self.cfg and schedule.cfg and (self.cfg == 1) != (schedule.cfg == 1):
             return f"cfg {self.cfg:g}, and this run has {schedule.cfg:g}"
-        finer = schedule.flow and len(self.sigmas) < len(schedule.sigmas)
-        return "" if finer or not self._of_other_steps(schedule) else self.other_noise(schedule)
+        if self.cfg == 1 and schedule.sampler and not schedule.cfg:
+            return "cfg 1, and the guider of this run has guidance of its own"
+        return ""
 
     def other_noise(self, schedule: Schedule) -> str:
         """How the noise of a run is another than its plan was made for, in words."""
@@ -280,7 +288,9 @@ class Forecast(CachePolicy):
             return (
                 f"{len(self.sigmas) - 1} steps, and this run has {schedule.total if schedule.sigmas else 'other ones'}"
             )
-        return "other noise levels than this run has at its steps"
+        step = max(range(len(self.sigmas)), key=lambda i: abs(self.sigmas[i] - schedule.sigmas[i]))
+        there, here = self.sigmas[step], schedule.sigmas[step]
+        return f"other noise levels than this run has at its steps ({there:.3g} at step {step}, here {here:.3g})"
 
     def _unplanned(self, schedule: Schedule) -> Forecast:
         """The same share of computed steps without a plan."""

@@ -157,8 +157,26 @@ class TestWithPriors:
         planned.save(folder / "mine.safetensors")
         _, run, _ = sampled(host, model, **changes)
         assert "the plan from mine.safetensors (euler, karras, 10 steps, cfg 1.5; 2 pictures) is for " in run.notes[0]
-        assert run.notes[0].endswith(f" is for {difference}.")
+        assert f"; 2 pictures) is for {difference}" in run.notes[0]
         assert not run.record["settings"]["gains"]
+
+    def test_a_plan_without_guidance_is_not_for_two_scales_of_it(self, host, model, folder, planned, conds):
+        from comfy.samplers import KSampler, sampler_object
+        from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+        (plan, *_), about = planned.plans, replace(planned.subject, cfg=1.0)
+        plan = replace(plan, settings=plan.settings | {"cfg": 1.0})
+        replace(planned, subject=about, plans=(plan,)).save(folder / "mine.safetensors")
+        attached, trace, _ = auto(model)
+        guider = Guider_DualCFG(attached)
+        guider.set_cfg(1.5, 2.0)
+        guider.set_conds(conds[0], conds[0], conds[1])
+        sigmas = KSampler(model, 10, "cpu", "euler", "karras").sigmas
+        with torch.inference_mode():
+            guider.sample(
+                torch.ones(2, 3, 16, 16), torch.zeros(2, 3, 16, 16), sampler_object("euler"), sigmas, disable_pbar=True
+            )
+        assert "is for cfg 1, and the guider of this run has guidance of its own" in trace.runs[0].notes[0]
 
     def test_ddim_is_known_by_the_sampler_that_it_is(self, host, model, folder, planned):
         """The host runs ddim as euler, and so is a plan for ddim."""

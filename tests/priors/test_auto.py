@@ -59,7 +59,10 @@ class TestChoice:
             (schedule("dpmpp_2m"), "the sampler euler, and this run has dpmpp_2m"),
             (replace(schedule(), cfg=1.0), "cfg 3, and this run has 1"),
             (schedule(total=21, sigmas=(*SIGMAS, 0.0)), "20 steps, and this run has 21"),
-            (schedule(sigmas=tuple(s * 1.1 for s in SIGMAS)), "other noise levels than this run has at its steps"),
+            (
+                schedule(sigmas=tuple(s * 1.1 if s < 20 else s for s in SIGMAS)),
+                "other noise levels than this run has at its steps (19 at step 1, here 20.9)",
+            ),
             (schedule(sigmas=()), "20 steps, and this run has other ones"),
         ],
         ids=["sampler", "guidance", "steps", "noise", "unknown"],
@@ -68,6 +71,16 @@ class TestChoice:
         chosen, why = Auto(2.0, (shelved(),)).choice(other)
         assert chosen == Forecast(2.0)
         assert why == f"the plan from a.safetensors is for {difference}"
+
+    def test_of_several_that_do_not_fit_the_nearest_is_told_of(self):
+        """Two stages have a prior each, and so have two sizes with a scheduler that asks for the size."""
+        short = plan((0, 2, 4, 6, 8), 0.01, sigmas=SIGMAS[10:])
+        shelf = [shelved(sampler="dpmpp_2m"), shelved(short), shelved()._replace(source="near.safetensors")]
+        other = schedule(sigmas=tuple(s * 1.1 if s < 20 else s for s in SIGMAS))
+        assert "from near.safetensors is for other noise levels" in Auto(2.0, tuple(shelf)).choice(other)[1]
+        (first, *_), nine = shelf, schedule(total=9)
+        assert "is for 10 steps, and this run has 9" in Auto(2.0, tuple(shelf)).choice(nine)[1]
+        assert "is for the sampler dpmpp_2m" in Auto(2.0, (first,)).choice(nine)[1]
 
     def test_nor_is_one_that_does_not_tell_its_noise(self):
         untold = Shelved(TEN, replace(shelved().policy, sigmas=()), "a.safetensors")

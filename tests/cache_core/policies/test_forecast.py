@@ -305,6 +305,14 @@ class TestPlans:
         assert f"was planned for {difference}: " in plan.remark(run)
         assert plan.prepared(run).objection(run) is None
 
+    def test_without_guidance_they_do_not_serve_guiders_that_guide_in_their_own_way(self):
+        """Dual CFG, perpendicular negatives: a scale that is not known."""
+        plan, run = dataclasses.replace(self.plan, sampler="euler", cfg=1.0), Schedule(TOTAL, SIGMAS, "euler", "EPS")
+        assert plan.prepared(run) == Forecast(TOTAL / 3).prepared(run)
+        assert "was planned for cfg 1, and the guider of this run has guidance of its own: " in plan.remark(run)
+        assert dataclasses.replace(plan, cfg=3.0).misfit(run) == ""
+        assert plan.misfit(dataclasses.replace(run, sampler="")) == ""  # nothing is known of this one
+
     @pytest.mark.parametrize("run", [
         Schedule(TOTAL, SIGMAS, "euler_ancestral", "EPS", cfg=3.0), Schedule(TOTAL, SIGMAS, "heun", "EPS", cfg=3.0),
         Schedule(5, (*SIGMAS[:5], 0.0), "dpmpp_2m", "EPS", cfg=3.0), Schedule(TOTAL, SIGMAS[::-1], "dpmpp_2m", "EPS", cfg=3.0),
@@ -320,7 +328,11 @@ class TestPlans:
         for prediction in ("FLOW", "EPS"):
             run = Schedule(TOTAL, other, "euler", prediction)
             assert self.plan.prepared(run) == Forecast(TOTAL / 3).prepared(run)
-            assert "was planned for other noise levels than this run has at its steps" in self.plan.remark(run)
+            step, noise = max(enumerate(SIGMAS[1:TOTAL], 1), key=lambda level: level[1])
+            where = f"({noise:.3g} at step {step}, here {noise * 1.05:.3g})"
+            assert f"was planned for other noise levels than this run has at its steps {where}: " in self.plan.remark(
+                run
+            )
 
     def test_guidance_that_pushes_away_is_none_that_is_known(self):
         assert Forecast(2.0).prepared(dataclasses.replace(EPS, cfg=-2.0)).cfg == 0
