@@ -211,7 +211,6 @@ class PriorCacheSearch(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         finite("Search Plans", samplings=samplings)
         prior.matches(subject(model))
-        counts = evaluations(speedups, prior.evaluations)
         about = prior.subject
         available(about)
         sampling = Sampling.of(
@@ -220,6 +219,7 @@ class PriorCacheSearch(io.ComfyNode):
         )  # fmt: skip
         sample = Sampler(sampling, model, seed, runs)
         plannable(prior, sample.schedule)
+        counts = evaluations(speedups, prior.evaluations)  # which says nothing of use where there is nothing to plan
         judging = Sampler(sampling, model, seed + runs, runs)
         judge = judging.search(str(about))
         search = sample.search(str(about), samplings, judge)

@@ -62,7 +62,7 @@ def given() -> io.Input:
     return io.Sigmas.Input(
         "sigmas",
         optional=True,
-        tooltip="Optional, where you sample with SamplerCustom: the noise levels of your scheduler node, such as Flux2Scheduler or LTXVScheduler. They stand in place of steps, scheduler and denoise.",
+        tooltip="Optional, where you sample with SamplerCustom: the noise levels of your scheduler node, such as Flux2Scheduler or LTXVScheduler. They stand in place of steps, scheduler and denoise. Where they begin below full noise, as the second half of SplitSigmas does, latent_image has to be a finished latent.",
     )
 
 
@@ -120,10 +120,17 @@ class Sampling:
 
     def along(self, sigmas: Sequence[float]) -> Sampling:
         """The same over these noise levels. Raises SettingError where they are not such."""
-        if len(sigmas) < 2 or not all(math.isfinite(sigma) and sigma >= 0 for sigma in sigmas):
+        last = len(sigmas) - 1
+        wrong = [i for i, sigma in enumerate(sigmas) if not (0 < sigma < math.inf or (sigma == 0 and i == last))]
+        if last < 1 or wrong:
+            found = (
+                f"{sigmas[wrong[0]]:g} at place {wrong[0] + 1} of {last + 1}"
+                if wrong
+                else f"{last + 1} noise level{'s'[: last != 0]}"
+            )
             raise SettingError(
-                f"sigmas holds {len(sigmas)} noise level{'s'[: len(sigmas) != 1]}; finite ones from 0 up are meant, and two at "
-                "least, which make a step: connect the scheduler node of your SamplerCustom"
+                f"sigmas holds {found}; two at least are meant, which make a step, finite and above 0, and only the last may be "
+                "0: connect the scheduler node of your SamplerCustom; of SplitSigmas the half that has steps"
             )
         return replace(self, steps=len(sigmas) - 1, scheduler=GIVEN, denoise=1.0, sigmas=tuple(sigmas))
 

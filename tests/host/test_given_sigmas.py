@@ -157,7 +157,18 @@ def test_noise_levels_are_taken_at_even_places(host, model, scheduler, exact):
     assert all(a > b for a, b in zip(found.sigmas, found.sigmas[1:], strict=False))
 
 
-@pytest.mark.parametrize("levels", [[], [1.0], [1.0, math.nan], [math.inf, 0.0], [1.0, -0.5]])
-def test_what_are_no_noise_levels_is_refused(calibrate, levels):
-    with pytest.raises(SettingError, match="two at least, which make a step"):
+@pytest.mark.parametrize(("levels", "found"), [
+    ([], "0 noise levels"), ([1.0], "1 noise level"), ([0.0], "1 noise level"), ([1.0, math.nan], "nan at place 2 of 2"),
+    ([math.inf, 0.0], "inf at place 1 of 2"), ([1.0, -0.5], "-0.5 at place 2 of 2"),
+    ([1.0, 0.5, 0.0, 0.0], "0 at place 3 of 4"), ([0.0, 0.5, 1.0], "0 at place 1 of 3"),
+])  # fmt: skip
+def test_what_are_no_noise_levels_is_refused(calibrate, levels, found):
+    with pytest.raises(SettingError, match=f"sigmas holds {found}; two at least are meant, which make a step"):
         calibrate(sigmas=torch.tensor(levels))
+
+
+def test_of_a_short_schedule_it_is_said_that_there_is_nothing_to_plan(run, calibrate, sigmas):
+    """Not that no speed-up is one of so few steps."""
+    for few in (1, 4):
+        with pytest.raises(PriorError, match=f"nothing to plan: a schedule of {few} step"):
+            run("Search", calibrate(sigmas=sigmas[-few - 1 :]), samplings=1.0, speedups="2, 4")
