@@ -136,11 +136,17 @@ class Prior:
 
     def matches(self, subject: Subject, only: Sequence[str] = MODEL_FIELDS) -> None:
         """Raise PriorError, naming every difference, unless the prior belongs to `subject`."""
-        if differences := self.subject.differences(subject, only):
+        if not (differences := self.subject.differences(subject, only)):
+            return
+        if any(told.startswith(MODEL_FIELDS) for told in differences):
             raise PriorError(
                 f"the prior does not fit this model ({'; '.join(differences)}). "
                 "Calibrate this model with the Calibrate node, or load the prior that was made with it"
             )
+        raise PriorError(
+            f"the prior was made with other settings ({'; '.join(differences)}). Set those of the prior, with its sigmas connected "
+            "where it was made with such, or calibrate with these"
+        )
 
     def follows(self, sigmas: Sequence[float]) -> None:
         """Raise PriorError where other noise levels than these were given, or where none were."""

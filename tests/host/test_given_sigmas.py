@@ -126,6 +126,10 @@ def test_a_router_is_trained_along_them_and_only_along_them_on(run, sigmas):
     run("TrainRouter", **given, **OTHER, sigmas=sigmas, prior=prior)
     with pytest.raises(PriorError, match="made with other sigmas"):
         run("TrainRouter", **given, **OTHER, sigmas=torch.cat([sigmas[:1] * 0.9, sigmas[1:]]), prior=prior)
+    with pytest.raises(
+        PriorError, match=r"scheduler: given sigmas in the prior, karras here.*with its sigmas connected"
+    ):
+        run("TrainRouter", **given, **NAMED, prior=prior)
 
 
 def test_a_sweep_has_the_figures_of_the_scheduler_fewer_steps_included(run, model):

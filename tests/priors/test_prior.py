@@ -235,7 +235,9 @@ def test_a_prior_of_another_model_is_refused_naming_field_and_remedy(field, valu
 
 def test_matches_checks_the_fields_it_is_asked_for():
     prior().matches(replace(SUBJECT, prediction="FLOW"), only=("steps",))
-    with pytest.raises(PriorError, match="steps: 3 in the prior, 7 here") as caught:
+    with pytest.raises(
+        PriorError, match=r"made with other settings .steps: 3 in the prior, 7 here.*Set those of"
+    ) as caught:
         prior().matches(replace(SUBJECT, steps=7, prediction="FLOW"), only=("steps",))
     assert "prediction" not in str(caught.value)
 
