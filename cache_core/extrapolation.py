@@ -12,6 +12,9 @@ from .sites import Schedule
 
 COORDINATES = ("auto", "sigma", "log snr", "step")
 
+LEFT = 0.6
+"""How much of the noise is left half way through the steps of a schedule, from which it is shifted."""
+
 LEAP, GONE = 3.0, 0.02
 """What noise falls by, in one step, where it leaps; and noise below which there is none to speak of."""
 
@@ -54,6 +57,11 @@ def front_loaded(total: int, count: int, power: float = 1.45) -> tuple[int, ...]
 def ending(shape: Callable[[int, int], tuple[int, ...]], total: int, count: int, last: int) -> tuple[int, ...]:
     """`count` of `total` steps in a shape, but for so many last ones, which are all computed."""
     return (*shape(total - last, count - last), *range(total - last, total))
+
+
+def hastening(sigmas: Sequence[float]) -> bool:
+    """Whether most of the noise is taken away in the later steps, as the shift of flow models makes it."""
+    return bool(sigmas) and sigmas[len(sigmas) // 2] - sigmas[-1] > LEFT * (sigmas[0] - sigmas[-1])
 
 
 def leaping(sigmas: Sequence[float]) -> int:

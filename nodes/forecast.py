@@ -48,7 +48,7 @@ class PriorCacheForecast(io.ComfyNode):
                     options=["auto", "sigma", "log snr", "step"],
                     default="auto",
                     advanced=True,
-                    tooltip="Along what to extrapolate. auto: sigma for flow models (Flux, SD3, Wan), or log SNR where the first four steps are all computed; the step for models that predict noise or velocity.",
+                    tooltip="Along what to extrapolate. auto: sigma for flow models (Flux, SD3, Wan), the step where their schedule is shifted, or log SNR where the first four steps are all computed; the step for models that predict noise or velocity.",
                 ),
                 io.Combo.Input(
                     "order",

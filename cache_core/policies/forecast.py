@@ -23,6 +23,7 @@ from ..extrapolation import (
     coefficients,
     ending,
     front_loaded,
+    hastening,
     leaping,
     resampled,
     spread,
@@ -153,8 +154,7 @@ class Forecast(CachePolicy):
         computed = computed or self._chosen(schedule)
         coordinate = self.coordinate
         if coordinate == "auto":
-            # Log SNR begins far away: it serves the later steps only where the first ones are all computed.
-            coordinate = ("log snr" if computed[:4] == (0, 1, 2, 3) else "sigma") if schedule.flow else "step"
+            coordinate = self._along(schedule, computed)
         order, curvature = self.order, self.curvature
         if not order:
             order = 1 if len(computed) < (FEWEST_MULTISTEP if multistep(schedule) else FEWEST) else 2
@@ -172,6 +172,17 @@ class Forecast(CachePolicy):
             "follows": self.follows if self.follows >= 0 else FOLLOWS_FLOW if schedule.flow else FOLLOWS,
         }
         return replace(self, **settled, places=axis(schedule, coordinate))
+
+    @staticmethod
+    def _along(schedule: Schedule, computed: tuple[int, ...]) -> str:
+        """The coordinate where none is asked for."""
+        if not schedule.flow:
+            return "step"
+        # Log SNR begins far away: it serves the later steps only where the first ones are all computed.
+        if computed[:4] == (0, 1, 2, 3):
+            return "log snr"
+        # Where sigma falls ever faster, what is skipped lies far beyond what is known; even steps are as good as sigma.
+        return "step" if hastening(schedule.sigmas) else "sigma"
 
     def _chosen(self, schedule: Schedule) -> tuple[int, ...]:
         """Which steps are computed where none are listed."""

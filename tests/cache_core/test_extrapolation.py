@@ -7,6 +7,7 @@ from priorcache.cache_core.extrapolation import (
     coefficients,
     ending,
     front_loaded,
+    hastening,
     leaping,
     resampled,
     spread,
@@ -152,3 +153,15 @@ def test_a_plan_keeps_its_share_of_steps_on_levels_of_another_shape():
         assert len(set(computed)) == round(4 * 20 / 12)
         assert computed[0] == 0
         assert computed[-1] < 20
+
+
+@pytest.mark.parametrize(("shift", "bend", "expected"), [(1, 1, False), (3, 1, True), (9, 1, True), (1, 3, False)])
+@pytest.mark.parametrize("steps", [9, 12, 20, 51])
+def test_noise_is_taken_away_late_where_it_is_shifted(steps, shift, bend, expected):
+    """With an even schedule it is not, nor where noise fades, as with karras."""
+    even = [(1 - i / steps) ** bend for i in range(steps + 1)]
+    assert hastening([shift * t / (1 + (shift - 1) * t) for t in even]) == expected
+
+
+def test_of_no_schedule_nothing_is_known():
+    assert not hastening(())

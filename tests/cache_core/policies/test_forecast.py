@@ -85,6 +85,16 @@ def test_coordinate_and_order_follow_the_prediction():
     assert Forecast(coordinate="log snr", order=1).prepared(FLOW).coordinate == "log snr"
 
 
+def test_along_a_shifted_schedule_of_a_flow_model_the_step_is_what_is_even():
+    shifted = dataclasses.replace(FLOW, sigmas=tuple(5 * s / (1 + 4 * s) for s in FLOW.sigmas))
+    assert Forecast().prepared(shifted).coordinate == "step"
+    assert Forecast(1.3).prepared(shifted).coordinate == Forecast(1.3).prepared(FLOW).coordinate == "log snr"
+    assert Forecast(coordinate="sigma").prepared(shifted).coordinate == "sigma"
+    assert (
+        Forecast(computed=(0, 3, 6), coordinate="sigma", sigmas=shifted.sigmas).prepared(shifted).coordinate == "sigma"
+    )
+
+
 @pytest.mark.parametrize(
     ("prediction", "sampler", "speedup", "order", "curvature"),
     [
