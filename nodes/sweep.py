@@ -183,7 +183,7 @@ def point(entry: Entry, found: Sequence[Outcome], uncached: Sequence[Outcome]):
 def about(model, sampling: Sampling, runs: int) -> str:
     name = type(unwrapped(model.model.diffusion_model)).__name__
     count = sampling.rows * runs
-    return f"{name}, {sampling.sampler}, {sampling.scheduler}, {sampling.steps} steps, cfg {sampling.cfg:g}, {count} picture{'s'[: count > 1]}"
+    return f"{name}, {sampling.sampler}, {sampling.scheduler}, {sampling.steps} step{'s'[: sampling.steps != 1]}, cfg {sampling.cfg:g}, {count} picture{'s'[: count > 1]}"
 
 
 def pictures(vae, latents: torch.Tensor | NestedTensor) -> np.ndarray:

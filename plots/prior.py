@@ -85,16 +85,18 @@ def _nearest(prior: Prior) -> Grid:
 def _named(prior: Prior) -> tuple[str, str]:
     s = prior.subject
     first = f"Prior of {s.architecture} ({s.prediction})"
-    return first, f"{s.sampler}, {s.scheduler}, {s.steps} steps, cfg {s.cfg:g}; {_size(prior)}"
+    return first, f"{s.settings}; {_size(prior)}"
 
 
 def _size(prior: Prior) -> str:
-    return f"{prior.samples} pictures, {len(prior.sites)} branches, {human_bytes(prior.nbytes)}"
+    return (
+        f"{prior.samples} picture{'s'[: prior.samples != 1]}, {len(prior.sites)} branches, {human_bytes(prior.nbytes)}"
+    )
 
 
 def title(prior: Prior) -> str:
     s = prior.subject
-    what = f"Prior of {s.architecture} ({s.prediction}): {s.sampler}, {s.scheduler}, {s.steps} steps, cfg {s.cfg:g}"
+    what = f"Prior of {s.architecture} ({s.prediction}): {s.settings}"
     return f"{what}\n{_size(prior)}"
 
 

@@ -65,7 +65,7 @@ class Subject:
     @property
     def settings(self) -> str:
         """How it was sampled, in words."""
-        return f"{self.sampler}, {self.scheduler}, {self.steps} steps, cfg {self.cfg:g}"
+        return f"{self.sampler}, {self.scheduler}, {self.steps} step{'s'[: self.steps != 1]}, cfg {self.cfg:g}"
 
 
 MODEL_FIELDS = ("architecture", "geometry", "prediction")

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from priorcache.archives import MAX_HEADER
-from priorcache.priors.prior import Prior, PriorError, Subject
+from priorcache.priors.prior import GIVEN, Prior, PriorError, Subject
 from safetensors.torch import save
 
 SUBJECT = Subject("DiT", "0123456789abcdef", "EPS", "euler", "normal", steps=3, cfg=4.0)
@@ -567,3 +567,11 @@ def test_mean_squares_below_zero_are_refused(tmp_path, name):
 def test_no_distance_of_reuse_at_all_is_refused(tmp_path):
     none = torch.ones(0, 3, 2, dtype=torch.float64)
     refused(tmp_path / "gaps.safetensors", file_bytes(of=tables() | {"difference": none}))
+
+
+def test_settings_in_words_count_their_steps():
+    assert (
+        replace(SUBJECT, sampler="euler", scheduler=GIVEN, steps=1, cfg=1.0).settings
+        == f"euler, {GIVEN}, 1 step, cfg 1"
+    )
+    assert ", 20 steps, " in replace(SUBJECT, steps=20).settings
