@@ -188,7 +188,8 @@ class Forecast(CachePolicy):
         """Which steps are computed where none are listed."""
         total, count = schedule.total, self.count(schedule.total)
         if schedule.flow:
-            return front_loaded(total, count)
+            # Of noise that is left to the later steps the last one takes most.
+            return ending(front_loaded, total, count, int(hastening(schedule.sigmas) and 2 * count >= total))
         return ending(spread if multistep(schedule) else widening, total, count, self._last(schedule, count))
 
     @staticmethod

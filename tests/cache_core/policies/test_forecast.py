@@ -85,13 +85,22 @@ def test_coordinate_and_order_follow_the_prediction():
     assert Forecast(coordinate="log snr", order=1).prepared(FLOW).coordinate == "log snr"
 
 
+SHIFTED = dataclasses.replace(FLOW, sigmas=tuple(5 * s / (1 + 4 * s) for s in FLOW.sigmas))
+
+
+def test_where_noise_is_left_to_the_later_steps_the_last_two_are_computed_if_half_are():
+    assert Forecast(2.0).prepared(SHIFTED).computed == (0, 2, 4, 7, 10, 11)
+    assert Forecast(2.4).prepared(SHIFTED).computed == Forecast(2.4).prepared(FLOW).computed == (0, 2, 4, 7, 11)
+    for count in range(2, TOTAL + 1):
+        assert len(Forecast(TOTAL / count).prepared(SHIFTED).computed) == count
+
+
 def test_along_a_shifted_schedule_of_a_flow_model_the_step_is_what_is_even():
-    shifted = dataclasses.replace(FLOW, sigmas=tuple(5 * s / (1 + 4 * s) for s in FLOW.sigmas))
-    assert Forecast().prepared(shifted).coordinate == "step"
-    assert Forecast(1.3).prepared(shifted).coordinate == Forecast(1.3).prepared(FLOW).coordinate == "log snr"
-    assert Forecast(coordinate="sigma").prepared(shifted).coordinate == "sigma"
+    assert Forecast().prepared(SHIFTED).coordinate == "step"
+    assert Forecast(1.3).prepared(SHIFTED).coordinate == Forecast(1.3).prepared(FLOW).coordinate == "log snr"
+    assert Forecast(coordinate="sigma").prepared(SHIFTED).coordinate == "sigma"
     assert (
-        Forecast(computed=(0, 3, 6), coordinate="sigma", sigmas=shifted.sigmas).prepared(shifted).coordinate == "sigma"
+        Forecast(computed=(0, 3, 6), coordinate="sigma", sigmas=SHIFTED.sigmas).prepared(SHIFTED).coordinate == "sigma"
     )
 
 
