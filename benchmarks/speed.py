@@ -46,22 +46,21 @@ STEPS = 10
 
 @dataclass(frozen=True)
 class Trended:
-    """A trend for EOC where only its time counts: as in a prior, but the same one for every branch of a width."""
+    """Trends for EOC where only their time counts: each has memory of its own, as in a prior."""
 
     sites: tuple[Site, ...]
     shapes: dict[str, tuple[int, int]]  # of each branch: tokens, width
     sigmas: tuple[float, ...]
     steps: int = STEPS
-    made: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    made: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def knows(self, site: str) -> bool:
         return site in self.shapes
 
     def at(self, step: int, site: str) -> Tensor:
-        shape = self.shapes[site]
-        if shape not in self.made:
-            self.made[shape] = torch.full(shape, 0.1, dtype=torch.float16)
-        return self.made[shape]
+        if (step, site) not in self.made:
+            self.made[step, site] = torch.full(self.shapes[site], 0.1, dtype=torch.float16)
+        return self.made[step, site]
 
 
 def policies(model, trends: Trended) -> dict[str, CachePolicy | None]:

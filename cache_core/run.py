@@ -94,6 +94,7 @@ class CacheRun:
         automatic, asked = policy.automatic, policy.describe()
         self.remark = None if never else policy.remark(schedule)
         self.policy = policy = policy.prepared(schedule)
+        self.aside = policy.aside
         self.total, self.measure, self.compiled = schedule.total, measure, compiled
         self.observers = tuple(observers)
         self.trace = trace or RunTrace(policy.describe(), schedule.total)
@@ -121,6 +122,7 @@ class CacheRun:
         self._asked: list[tuple[int, int]] = []  # behind the first evaluation: its lanes, and how many of them were new
         self.corrector = None
         self._guessed = False  # whether anything of the network's output was reused in this evaluation
+        self._guides = False  # whether guidance has begun
         if objection := never or policy.objection(schedule):
             self.trace.policy = asked  # nothing came of what it chose
             self.decline(objection)
@@ -173,12 +175,12 @@ class CacheRun:
     @property
     def nbytes(self) -> int:
         """What is held by now."""
-        held = [self.policy.aside, self.corrector]
+        held = [self.aside, self.corrector]
         return self.store.nbytes + sum(other.nbytes for other in held if other)
 
     def _drop(self) -> None:
         self.store.clear()
-        for other in (self.policy.aside, self.corrector):
+        for other in (self.aside, self.corrector):
             if other:
                 other.clear()
 
@@ -236,9 +238,11 @@ class CacheRun:
             return denoised
         if self._lanes != self._before or self.scale != self._scale_before:  # another prompt, one more, other guidance
             self.corrector.clear()  # what was before says nothing of this one
-        if self.scale != 1 and torch.equal(x, denoised):  # guidance that begins with nothing (zero init)
-            self.corrector.clear()
-            return denoised
+        if not self._guides:  # asked no further: every answer is waited for
+            self._guides = self.scale == 1 or not torch.equal(x, denoised)
+            if not self._guides:  # guidance that begins with nothing (zero init)
+                self.corrector.clear()
+                return denoised
         try:
             return self.corrector(step.index, x, denoised, computed=not self._guessed)
         except (RuntimeError, MemoryError) as error:
@@ -443,6 +447,8 @@ class Forward:
             if run.store.history and run.holds(site):
                 marks = self._marks.pop(site.name, None)
                 run.store.put(site, self.streams, out, self.step, computed, where, marks)
+                if computed and run.aside and not run.declined:
+                    run.aside.begun(self.step.index, site.name, out)
         except (RuntimeError, MemoryError) as problem:
             if not run.survives(problem):
                 raise

@@ -22,6 +22,7 @@ from ..cache_core.trace import RunTrace, Trace, human_bytes
 from ..priors.record import recorded
 from .dit import refuse_labels
 from .memory import beyond, bytes_aside, expected_bytes, guidance_of, informed, parts_of
+from .noise import Noise, walks
 from .rivals import CacheError, refuse_rivals
 
 log = logging.getLogger("PriorCache")
@@ -121,12 +122,14 @@ def attach(
         if expected and policy.history:
             log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
         on_device = expected if run.store.codec.on_device else bytes_aside(guider.model_patcher, run, parts)
-        options[RUN] = _Sampling(run, sigmas.tolist(), noise, on_device, in_turn(schedule))
+        levels = Noise(sigmas.tolist(), walks(sampler, wrappers, (KEY,)))
+        options[RUN] = sampling = _Sampling(run, levels, noise, on_device, in_turn(schedule))
         if run.corrector and callback:
             callback = _uncorrected(callback, run, denoise_mask)
         complete = False
         try:
             out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
+            sampling.looks(done=True)
             complete = True
             return out
         except (RuntimeError, KeyError) as error:
@@ -160,16 +163,24 @@ def _uncorrected(callback: Callable, run: CacheRun, mask: torch.Tensor | None) -
 
 
 class _Sampling:
-    """A run, the sigmas of its sampler, its pictures, the bytes that the device must have free for it, its networks' adapters.
+    """A run, the noise of its sampler, its pictures, the bytes that the device must have free for it, its networks' adapters.
 
     One object, because dicts in transformer_options are copied at every call.
     """
 
-    def __init__(self, run: CacheRun, sigmas: list[float], noise: torch.Tensor, reserve: int, in_turn: bool):
-        self.run, self.sigmas, self.rows, self.reserve, self.guider = run, sigmas, len(noise), reserve, None
+    def __init__(self, run: CacheRun, levels: Noise, noise: torch.Tensor, reserve: int, in_turn: bool):
+        self.run, self.levels, self.rows, self.reserve, self.guider = run, levels, len(noise), reserve, None
         self._in_turn = in_turn
         self._size = 0 if noise.is_nested else noise.numel()
         self._adapters: dict[nn.Module, Adapter | None] = {}
+
+    def looks(self, done: bool = False) -> None:
+        """Whether the noise of the evaluations so far was what it was taken for; all of them are, once sampling is done."""
+        said = self.levels.astray(wait=done)
+        if said and done:
+            self.run.trace.notes.append(f"{self.run.policy.describe()} decided by the wrong noise: {said}.")
+        elif said:
+            self.run.decline(said)
 
     def begins(self, x: torch.Tensor) -> None:
         """An evaluation of x: one of a part of the picture is not the same function from step to step."""
@@ -199,7 +210,7 @@ class _Sampling:
 
         Of steps at almost the same noise, or of a sampler that tells of other noise, the one whose turn it is.
         """
-        steps, turn = self.sigmas[:-1], self.run.evaluations
+        steps, turn = self.levels.sigmas[:-1], self.run.evaluations
         if turn < len(steps) and (self._in_turn or math.isclose(steps[turn], sigma, rel_tol=1e-4)):
             return turn / len(steps)
         return max(sum(s >= sigma * (1 - 1e-4) for s in steps) - 1, 0) / max(len(steps), 1)
@@ -223,7 +234,8 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):  # noqa:
     sampling = _run_of(model_options.get("transformer_options"))
     if sampling is None:
         return executor(x, timestep, model_options, seed)
-    sigma, sampling.guider = float(timestep.flatten()[0]), executor.class_obj
+    sampling.looks()
+    sigma, sampling.guider = sampling.levels.at(timestep, sampling.run.evaluations), executor.class_obj
     with sampling.run.evaluation(sigma, sampling.progress(sigma)):
         sampling.begins(x)
         return sampling.run.guided(x, executor(x, timestep, model_options, seed))

@@ -37,6 +37,10 @@ class Aside(Protocol):
     @property
     def nbytes(self) -> int: ...
 
+    def begun(self, step: int, site: str, like: Tensor) -> None:
+        """Told of an output that a branch computed, in case that something is to be made ready for the next evaluations."""
+        ...
+
     def expected(self, device: torch.device, dtype: torch.dtype) -> int:
         """Bytes that will be held of a run whose features are there and of this dtype."""
         ...

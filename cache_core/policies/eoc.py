@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ...errors import SettingError
+from ..courier import Courier
 from ..knobs import Knob, Mask, choice
 from ..sites import STACK, Action, Feature, Schedule, Site, Step
 from .base import Decline
@@ -34,57 +38,152 @@ class Trends(Protocol):
 
 
 ROOM = 2**30
-"""Bytes of trends that a run brings to its device at most; an eighth of its memory where that is told."""
+"""Bytes of trends that a device holds at most; an eighth of its memory where that is told."""
 
 ROWS = 256
 """Tokens that are converted at once on a CPU: what lies between stays in its caches."""
 
 
 class Ready:
-    """Trends in the dtype and on the device of a run's features, for as long as the run lasts.
+    """Trends in the dtype and on the device of a run's features, for as long as the evaluation that they are of lasts.
 
-    All `uses` (step, site) for which there is room are brought there when the first one is asked for. The others are when
-    they are used, and so is every one on a CPU, where what a run uses once it only has to convert once.
+    Beside CUDA those of the next evaluation that corrects are on their way meanwhile. Trends for which there is no room are
+    brought where they are used, and so is every one on a CPU, where what a run uses once it only has to convert once.
     """
 
-    def __init__(self, trends: Trends, uses: Sequence[tuple[int, str]]):
-        self.trends, self.uses = trends, uses
-        self.nbytes = 0  # held by now
-        self._held: dict[tuple[torch.device, torch.dtype], dict[tuple[int, str], Tensor]] = {}
+    def __init__(self, trends: Trends, uses: Iterable[tuple[int, str]]):
+        self.trends = trends
+        self.uses: dict[int, list[str]] = {}  # branches, by evaluation
+        for step, site in uses:
+            self.uses.setdefault(step, []).append(site)
+        self._places: dict[tuple[torch.device, torch.dtype], Place] = {}
+        self._told: dict[torch.device, int] = {}  # the last evaluation that each told of
+
+    @property
+    def nbytes(self) -> int:
+        """Held by now, what is on its way included."""
+        return sum(place.nbytes for place in self._places.values())
+
+    def begun(self, step: int, site: str, like: Tensor) -> None:
+        """What a branch computed at an evaluation tells where its trend will be needed."""
+        if _ahead(like.device) and self._told.get(like.device) != step and self.trends.knows(site):
+            self._told[like.device] = step
+            self._place(like.device, like.dtype).reach(step)
 
     def at(self, step: int, site: str, like: Tensor) -> Tensor | None:
         """E of one evaluation, in whatever form it is at hand; None where it was not kept."""
-        place = (like.device, like.dtype)
-        if place not in self._held:
-            fitting = self._fitting(*place)
-            found = ((use, self.trends.at(*use)) for use in fitting)
-            self._held[place] = {use: converted(trend, *place) for use, trend in found if trend is not None}
-            self.nbytes += sum(fitting.values())
-        held = self._held[place].get((step, site))
-        return self.trends.at(step, site) if held is None else held
+        place = self._place(like.device, like.dtype)
+        place.reach(step)
+        return place.at(step, site)
 
     def expected(self, device: torch.device, dtype: torch.dtype) -> int:
         """Bytes that will be held of a run whose features are there and of this dtype."""
-        return sum(self._fitting(device, dtype).values())
+        place = Place(self, device, dtype)
+        sizes = [sum(place.fitting(step).values()) for step in self.uses]
+        if place.ahead and len(sizes) > 1:
+            sizes = [one + other for one, other in pairwise(sizes)]
+        return max(sizes, default=0)
 
     def clear(self) -> None:
-        self._held.clear()
-        self.nbytes = 0
+        for place in self._places.values():
+            place.close()
+        self._places.clear()
 
-    def _fitting(self, device: torch.device, dtype: torch.dtype) -> dict[tuple[int, str], int]:
-        """Which uses there is room for, the first ones first, and the bytes that each takes."""
-        room, sizes, found = _room(device), {}, {}
-        for step, site in self.uses if room else ():
-            if site not in sizes:
-                trend = self.trends.at(step, site)
-                if trend is None:  # an evaluation that the prior does not know
+    def _place(self, device: torch.device, dtype: torch.dtype) -> Place:
+        if (device, dtype) not in self._places:
+            self._places[device, dtype] = Place(self, device, dtype)
+        return self._places[device, dtype]
+
+
+class Place:
+    """Trends of one device and dtype: of the evaluation that is under way, and where it works `ahead` of the next one."""
+
+    def __init__(self, ready: Ready, device: torch.device, dtype: torch.dtype):
+        self.trends, self.uses, self.device, self.dtype = ready.trends, ready.uses, device, dtype
+        self.ahead = _ahead(device)
+        self._room = _room(device) // (2 if self.ahead else 1)
+        self._alike: dict[
+            str, tuple[torch.Size, int]
+        ] = {}  # of a branch's trends: their shape, and bytes as they are kept
+        self._fitting: dict[int, dict[str, int]] = {}
+        self._held: dict[int, dict[str, Tensor]] = {}
+        self._errands: dict[int, Future] = {}
+        self._courier: Courier | None = None
+        self._reached = -1
+
+    @property
+    def nbytes(self) -> int:
+        return sum(trend.nbytes for held in self._held.values() for trend in held.values())
+
+    def reach(self, step: int) -> None:
+        """Drop what came before this evaluation, and send for what comes next."""
+        if step == self._reached:
+            return
+        self._reached = step
+        for earlier in [t for t in self._held if t < step]:
+            if earlier in self._errands:  # passed by; what it fills must not be used otherwise meanwhile
+                self._courier.met(self._errands.pop(earlier))
+            del self._held[earlier]
+        if self.ahead:
+            for wanted in (step, next((t for t in self.uses if t > step), step)):
+                if wanted in self.uses and wanted not in self._held:
+                    self._send(wanted)
+
+    def at(self, step: int, site: str) -> Tensor | None:
+        if step in self._errands:
+            found = self._courier.met(self._errands.pop(step))
+            sent = self._held[step].items()
+            self._held[step] = dict(of for of, was_there in zip(sent, found, strict=True) if was_there)
+        held = self._held.setdefault(step, {})
+        if site not in held:
+            trend = self.trends.at(step, site)
+            if trend is None or site not in self.fitting(step):
+                return trend
+            held[site] = converted(trend, self.device, self.dtype)
+        return held[site]
+
+    def fitting(self, step: int) -> dict[str, int]:
+        """Of one evaluation the branches that there is room for, the first ones first, and the bytes that each takes."""
+        if step not in self._fitting:
+            room, found = self._room, {}
+            for site in self.uses.get(step, ()) if room else ():
+                if (known := self._known(step, site)) is None:
                     continue
-                sizes[site] = trend.numel() * dtype.itemsize
-            if sizes[site] > room:
-                break
-            found[step, site] = sizes[site]
-            room -= sizes[site]
-        return found
+                size = math.prod(known[0]) * self.dtype.itemsize
+                if size > room:
+                    break
+                found[site] = size
+                room -= size
+            self._fitting[step] = found
+        return self._fitting[step]
+
+    def close(self) -> None:
+        if self._courier is not None:
+            self._courier.close()
+        self._held.clear()
+        self._errands.clear()
+
+    def _send(self, step: int) -> None:
+        shapes = {site: self._alike[site][0] for site in self.fitting(step)}
+        held = {site: torch.empty(shape, dtype=self.dtype, device=self.device) for site, shape in shapes.items()}
+        if self._courier is None:
+            self._courier = Courier(self.device, max((nbytes for _, nbytes in self._alike.values()), default=0))
+        errands = [(there, partial(self.trends.at, step, site)) for site, there in held.items()]
+        self._held[step], self._errands[step] = held, self._courier.bring(errands)
+
+    def _known(self, step: int, site: str) -> tuple[torch.Size, int] | None:
+        """Shape and bytes of a branch's trend; none where the prior does not know the evaluation."""
+        if site not in self._alike:
+            trend = self.trends.at(step, site)
+            if trend is None:
+                return None
+            self._alike[site] = (trend.shape, trend.nbytes)
+        return self._alike[site]
+
+
+def _ahead(device: torch.device) -> bool:
+    """Whether it takes tensors while it computes."""
+    return device.type == "cuda" and torch.cuda.is_available()
 
 
 def _room(device: torch.device) -> int:
@@ -137,7 +236,7 @@ class EOC(Correction):
     def prepared(self, schedule: Schedule) -> EOC:
         ready = replace(self, base=self.base.prepared(schedule))
         if schedule.limit is None:  # where memory is counted, all of it is for features
-            object.__setattr__(ready, "ready", Ready(self.trends, list(ready._uses(schedule))))
+            object.__setattr__(ready, "ready", Ready(self.trends, ready._uses(schedule)))
         return ready
 
     def _uses(self, schedule: Schedule) -> Iterator[tuple[int, str]]:

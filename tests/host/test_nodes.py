@@ -419,15 +419,17 @@ class TestCorrections:
         from priorcache.cache_core.policies import eoc
 
         policy, found = nodes["PriorCacheEOC"].execute(self.BASE, prior, 0.5, 0.0).args[0], []
-        for room in (0, 2**30):
+        for room, ahead in ((0, False), (2**30, False), (2**30, True)):
             monkeypatch.setattr(eoc, "_room", lambda device, room=room: room)
+            monkeypatch.setattr(eoc, "_ahead", lambda device, ahead=ahead: ahead)
             trace = Trace()
             found.append((host.sample(host.attach(model, policy, trace, store=store), **self.RUN), trace.runs[0]))
-        (without, plain), (out, run) = found
-        assert torch.equal(out, without)
-        assert run.expected_bytes == run.peak_bytes
+        (without, plain), *brought = found
         trends = sum(2 * mean[0].nbytes for name, mean in prior.tables.items() if name.startswith("mean/"))
-        assert run.peak_bytes - plain.peak_bytes == 4 * trends  # at 1, 3, 5 and 7, in single precision
+        for evaluations, (out, run) in enumerate(brought, 1):  # in single precision
+            assert torch.equal(out, without)
+            assert run.expected_bytes == run.peak_bytes
+            assert run.peak_bytes - plain.peak_bytes == evaluations * trends
 
     def test_eoc_needs_mean_features(self, host, nodes, model):
         with pytest.raises(PriorError, match="mean_features switched on"):

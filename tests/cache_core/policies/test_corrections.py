@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -308,7 +309,11 @@ class TestReady:
 
     @pytest.fixture
     def room(self, monkeypatch):
-        return lambda nbytes: monkeypatch.setattr(eoc, "_room", lambda device: nbytes)
+        def give(nbytes, ahead=False):
+            monkeypatch.setattr(eoc, "_room", lambda device: nbytes)
+            monkeypatch.setattr(eoc, "_ahead", lambda device: ahead)
+
+        return give
 
     def run(self, policy, conds=((("row", 0), ("row", 1)),), total=8, limit=None):
         """(everything that came out, the run before it is closed): features (2, 3, 4) of two branches, in these forwards."""
@@ -321,28 +326,66 @@ class TestReady:
         assert run.declined is None
         return outs, run
 
-    def test_each_is_brought_once_whether_conds_come_together_or_apart(self, room):
+    @pytest.mark.parametrize("ahead", [False, True])
+    def test_each_is_brought_once_whether_conds_come_together_or_apart(self, room, ahead):
         apart = ((("row", 0),), (("row", 1),))
         plain, _ = self.run(EOC(MOST, self.Counted(2.0, shape=(3, 4)), 0.5), apart)
-        room(2**20)
+        room(2**20, ahead)
         trends = self.Counted(2.0, shape=(3, 4))
         found, run = self.run(EOC(MOST, trends, 0.5), apart)
-        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
-        uses = [(t, site.name) for t in range(20) if t % 4 for site in self.PAIR]
-        assert trends.asked == [*uses[:2], *uses]  # of each branch once more, for its size
-        assert (
-            run.policy.aside.nbytes == run.policy.aside.expected(torch.device("cpu"), torch.float32) == len(uses) * 48
-        )
-        assert run.nbytes == run.store.nbytes + run.policy.aside.nbytes
+        aside, at_once = run.policy.aside, 2 if ahead else 1  # evaluations
+        assert aside.nbytes == aside.expected(torch.device("cpu"), torch.float32) == at_once * len(self.PAIR) * 48
+        assert run.nbytes == run.store.nbytes + aside.nbytes
         run.close(True)
         assert run.nbytes == 0
+        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+        asked = Counter(use for use in trends.asked if 1 < use[0] < 8)  # the first ones for their size, too
+        assert asked == Counter((t, site.name) for t in (2, 3, 5, 6, 7) for site in self.PAIR)
 
-    def test_what_exceeds_the_room_is_converted_where_it_is_used(self, room):
+    @pytest.mark.parametrize("ahead", [False, True])
+    def test_what_exceeds_the_room_is_converted_where_it_is_used(self, room, ahead):
         plain, _ = self.run(EOC(HALF, self.Counted(2.0, shape=(3, 4)), 0.5))
-        room(3 * 48 + 47)
+        room((2 if ahead else 1) * (48 + 47), ahead)
         found, run = self.run(EOC(HALF, self.Counted(2.0, shape=(3, 4)), 0.5))
         assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
-        assert run.policy.aside.nbytes == 3 * 48
+        assert run.policy.aside.nbytes == (2 if ahead else 1) * 48
+
+    def test_what_comes_next_is_on_its_way_while_a_step_computes(self, room):
+        room(2**20, ahead=True)
+        trends = self.Counted(2.0, shape=(3, 4))
+        run = CacheRun(EOC(MOST, trends), schedule(20, self.PAIR))
+        with run.evaluation(20.0, 0.0):
+            run.next_forward([(0, "row")]).branch(self.PAIR[0], lambda x: x, torch.ones(1, 3, 4))
+        assert run.aside.nbytes == 2 * 48
+        run.close(False)
+        assert {step for step, _ in trends.asked} == {1}
+
+    def test_no_trend_where_it_was_kept_of_others_is_said_as_elsewhere(self, room):
+        room(2**20, ahead=True)
+        trends = self.Counted(2.0, shape=(3, 4))
+        trends.at = lambda step, site, at=trends.at: None if step == 3 else at(step, site)
+        run = CacheRun(EOC(MOST, trends), schedule(20, self.PAIR))
+        for t in range(5):
+            with run.evaluation(20.0 - t, t / 20):
+                run.next_forward([(0, "row")]).branch(self.PAIR[0], lambda x: x, torch.ones(1, 3, 4))
+        assert "holds no trend of blocks.0.attn at evaluation 3" in run.trace.notes[0]
+
+    def test_memory_that_runs_out_on_the_way_ends_the_cache_and_not_the_picture(self, room):
+        room(2**20, ahead=True)
+        trends = self.Counted(2.0, shape=(3, 4))
+
+        def at(step, site, at=trends.at):
+            if step == 2:
+                raise MemoryError("out of memory")
+            return at(step, site)
+
+        trends.at = at
+        run = CacheRun(EOC(MOST, trends), schedule(20, self.PAIR))
+        for t in range(5):
+            with run.evaluation(20.0 - t, t / 20):
+                run.next_forward([(0, "row")]).branch(self.PAIR[0], lambda x: x, torch.ones(1, 3, 4))
+        assert "memory ran out while keeping features" in run.trace.notes[0]
+        assert run.nbytes == 0
 
     def test_a_cpu_and_a_limit_leave_no_room(self, room):
         assert self.run(EOC(HALF, Trends(2.0, shape=(3, 4))))[1].policy.aside.nbytes == 0
@@ -355,7 +398,7 @@ class TestReady:
         trends = self.Counted(2.0, shape=(3, 4))
         trends.knows = lambda site: site == self.PAIR[1].name
         policy = EOC(HALF, trends, judged=(3, 9, 10)).prepared(schedule(20, self.PAIR))
-        assert policy.aside.uses == [(3, self.PAIR[1].name), (9, self.PAIR[1].name)]
+        assert policy.aside.uses == {3: [self.PAIR[1].name], 9: [self.PAIR[1].name]}
 
     def test_nothing_is_held_once_it_declines(self, room):
         room(2**20)
@@ -370,7 +413,7 @@ class TestReady:
         like = torch.empty(1, 3, 4, dtype=torch.bfloat16, device="meta")
         trend = ready.at(1, self.PAIR[0].name, like)
         assert (trend.device.type, trend.dtype) == ("meta", torch.bfloat16)
-        assert ready.nbytes == 10 * 2 * 24
+        assert ready.nbytes == 24
         assert ready.at(1, self.PAIR[0].name, torch.empty(1, 3, 4)).device.type == "cpu"
 
 
