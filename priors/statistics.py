@@ -30,15 +30,20 @@ class Squares(NamedTuple):
 
 def squares(x: Tensor, *past: Tensor) -> list[Tensor]:
     """Sums of squares of x, and of x less each of some tensors of its shape: float32 scalars on the device."""
-    if x.device.type != "cpu":  # a difference of bfloat16 is rounded without a bias, if at all
-        differences = (x - y if x.dtype is torch.bfloat16 else x.float() - y.float() for y in past)
-        return [torch.linalg.vector_norm(t, dtype=torch.float32).square() for t in (x, *differences)]
+    if x.device.type != "cpu":
+        return _in_few_launches(x, past)
     found: list[list[Tensor]] = [[] for _ in (x, *past)]
     for part, *others in zip(*(t.flatten().split(CHUNK) for t in (x, *past)), strict=True):
         exact = part.float()
         for sums, t in zip(found, (exact, *(exact - other.float() for other in others)), strict=True):
             sums.append(t.dot(t))
     return [torch.stack(sums).sum() for sums in found]
+
+
+def _in_few_launches(x: Tensor, past: Sequence[Tensor]) -> list[Tensor]:
+    exact = x if x.dtype is torch.bfloat16 else x.float()  # its differences are rounded without a bias, if at all
+    differences = torch._foreach_sub([exact] * len(past), past) if past else ()
+    return list(torch._foreach_pow(torch._foreach_norm([x, *differences], 2, torch.float32), 2))
 
 
 class Statistics:

@@ -9,7 +9,7 @@ from priorcache.cache_core.policies import Full
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import MODEL, Feature, Lane, Site, Step
 from priorcache.priors.prior import Prior, PriorError, Subject
-from priorcache.priors.statistics import CHUNK, Statistics, squares
+from priorcache.priors.statistics import CHUNK, Statistics, _in_few_launches, squares
 
 SUBJECT = Subject("DiT", "0123456789abcdef", "EPS", "euler", "normal", steps=4, cfg=4.0)
 SITES = (Site("blocks.0.attn", 0, 1), Site("blocks.0.mlp", 0, 1))
@@ -231,6 +231,16 @@ def test_squares_are_those_of_numpy(dtype, shape):
     expected = [(exact**2).sum(), *(((exact - t) ** 2).sum() for t in past)]
     assert [t.item() for t in squares(x, near, far)] == pytest.approx(expected, rel=2e-5)
     assert squares(x, x)[1].item() == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_squares_in_few_launches_are_the_same(dtype):
+    own = torch.Generator().manual_seed(0)
+    x, near, far = (torch.randn(2, 50, 7, generator=own).to(dtype) for _ in range(3))
+    expected = [t.item() for t in squares(x, near, far)]
+    within = 1e-3 if dtype is torch.bfloat16 else 1e-5
+    assert [t.item() for t in _in_few_launches(x, [near, far])] == pytest.approx(expected, rel=within)
+    assert _in_few_launches(x, [])[0].item() == pytest.approx(expected[0], rel=1e-5)
 
 
 def test_squares_do_not_depend_on_how_a_tensor_lies_in_memory():
