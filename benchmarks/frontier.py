@@ -38,6 +38,7 @@ from ..priors.search import Outcome, Search
 from ..priors.statistics import Statistics
 from .baselines import WINDOWS, Given, Spectrum, growing, host_cache, spectrum_node
 from .curves import draw
+from .large import enlarged
 from .machine import machine
 from .pages import remarked
 from .standings import DEFAULT, HOST, PLAN, Point, Setting, page, pictured, summary, targets
@@ -248,17 +249,32 @@ def host_caches(bench: Bench, whole: float, counts: list[int]) -> Iterator[tuple
                 break
 
 
-def pairs_of(drawer, count: int, batch: int, seed: int) -> list[tuple]:
-    """`count` prompt x seed pairs in batches, each of a seed of its own."""
+def pairs_of(drawer, count: int, batch: int, seed: int, times: int = 1) -> list[tuple]:
+    """`count` prompt x seed pairs in batches, each of a seed of its own; latents `times` as large."""
     batches = []
     for first in range(0, count, batch):
         labels = torch.arange(first, min(first + batch, count)) * 5 % 12
-        batches.append((*drawer.told(labels, seed + first), drawer.latent(len(labels)), seed + first))
+        latent = drawer.latent(len(labels))
+        size = (*latent.shape[:2], *(times * side for side in latent.shape[2:]))
+        batches.append((*drawer.told(labels, seed + first), latent.new_zeros(size), seed + first))
     return batches
 
 
-MODELS = {"dit": 1.5, "flux": 3.0, "pixart": 3.0}
-"""Each demo model, and its usual cfg."""
+class Drawn(NamedTuple):
+    """By which demo model pictures are drawn, and its usual cfg; `times` as large, with a shift that suits them."""
+
+    by: str
+    cfg: float
+    times: int = 1
+    shift: float = 1.0
+
+
+MODELS = {
+    "dit": Drawn("dit", 1.5),
+    "flux": Drawn("flux", 3.0),
+    "pixart": Drawn("pixart", 3.0),
+    "flux-large": Drawn("flux", 3.0, times=3, shift=3.0),
+}
 
 
 def again(
@@ -342,9 +358,12 @@ def way(args: argparse.Namespace, model: str, steps: int) -> dict:
     from judge import SAMPLERS, weights
 
     found = {name: getattr(args, name) for name in ("pairs", "calibration", "samplings")}
-    found |= {"scheduler": args.scheduler or SAMPLERS[model][1]}
+    drawn = MODELS[model]
+    found |= {"scheduler": args.scheduler or SAMPLERS[drawn.by][1]}
     found |= {"counts": [round(steps * fraction) for fraction in args.fractions]}
-    return found | {"weights": known_by(args.file or weights(model))}
+    if drawn.times > 1:
+        found |= {"times": drawn.times, "shift": drawn.shift}
+    return found | {"weights": known_by(args.file or weights(drawn.by))}
 
 
 @lru_cache
@@ -409,16 +428,18 @@ def main(argv: list[str]) -> None:
     args, log = parsed(argv), partial(print, flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in () if args.table else args.model:
-        drawer = Drawer(name, args.file or weights(name))
-        held_out = pairs_of(drawer, args.pairs, args.batch, 5000)
-        seen = [pairs_of(drawer, args.calibration, args.batch, seed) for seed in (100, 300)]
-        cfgs = args.cfg or [MODELS[name], 1.0]
+        drawn = MODELS[name]
+        drawer = Drawer(drawn.by, args.file or weights(drawn.by))
+        model = drawer.model if drawn.times == 1 else enlarged(drawer.model, drawn.times, drawn.shift)
+        held_out = pairs_of(drawer, args.pairs, args.batch, 5000, drawn.times)
+        seen = [pairs_of(drawer, args.calibration, args.batch, seed, drawn.times) for seed in (100, 300)]
+        cfgs = args.cfg or [drawn.cfg, 1.0]
         plain = {cfg: {} for cfg in cfgs}
         for steps, cfg, sampler in product(args.steps, cfgs, args.sampler):
             about = {
                 "model": name, "steps": steps, "cfg": cfg, "sampler": sampler, **way(args, name, steps),
             }  # fmt: skip
-            common = (drawer.model, steps, cfg, sampler, about["scheduler"])
+            common = (model, steps, cfg, sampler, about["scheduler"])
             calibration = Pairs(*(Bench(*common, pairs) for pairs in seen))
             measure(args, Bench(*common, held_out, plain[cfg]), calibration, about, log)
     settings = kept(args)
