@@ -31,5 +31,6 @@ def enlarged(model, times: int, shift: float):
         x, sigma = args["input"], args["timestep"]
         return denoised(lambda y, s: apply(y.to(x.dtype), s.to(sigma.dtype), **args["c"]), x, sigma, times)
 
+    wrapper.__module__ = __name__.rpartition(".")[2]  # with the name of this pack it would be taken for a second cache
     model.set_model_unet_function_wrapper(wrapper)
     return model

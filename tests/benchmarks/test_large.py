@@ -3,6 +3,7 @@
 import pytest
 import torch
 from priorcache.benchmarks.large import denoised, enlarged
+from priorcache.cache_core.policies import Full
 from torch.nn.functional import interpolate
 
 
@@ -27,6 +28,7 @@ def test_it_knows_all_that_the_neighbours_tell_together(times):
 
 def test_the_large_model_samples_pictures_of_that_size_with_its_shift(comfy):
     from priorcache.benchmarks.overhead import flux
+    from priorcache.nodes.attach import attach
 
     small = flux().model
     large = enlarged(small, 3, 3.0)
@@ -44,3 +46,4 @@ def test_the_large_model_samples_pictures_of_that_size_with_its_shift(comfy):
     (shape, level), *_ = seen
     assert shape == (2, 16, 4, 4)
     assert level.tolist() == pytest.approx([0.25, 0.25])  # means: half the picture, a sixth of noise
+    assert attach(large, Full()).model is large.model  # it is taken for no other cache
