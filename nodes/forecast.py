@@ -215,8 +215,9 @@ class PriorCacheSearch(io.ComfyNode):
         available(about)
         sampling = Sampling.of(
             model, positive, negative, latent_image, about.steps, about.cfg, about.sampler, about.scheduler,
-            about.denoise, sigmas=torch.tensor(prior.schedule) if prior.schedule else None,
+            about.denoise,
         )  # fmt: skip
+        sampling = sampling.along(prior.schedule) if prior.schedule else sampling
         sample = Sampler(sampling, model, seed, runs)
         plannable(prior, sample.schedule)
         counts = evaluations(speedups, prior.evaluations)  # which says nothing of use where there is nothing to plan

@@ -149,7 +149,7 @@ class Sampling:
     @property
     def shapes(self) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
         """(B, C, *space) of the latent as it is sampled, and of each of its parts; several are packed into one row."""
-        packed, each = comfy.utils.pack_latents(parts(self.latent))
+        packed, each = comfy.utils.pack_latents([part.to("meta") for part in parts(self.latent)])  # copies none
         return tuple(packed.shape if len(each) > 1 else each[0]), [tuple(shape) for shape in each]
 
     def schedule(self, model) -> Schedule:
