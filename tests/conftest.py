@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,6 +28,12 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "scenario(name, shown): fills a cell of docs/scenarios.md when it passes")
     config.pluginmanager.register(Recorder(), "recorder")
+
+
+@pytest.fixture(autouse=True)
+def repeatable():
+    """What is drawn without a generator is the same in every run of a test."""
+    torch.manual_seed(0)
 
 
 SERVED = ("tests/host/test_server.py", "tests/host/test_canvas.py")
