@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from itertools import cycle
 from threading import Event
 
 import torch
@@ -17,7 +17,7 @@ LOAD = 2**27
 """Bytes that are carried at once, where a single tensor has no more."""
 
 Errand = tuple[Tensor, Callable[[], Tensor | None]]
-"""(where to, what gives the tensor in main memory, if there is one)"""
+"""(where to, what gives the tensor in main memory, if there is one; asked by the thread, right before it is carried)"""
 
 
 class Courier:
@@ -28,13 +28,13 @@ class Courier:
     want to be the one that runs Python.
     """
 
-    def __init__(self, device: torch.device, most: int):
-        """most: bytes of the largest tensor."""
-        self.device, self.load = device, _aligned(max(most, LOAD))
+    def __init__(self, device: torch.device):
+        self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, "PriorCache")
         self._left = Event()
-        self._buffers: cycle[tuple[Tensor, torch.cuda.Event | None]] | None = None
+        frees = [None if self._stream is None else torch.cuda.Event() for _ in range(2)]
+        self._buffers = deque((torch.empty(0, dtype=torch.uint8), free) for free in frees)  # grow to what is carried
 
     def bring(self, errands: Sequence[Errand]) -> Future:
         """Begin, once the device got to where its work stands now. `met` says when it is done."""
@@ -56,44 +56,55 @@ class Courier:
             self._current().wait_stream(self._stream)
 
     def _bring(self, errands: Sequence[Errand], since) -> tuple[list[bool], torch.cuda.Event | None]:
+        found: list[bool] = []
         with torch.inference_mode(), self._beside():
             if since is not None:
                 self._stream.wait_event(since)
-            loaded = [(there, load()) for there, load in errands]
-            for part in self._loads([(there, tensor) for there, tensor in loaded if tensor is not None]):
+            for part in self._loads(errands, found):
                 if self._left.is_set():
                     break
                 self._carry(*zip(*part, strict=True))
-            return [tensor is not None for _, tensor in loaded], self._mark(self._stream)
+            return found, self._mark(self._stream)
 
-    def _loads(self, pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """What fits into a buffer, one after the other."""
-        part, room = [], self.load
-        for there, tensor in pairs:
-            if _aligned(tensor.nbytes) > room:
+    @staticmethod
+    def _loads(errands: Sequence[Errand], found: list[bool]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """What is carried at once, one after the other, so that no more than this is made at a time."""
+        part, room = [], LOAD
+        for there, load in errands:
+            tensor = load()
+            found.append(tensor is not None)
+            if tensor is None:
+                continue
+            if part and _aligned(tensor.nbytes) > room:
                 yield part
-                part, room = [], self.load
+                part, room = [], LOAD
             part.append((there, tensor))
             room -= _aligned(tensor.nbytes)
         if part:
             yield part
 
     def _carry(self, places: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
-        if self._buffers is None:
-            events = [None if self._stream is None else torch.cuda.Event() for _ in range(2)]
-            self._buffers = cycle([(page_locked((self.load,), torch.uint8), event) for event in events])
-        buffer, free = next(self._buffers)
-        if free is not None:
-            free.synchronize()
         sizes = [_aligned(t.nbytes) for t in tensors]
-        parts = buffer[: sum(sizes)].split(sizes)
+        parts = self._buffer(sum(sizes)).split(sizes)
         passing = [part[: t.nbytes].view(t.dtype).view(t.shape) for part, t in zip(parts, tensors, strict=True)]
         torch._foreach_copy_(passing, tensors)
         if any(t.dtype is not there.dtype for t, there in zip(tensors, places, strict=True)):  # half as much travels
             passing = [part.to(self.device, non_blocking=True) for part in passing]
         torch._foreach_copy_(places, passing, non_blocking=True)
+        _, free = self._buffers[0]
         if free is not None:
             free.record(self._stream)
+
+    def _buffer(self, nbytes: int) -> Tensor:
+        """So much of the buffer whose turn it is, once what passed through it last has left."""
+        self._buffers.rotate()
+        buffer, free = self._buffers[0]
+        if free is not None:
+            free.synchronize()
+        if len(buffer) < nbytes:
+            buffer = page_locked((1 << (nbytes - 1).bit_length(),), torch.uint8)  # what CUDA's allocator takes anyway
+            self._buffers[0] = buffer, free
+        return buffer[:nbytes]
 
     def _beside(self) -> AbstractContextManager:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)

@@ -56,6 +56,7 @@ class Ready:
         self.uses: dict[int, list[str]] = {}  # branches, by evaluation
         for step, site in uses:
             self.uses.setdefault(step, []).append(site)
+        self._shapes: dict[str, torch.Size] = {}  # of a branch's trends, which are alike at every evaluation
         self._places: dict[tuple[torch.device, torch.dtype], Place] = {}
         self._told: dict[torch.device, int] = {}  # the last evaluation that each told of
 
@@ -89,6 +90,12 @@ class Ready:
             place.close()
         self._places.clear()
 
+    def shape(self, step: int, site: str) -> torch.Size | None:
+        """Of one trend; None where the prior knows none of this branch yet, by this evaluation."""
+        if site not in self._shapes and (trend := self.trends.at(step, site)) is not None:
+            self._shapes[site] = trend.shape
+        return self._shapes.get(site)
+
     def _place(self, device: torch.device, dtype: torch.dtype) -> Place:
         if (device, dtype) not in self._places:
             self._places[device, dtype] = Place(self, device, dtype)
@@ -99,12 +106,9 @@ class Place:
     """Trends of one device and dtype: of the evaluation that is under way, and where it works `ahead` of the next one."""
 
     def __init__(self, ready: Ready, device: torch.device, dtype: torch.dtype):
-        self.trends, self.uses, self.device, self.dtype = ready.trends, ready.uses, device, dtype
+        self.ready, self.uses, self.device, self.dtype = ready, ready.uses, device, dtype
         self.ahead = _ahead(device)
         self._room = _room(device) // (2 if self.ahead else 1)
-        self._alike: dict[
-            str, tuple[torch.Size, int]
-        ] = {}  # of a branch's trends: their shape, and bytes as they are kept
         self._fitting: dict[int, dict[str, int]] = {}
         self._held: dict[int, dict[str, Tensor]] = {}
         self._errands: dict[int, Future] = {}
@@ -136,7 +140,7 @@ class Place:
             self._held[step] = dict(of for of, was_there in zip(sent, found, strict=True) if was_there)
         held = self._held.setdefault(step, {})
         if site not in held:
-            trend = self.trends.at(step, site)
+            trend = self.ready.trends.at(step, site)
             if trend is None or site not in self.fitting(step):
                 return trend
             held[site] = converted(trend, self.device, self.dtype)
@@ -147,9 +151,9 @@ class Place:
         if step not in self._fitting:
             room, found = self._room, {}
             for site in self.uses.get(step, ()) if room else ():
-                if (known := self._known(step, site)) is None:
+                if (shape := self.ready.shape(step, site)) is None:
                     continue
-                size = math.prod(known[0]) * self.dtype.itemsize
+                size = math.prod(shape) * self.dtype.itemsize
                 if size > room:
                     break
                 found[site] = size
@@ -164,21 +168,12 @@ class Place:
         self._errands.clear()
 
     def _send(self, step: int) -> None:
-        shapes = {site: self._alike[site][0] for site in self.fitting(step)}
+        shapes = {site: self.ready.shape(step, site) for site in self.fitting(step)}
         held = {site: torch.empty(shape, dtype=self.dtype, device=self.device) for site, shape in shapes.items()}
         if self._courier is None:
-            self._courier = Courier(self.device, max((nbytes for _, nbytes in self._alike.values()), default=0))
-        errands = [(there, partial(self.trends.at, step, site)) for site, there in held.items()]
+            self._courier = Courier(self.device)
+        errands = [(there, partial(self.ready.trends.at, step, site)) for site, there in held.items()]
         self._held[step], self._errands[step] = held, self._courier.bring(errands)
-
-    def _known(self, step: int, site: str) -> tuple[torch.Size, int] | None:
-        """Shape and bytes of a branch's trend; none where the prior does not know the evaluation."""
-        if site not in self._alike:
-            trend = self.trends.at(step, site)
-            if trend is None:
-                return None
-            self._alike[site] = (trend.shape, trend.nbytes)
-        return self._alike[site]
 
 
 def _ahead(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from threading import Event
+from weakref import ref
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ CPU = torch.device("cpu")
 def brought():
     """(tensors that arrived, whether each was there) for what gives each of them, and where to."""
 
-    def bring(loads, places, most=64):
-        carrier = Courier(CPU, most)
+    def bring(loads, places):
+        carrier = Courier(CPU)
         try:
             return carrier.met(carrier.bring(list(zip(places, loads, strict=True))))
         finally:
@@ -32,7 +33,7 @@ def test_everything_arrives_in_its_place_and_dtype(brought, monkeypatch, load, d
     rng = torch.Generator().manual_seed(0)
     sent = [torch.randn(3 + i % 2, 7, generator=rng).half() for i in range(9)]
     places = [torch.empty(t.shape, dtype=dtype) for t in sent]
-    assert brought([partial(lambda t: t, t) for t in sent], places, most=max(t.nbytes for t in sent)) == [True] * 9
+    assert brought([partial(lambda t: t, t) for t in sent], places) == [True] * 9
     assert all(torch.equal(there, t.to(dtype)) for there, t in zip(places, sent, strict=True))
 
 
@@ -45,6 +46,31 @@ def test_dtypes_may_differ_from_one_to_the_next(brought):
     places = [torch.empty(3), torch.empty(3), torch.empty(1)]
     brought([partial(lambda t: t, t) for t in sent], places)
     assert [there[0].item() for there in places] == [1.5, 2.5, 3.5]
+
+
+def test_what_one_buffer_takes_is_made_at_a_time_and_one_ahead(brought, monkeypatch):
+    monkeypatch.setattr(courier, "LOAD", 32)
+    made, alive = [], []
+
+    def load():
+        alive.append(sum(tensor() is not None for tensor in made))
+        tensor = torch.ones(4)
+        made.append(ref(tensor))
+        return tensor
+
+    assert brought([load] * 20, [torch.zeros(4) for _ in range(20)]) == [True] * 20
+    assert max(alive) <= 5
+
+
+def test_buffers_grow_to_what_is_carried(monkeypatch):
+    monkeypatch.setattr(courier, "LOAD", 32)
+    carrier = Courier(CPU)
+    for numbers in (1, 100, 4):  # one in the middle exceeds a load
+        place = torch.zeros(numbers)
+        assert carrier.met(carrier.bring([(place, partial(torch.ones, numbers))])) == [True]
+        assert place.sum() == numbers
+    assert {len(buffer) for buffer, _ in carrier._buffers} == {16, 512}
+    carrier.close()
 
 
 def test_what_is_not_there_is_told(brought):
@@ -62,7 +88,7 @@ def test_views_and_strides(brought):
 
 
 def test_what_goes_wrong_is_raised_where_it_is_met():
-    carrier = Courier(CPU, 64)
+    carrier = Courier(CPU)
 
     def lost():
         raise MemoryError("out of memory")
@@ -75,7 +101,7 @@ def test_what_goes_wrong_is_raised_where_it_is_met():
 
 def test_who_closes_waits_for_what_is_under_way_and_leaves_the_rest(monkeypatch):
     monkeypatch.setattr(courier, "LOAD", 16)
-    carrier, begun, go = Courier(CPU, 16), Event(), Event()
+    carrier, begun, go = Courier(CPU), Event(), Event()
 
     def slow():
         begun.set()

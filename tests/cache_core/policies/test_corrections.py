@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from priorcache.cache_core import courier
 from priorcache.cache_core.policies import EOC, FORA, GOC, Full, Taylor, eoc
 from priorcache.cache_core.policies.fora import PRESETS
 from priorcache.cache_core.policies.goc import PUBLISHED_INFLECTIONS
@@ -359,6 +360,23 @@ class TestReady:
         assert run.aside.nbytes == 2 * 48
         run.close(False)
         assert {step for step, _ in trends.asked} == {1}
+
+    def test_a_branch_that_comes_later_may_have_larger_trends_than_all_before(self, room, monkeypatch):
+        monkeypatch.setattr(courier, "LOAD", 16)
+        trends, tokens = self.Counted(2.0), {"attn": 3, "mlp": 300}
+        trends.at = lambda step, site: torch.full((tokens[site.rpartition(".")[2]], 4), 2.0).half()
+        found = []
+        for ahead in (False, True):
+            room(2**20, ahead)
+            run = CacheRun(EOC(Masked(2, both=(3,)), trends, 0.5), schedule(20, self.PAIR))
+            for t in range(4):
+                with run.evaluation(20.0 - t, t / 20):
+                    forward = run.next_forward([(0, "row")])
+                    for site in self.PAIR:
+                        found.append(forward.branch(site, lambda x: x + 1, torch.ones(1, tokens[site.branch], 4)))
+            run.close(True)
+            assert run.trace.notes == []
+        assert all(torch.equal(a, b) for a, b in zip(found[:8], found[8:], strict=True))
 
     def test_no_trend_where_it_was_kept_of_others_is_said_as_elsewhere(self, room):
         room(2**20, ahead=True)
