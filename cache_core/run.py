@@ -291,11 +291,13 @@ class CacheRun:
 
     def close(self, complete: bool) -> None:
         """Drop every tensor; the trace stays."""
-        self._count_lanes()
-        self.trace.notes += filter(None, (self._strays(), self._moves()))
-        self._drop()
-        self.routes.clear()
-        self.trace.finish(complete)
+        with self.lock:  # the thread of another device may still be at work when an interrupt ended this one's
+            self._count_lanes()
+            self.trace.notes += filter(None, (self._strays(), self._moves()))
+            self.keeps = False
+            self._drop()
+            self.routes.clear()
+            self.trace.finish(complete)
 
 
 def _alone(method: Callable) -> Callable:
@@ -444,7 +446,7 @@ class Forward:
                     observer.model(self.step, self.streams, out)
                 else:
                     observer.branch(self.step, site, self.streams, out, past)
-            if run.store.history and run.holds(site):
+            if run.keeps and run.store.history and run.holds(site):
                 marks = self._marks.pop(site.name, None)
                 run.store.put(site, self.streams, out, self.step, computed, where, marks)
                 if computed and run.aside and not run.declined:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from priorcache.cache_core.codecs import AsIs
-from priorcache.cache_core.policies import FORA, Decline, Forecast, Full, Taylor, ToCa
+from priorcache.cache_core.policies import FORA, GOC, Decline, Forecast, Full, Taylor, ToCa
 from priorcache.cache_core.run import CacheRun, out_of_memory, relative_error
 from priorcache.cache_core.sites import MODEL, Action, Schedule, Site
 from priorcache.errors import SettingError
@@ -184,6 +184,21 @@ def test_close_drops_every_tensor_and_keeps_the_trace():
     assert run.store.nbytes == 0
     assert [r.action for r in run.trace.rows] == [Action.COMPUTE, Action.REUSE] * 2
     assert run.trace.complete
+
+
+@pytest.mark.parametrize("evaluation", [0, 1])
+def test_what_is_still_under_way_when_it_closes_leaves_nothing(evaluation):
+    run = CacheRun(GOC(ALIGNED), 4, measure="truth")
+
+    def compute(x):
+        if run.evaluations == evaluation + 1:
+            run.close(complete=False)
+        return x
+
+    for step in range(evaluation + 1):
+        with run.evaluation(4.0 - step, step / 4):
+            run.next_forward([(0, "row")]).branch(SITE, compute, torch.ones(1, 2, 3))
+    assert run.nbytes == 0
 
 
 def test_errors_are_what_reuse_would_have_cost():
