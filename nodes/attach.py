@@ -122,14 +122,16 @@ def attach(
         if expected and policy.history:
             log.info("PriorCache: %s will hold about %s (store = %s).", policy.describe(), human_bytes(expected), store)
         on_device = expected if run.store.codec.on_device else bytes_aside(guider.model_patcher, run, parts)
-        levels = Noise(sigmas.tolist(), walks(sampler, wrappers, (KEY,)))
-        options[RUN] = sampling = _Sampling(run, levels, noise, on_device, in_turn(schedule))
+        walking = walks(sampler, guider, wrappers, (KEY,))
+        levels = Noise(sigmas.float().tolist(), walking)  # in 32 bits, as the model is told of it
+        options[RUN] = _Sampling(run, levels, noise, on_device, in_turn(schedule))
         if run.corrector and callback:
             callback = _uncorrected(callback, run, denoise_mask)
         complete = False
         try:
             out = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
-            sampling.looks(done=True)
+            if (astray := levels.astray(wait=True)) and run.declined is None:
+                run.trace.notes.append(f"{run.policy.describe()} decided by the wrong noise: {astray}.")
             complete = True
             return out
         except (RuntimeError, KeyError) as error:
@@ -173,14 +175,6 @@ class _Sampling:
         self._in_turn = in_turn
         self._size = 0 if noise.is_nested else noise.numel()
         self._adapters: dict[nn.Module, Adapter | None] = {}
-
-    def looks(self, done: bool = False) -> None:
-        """Whether the noise of the evaluations so far was what it was taken for; all of them are, once sampling is done."""
-        said = self.levels.astray(wait=done)
-        if said and done:
-            self.run.trace.notes.append(f"{self.run.policy.describe()} decided by the wrong noise: {said}.")
-        elif said:
-            self.run.decline(said)
 
     def begins(self, x: torch.Tensor) -> None:
         """An evaluation of x: one of a part of the picture is not the same function from step to step."""
@@ -234,11 +228,14 @@ def _predict_noise(executor, x, timestep, model_options={}, seed=None):  # noqa:
     sampling = _run_of(model_options.get("transformer_options"))
     if sampling is None:
         return executor(x, timestep, model_options, seed)
-    sampling.looks()
-    sigma, sampling.guider = sampling.levels.at(timestep, sampling.run.evaluations), executor.class_obj
-    with sampling.run.evaluation(sigma, sampling.progress(sigma)):
+    run, levels, sampling.guider = sampling.run, sampling.levels, executor.class_obj
+    astray = levels.astray()  # in an evaluation before
+    sigma = levels.at(timestep, run.evaluations)
+    with run.evaluation(sigma, sampling.progress(sigma)):
+        if astray:
+            run.decline(astray)
         sampling.begins(x)
-        return sampling.run.guided(x, executor(x, timestep, model_options, seed))
+        return run.guided(x, executor(x, timestep, model_options, seed))
 
 
 def _calc_cond_batch(executor, model, conds, x_in, timestep, model_options):

@@ -8,22 +8,28 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from comfy.k_diffusion.sampling import sample_euler
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import KSAMPLER, CFGGuider
 from torch import Tensor
 
 from ..cache_core.codecs import page_locked
 
-BETWEEN = (WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)
-"""Where other nodes may come between a sampler and the model."""
+BETWEEN = (WrappersMP.OUTER_SAMPLE, WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)
+"""Where other nodes may come between a schedule and the model."""
+
+ASKED = ("__call__", "outer_predict_noise")
+"""What the sampler calls of a GUIDER; one that has its own may call the model several times."""
 
 
-def walks(sampler, wrappers: Mapping[str, Mapping], own: Collection[str]) -> bool:
+def walks(sampler, guider, wrappers: Mapping[str, Mapping], own: Collection[str]) -> bool:
     """Whether a SAMPLER calls the model once per step, at the noise that its schedule says, and nobody comes between.
 
     Euler alone, which ddim is too: the host's other samplers ask the device for their noise themselves at every step.
     """
-    options = getattr(sampler, "extra_options", None) or {}
-    taken = getattr(sampler, "sampler_function", None) is sample_euler and not options.get("s_churn")
-    return taken and all(set(wrappers.get(kind, ())) <= set(own) for kind in BETWEEN)
+    if type(sampler) is not KSAMPLER or sampler.sampler_function is not sample_euler:
+        return False
+    asked_once = all(getattr(type(guider), name, None) is getattr(CFGGuider, name) for name in ASKED)
+    churns = bool(sampler.extra_options.get("s_churn"))
+    return asked_once and not churns and all(set(wrappers.get(kind, ())) <= set(own) for kind in BETWEEN)
 
 
 class Noise:
