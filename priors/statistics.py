@@ -43,7 +43,7 @@ def squares(x: Tensor, *past: Tensor) -> list[Tensor]:
 def _in_few_launches(x: Tensor, past: Sequence[Tensor]) -> list[Tensor]:
     exact = x if x.dtype is torch.bfloat16 else x.float()  # its differences are rounded without a bias, if at all
     differences = torch._foreach_sub([exact] * len(past), past) if past else ()
-    return list(torch._foreach_pow(torch._foreach_norm([x, *differences], 2, torch.float32), 2))
+    return list(torch._foreach_pow(torch._foreach_norm([exact, *differences], 2, torch.float32), 2))
 
 
 class Statistics:
