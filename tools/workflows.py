@@ -281,8 +281,8 @@ L2C_NOTE = """## Learning-to-Cache
 Press **Run**. **Train Router** samples once in full and learns, in a minute or two, which branches can be reused at
 every second step. Then the same twelve pictures are drawn in full and with what was learned.
 
-Then try: *penalty* 1e-5, 1e-4, 1e-3 in **Train Router** for the curve of what is removed and what it costs, with more
-*iterations*; *threshold* in **L2C Policy**.
+Then try: *penalty* 1e-5, 1e-4, 1e-3 in **Train Router**, with more *iterations*: *What was learned* then ends in the curve of
+what each removes and what it costs. *threshold* in **L2C Policy**.
 
 The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
 """
@@ -444,12 +444,13 @@ def workflows() -> list[Workflow]:
         _source(12),
         [
             Node("train", "PriorCacheTrainRouter", (0, 920), (680, 960), {**links, **DDIM, "seed": 100, "runs": 1, "steps": 20, "denoise": 1.0, "iterations": 200, "penalty": "1e-4", "learning_rate": 0.1, "threshold": 0.1, "save_memory": False}, colour="#233"),
+            Node("learned", "PreviewImage", (740, 920), (620, 960), {"images": ("train", 1)}, "What was learned"),
             Node("policy", "PriorCacheL2C", (380, 390), (320, 90), {"prior": ("train", 0), "threshold": 0.1}, colour="#233"),
         ],
         L2C_NOTE,
         steps=20,
     )  # fmt: skip
-    learned.groups.append(("Learn what to reuse", (-20, 840, 720, 1080)))
+    learned.groups.append(("Learn what to reuse", (-20, 840, 1400, 1080)))
     eoc = _corrected(
         "05_eoc",
         Node("policy", "PriorCacheEOC", (380, 390), (320, 130), {"policy": ("base", 0), "prior": ("calibrate", 0), "theta": 0.01, "least_error": 0.0}, colour="#233"),
