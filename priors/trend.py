@@ -11,7 +11,8 @@ from .prior import Prior, PriorError
 class Trend:
     """E(t) = A(t) - A(t - 1) of every branch whose mean output A a prior holds; raises PriorError when it holds none.
 
-    From the tables "trend/<site>" where the prior has them, else from "mean/<site>". Compared by identity.
+    From the tables "trend/<site>" where the prior has them, else from "mean/<site>". Compared by identity. Which half of
+    guidance the authors averaged is not public: A is of positive rows, of whatever pictures were calibrated.
     """
 
     def __init__(self, prior: Prior):

@@ -221,6 +221,15 @@ def test_half_precision_features_are_added_up_in_float():
     assert tables["difference"][0, 1, 0].item() == 64.0
 
 
+def test_mean_features_of_half_precision_are_added_up_in_float():
+    statistics = Statistics(features=True)
+    half = torch.float16  # four of these are beyond what it holds
+    sample(statistics, lambda t, site, rows: torch.full((rows, 1, 1), 30000.0, dtype=half), pictures=4)
+    mean = prior_of(statistics).tables["mean/blocks.0.mlp"]
+    assert mean.dtype is half
+    assert mean.tolist() == [[[30000.0]]] * 4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(2, 3), (2, CHUNK // 64, 80)], ids=["one chunk", "several, the last one shorter"])
 def test_squares_are_those_of_numpy(dtype, shape):
