@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 import torch
-from priorcache.cache_core.policies import EOC, FORA, Full, ToCa
+from priorcache.cache_core.policies import EOC, FORA, Full, ToCa, eoc
 from priorcache.cache_core.trace import Trace
 from priorcache.priors.statistics import Statistics
 from priorcache.priors.trend import Trend
@@ -102,7 +103,13 @@ def test_observers_are_called_by_one_thread_at_a_time(host, loaded, split):
     assert Slow.met == 1
 
 
-def test_a_trend_serves_every_device(host, loaded, split, apart):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_trend_serves_every_device(host, loaded, split, apart, monkeypatch, ahead):
     trend = Trend(calibrated(host, loaded, Statistics(2, True)))
     policy = EOC(FORA(2), trend)
-    assert torch.equal(host.sample(host.attach(split(loaded), policy)), host.sample(host.attach(loaded, policy)))
+    one = host.sample(host.attach(loaded, policy))
+    if ahead:
+        monkeypatch.setattr(eoc, "_room", lambda device: 2**30)
+        monkeypatch.setattr(eoc, "_ahead", lambda device: True)
+    assert torch.equal(host.sample(host.attach(split(loaded), policy)), one)
+    assert not any(thread.name.startswith("PriorCache") for thread in threading.enumerate())
