@@ -88,9 +88,7 @@ class Courier:
         parts = self._buffer(sum(sizes)).split(sizes)
         passing = [part[: t.nbytes].view(t.dtype).view(t.shape) for part, t in zip(parts, tensors, strict=True)]
         torch._foreach_copy_(passing, tensors)
-        if any(t.dtype is not there.dtype for t, there in zip(tensors, places, strict=True)):  # half as much travels
-            passing = [part.to(self.device, non_blocking=True) for part in passing]
-        torch._foreach_copy_(places, passing, non_blocking=True)
+        torch._foreach_copy_(places, passing, non_blocking=True)  # another dtype is made of them on the device
         _, free = self._buffers[0]
         if free is not None:
             free.record(self._stream)

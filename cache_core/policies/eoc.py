@@ -34,7 +34,7 @@ class Trends(Protocol):
         """Whether any trend of this branch was kept."""
 
     def at(self, step: int, site: str) -> Tensor | None:
-        """E = A(step) - A(step - 1), where A is a branch's mean output (N, C); None where it was not kept."""
+        """E = A(step) - A(step - 1), where A is a branch's mean output (N, C); None where it was not kept. Threads may ask at once."""
 
 
 ROOM = 2**30
