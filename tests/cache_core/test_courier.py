@@ -1,5 +1,6 @@
 """Courier: what is brought is what was sent for, whole or not at all. Here from main memory to main memory."""
 
+from contextlib import nullcontext
 from functools import partial
 from threading import Event
 from weakref import ref
@@ -118,3 +119,39 @@ def test_who_closes_waits_for_what_is_under_way_and_leaves_the_rest(monkeypatch)
     assert first.done()
     assert second.cancelled() or places[1].item() == 0
     assert places[0].item() == 0
+
+
+def test_streams_wait_for_one_another(monkeypatch):
+    """What is asked of CUDA, in its order, by two loads, one after the other in time."""
+    asked = []
+
+    class Moment:
+        def record(self, stream):
+            asked.append(f"{stream} leaves a buffer")
+
+        def synchronize(self):
+            asked.append("a buffer is free")
+
+    class Stream(str):
+        def record_event(self):
+            asked.append(f"{self} is marked")
+            return f"the mark of {self}"
+
+        def wait_event(self, mark):
+            asked.append(f"{self} waits for {mark}")
+
+        def wait_stream(self, other):
+            asked.append(f"{self} waits for {other}")
+
+    cuda = {"Stream": lambda device: Stream("side"), "current_stream": lambda device: Stream("main"), "Event": Moment}
+    for name, fake in (cuda | {"stream": nullcontext}).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(courier, "LOAD", 16)
+    carrier, place = Courier(torch.device("cuda", 0)), torch.zeros(2, 4)
+    errand = carrier.bring([(row, lambda: torch.ones(4)) for row in place])
+    assert carrier.met(errand) == [True, True]
+    carrier.close()
+    passes = ["a buffer is free", "side leaves a buffer"]
+    sent = ["main is marked", "side waits for the mark of main", *passes, *passes, "side is marked"]
+    assert asked == [*sent, "main waits for the mark of side", "main waits for side"]
+    assert place.sum() == 8
