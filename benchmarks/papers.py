@@ -9,7 +9,8 @@ Rows that docs/papers.json has of the same setting stay in the table until they 
 Results are kept batch by batch under --out, so a run may be stopped anywhere and is continued by the same command; with
 --ray its batches are tasks of a Ray cluster (docs/fleet.md), while wall time is still measured where it was called. Priors
 and the router are made by the command itself, of other seeds than those reported. Another checkpoint is given by --model
-(and --vae, where it works on latents), with --gpu where there is one. Its Frechet distance, precision and recall need
+(and --vae, where it works on latents), with --gpu where there is one; --scheduler normal and --router take the papers'
+steps and the published gates. Its Frechet distance, precision and recall need
 features that we do not ship: --export writes every row's pictures as the samples.npz that the ADM evaluator reads; or
 put your extractor's features.npz (`features`, N x D, in the order of the pictures) beside it and give the reference's
 with --reference (`features`, or `mu` and `sigma`).
@@ -149,6 +150,14 @@ def parsed(argv: list[str]) -> argparse.Namespace:
         "--share", type=float, default=0.22, help="of all branches, that L2C reuses: those of the lowest gates"
     )
     parser.add_argument("--threshold", type=float, help="in its place: reuse where a gate is at most this")
+    parser.add_argument(
+        "--router", type=Path, help="as the authors of L2C published it (.pt), in place of training one"
+    )
+    parser.add_argument(
+        "--scheduler",
+        default=SAMPLER[1],
+        help="as the host names it: normal takes the papers' steps, 999 to 0, and ddim_uniform, as usual here, 951 to 1",
+    )
     parser.add_argument("--model", type=Path, default=DEMO, help="another DiT checkpoint")
     parser.add_argument(
         "--size", type=int, default=0, help="side of a latent; by default what the checkpoint was trained at"
@@ -166,11 +175,16 @@ def parsed(argv: list[str]) -> argparse.Namespace:
 
 def opened(args: argparse.Namespace) -> tuple[object, int, object]:
     """(model, side of a latent, VAE or None)"""
+    import comfy.samplers
     import comfy.sd
     import comfy.utils
 
     from ..models.host import load
 
+    if args.scheduler not in comfy.samplers.SCHEDULER_NAMES:
+        raise SystemExit(
+            f"no scheduler is called {args.scheduler}; there are: {', '.join(comfy.samplers.SCHEDULER_NAMES)}"
+        )
     model = load(str(args.model))
     config = model.model.diffusion_model.config
     size = side_of(config, args.size, args.model.name)
@@ -190,9 +204,9 @@ def judge_of(args: argparse.Namespace, setting: tuple, count: int) -> Judge:
 
 def tables_of(args: argparse.Namespace, steps: int, folder: Path, setting: tuple, judge: Judge) -> Tables:
     model, size, vae = setting
-    bench = Bench(model, steps, args.cfg, size, vae, args.together)
+    bench = Bench(model, steps, args.cfg, size, vae, args.together, args.scheduler)
     chosen = {name: getattr(args, name) for name in ("penalty", "iterations", "share", "threshold")}
-    aids = Aids(bench, folder, args.calibration, **chosen)
+    aids = Aids(bench, folder, args.calibration, **chosen, authors=args.router)
     return Tables(bench, judge, aids, folder, args.images, args.batch, args.export)
 
 
@@ -214,7 +228,7 @@ def spread_by(args: argparse.Namespace) -> Callable[[Tables, Ready, Iterator], I
 def _tables(settings: str, steps: int) -> Tables:
     """Those of a worker, which writes nothing."""
     args = fleet.restored(settings)
-    args.model, args.vae = Path(args.model), args.vae and Path(args.vae)
+    args.model, args.vae, args.router = (of and Path(of) for of in (args.model, args.vae, args.router))
     setting = opened(args)
     judge = judge_of(args, setting, 12) if args.reference is None else Judge(None, None, None)
     return tables_of(args, steps, Path(), setting, judge)
@@ -238,10 +252,16 @@ def main(argv: list[str]) -> None:
     known_before = json.loads(record.read_text()) if record.exists() else []
     for steps in args.steps:
         folder = args.out / f"{args.model.stem}-{steps}"
-        Cell(folder).claim(
-            model=known, steps=steps, cfg=args.cfg, size=size, batch=args.batch, sampler=list(SAMPLER), seed=SEED
-        )
         tables = tables_of(args, steps, folder, setting, judge)
+        Cell(folder).claim(
+            model=known,
+            steps=steps,
+            cfg=args.cfg,
+            size=size,
+            batch=args.batch,
+            sampler=list(tables.bench.sampler),
+            seed=SEED,
+        )
         tables.deadline, tables.spread = deadline, spread_by(args) if args.ray else None
         chosen = [n for n in tables.rows if n != UNCACHED and any(fnmatch(n, p) for p in args.rows)]
         if not chosen and UNCACHED not in args.rows:

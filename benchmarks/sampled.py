@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..cache_core.policies import L2C
 from ..models.dit import DiTConfig
+from ..priors import published
 from ..priors.prior import Prior
 from ..priors.router import TABLE, policy
 
@@ -33,6 +34,11 @@ class Bench:
     size: int
     vae: object = None
     together: int = 0
+    scheduler: str = SAMPLER[1]
+
+    @property
+    def sampler(self) -> tuple[str, str]:
+        return SAMPLER[0], self.scheduler
 
     @property
     def config(self) -> DiTConfig:
@@ -55,7 +61,7 @@ class Bench:
         noise = comfy.sample.prepare_noise(self.latent(len(labels)), seed)
         return torch.cat([
             comfy.sample.sample(
-                model, noise, asked, self.cfg, *SAMPLER, conditioning(part), conditioning(torch.full_like(part, -1)),
+                model, noise, asked, self.cfg, *self.sampler, conditioning(part), conditioning(torch.full_like(part, -1)),
                 self.latent(len(part)), disable_pbar=True, seed=seed,
             )
             for part, noise in zip(labels.split(count), noise.split(count), strict=True)
@@ -74,11 +80,11 @@ class Bench:
 
         levels = self.model.get_model_object("model_sampling")
         for asked in range(steps, 0, -1):
-            sigmas = comfy.samplers.calculate_sigmas(levels, SAMPLER[1], asked)
+            sigmas = comfy.samplers.calculate_sigmas(levels, self.scheduler, asked)
             if len(sigmas) - 1 == steps:
                 return asked, sigmas.tolist()
         raise SystemExit(
-            f"the scheduler {SAMPLER[1]} cannot take {steps} steps; choose a number such as 10, 20, 25 or 50"
+            f"the scheduler {self.scheduler} cannot take {steps} steps; choose a number such as 10, 20, 25 or 50"
         )
 
     def pictures(self, latents: Tensor) -> Tensor | None:
@@ -100,6 +106,7 @@ class Aids:
     iterations: int = 100  # per cache step
     share: float = 0.22  # of all branches that L2C reuses, as in the papers
     threshold: float | None = None  # of its gates, in place of a share
+    authors: Path | None = None  # a router as they published it, in place of one that is trained
     loaded: dict[str, Prior] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
 
@@ -110,10 +117,14 @@ class Aids:
 
     @property
     def router(self) -> Prior:
-        """Gates as the Train Router node learns them."""
+        """Gates as the Train Router node learns them, or those of the authors."""
+        if self.authors is not None:
+            return self._kept(f"router-{self.authors.stem}.safetensors", self._read)
         return self._kept(f"router-{self.penalty:g}-{self.iterations}.safetensors", self._train)
 
     def l2c(self) -> L2C:
+        if self.authors is not None:
+            return policy(self.router, 0.1 if self.threshold is None else self.threshold)
         gates = self.router.tables[TABLE]
         lowest = gates[gates.isfinite()].sort().values
         count = min(max(round(self.share * gates.numel()), 1), len(lowest))
@@ -147,8 +158,8 @@ class Aids:
         return {
             "model": self.bench.model, "positive": conditioning(labels),
             "negative": conditioning(torch.full_like(labels, -1)), "latent_image": {"samples": self.bench.latent(len(labels))},
-            "seed": seed, "runs": runs, "steps": self.bench.steps, "cfg": self.bench.cfg, "sampler_name": SAMPLER[0],
-            "scheduler": SAMPLER[1], "denoise": 1.0,
+            "seed": seed, "runs": runs, "steps": self.bench.steps, "cfg": self.bench.cfg, "sampler_name": self.bench.sampler[0],
+            "scheduler": self.bench.scheduler, "denoise": 1.0,
         }  # fmt: skip
 
     def _calibrate(self, file: Path) -> None:
@@ -162,6 +173,14 @@ class Aids:
             for i, labels in enumerate(self._labels(self.pictures).split(self.batch))
         ]
         Prior.merge(priors).save(file)
+
+    def _read(self, file: Path) -> None:
+        router = published.read(self.authors)
+        if router.subject.total != self.bench.steps:
+            raise SystemExit(
+                f"{self.authors.name} is a router for {router.subject.total} steps: give --steps {router.subject.total}"
+            )
+        router.save(file)
 
     def _train(self, file: Path) -> None:
         from ..nodes.l2c import PriorCacheTrainRouter

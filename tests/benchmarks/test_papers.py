@@ -257,6 +257,28 @@ def test_a_row_nobody_knows(papers, tiny, tmp_path):
         run(papers, tiny, tmp_path, "--rows", "fora-51")
 
 
+def published_router(folder, depth: int, total: int = STEPS):
+    """A file in the layout of the DiT routers; every attention is reused at cache steps, and no MLP."""
+    gates = torch.tensor([-5.0, 5.0]).repeat(depth)
+    torch.save({"routers": {f"{i}.prob": gates for i in range(total)}}, folder / "theirs.pt")
+    return folder / "theirs.pt"
+
+
+def test_a_published_router_and_the_steps_of_the_papers(papers, tiny, tmp_path, comfy):
+    more = ["--images", "4", "--batch", "4", "--rounds", "0", "--rows", "l2c", "--scheduler", "normal"]
+    depth = papers.opened(papers.parsed(["--model", str(tiny)]))[0].model.diffusion_model.config.depth
+    report = run(papers, tiny, tmp_path, *more, "--router", str(published_router(tmp_path, depth)))
+    assert report["sampler"] == ["ddim", "normal"]
+    assert report["rows"]["l2c"]["relative_l2"] > 0
+    folder = tmp_path / f"{tiny.stem}-{STEPS}"
+    assert Cell(folder / "l2c").notes["identity"]["aids"] == ["router-theirs.safetensors"]
+    assert not list(folder.glob("router-5e*"))  # none was trained
+    with pytest.raises(SystemExit, match=r"no scheduler is called nomal; there are: .*normal"):
+        run(papers, tiny, tmp_path / "c", *more[:-1], "nomal")
+    with pytest.raises(SystemExit, match="a router for 6 steps: give --steps 6"):
+        run(papers, tiny, tmp_path / "b", *more, "--router", str(published_router(tmp_path, depth, 6)))
+
+
 class TestLatentModel:
     """The geometry of DiT-XL/2, small: 4 channels, patch 2, 1000 classes, learned sigma, a VAE."""
 
