@@ -245,6 +245,16 @@ def _more(settings: list[Setting]) -> str:
     return f" {'; '.join(told)}." if told else ""
 
 
+def _large(settings: list[Setting]) -> str:
+    """Whose pictures are larger than the network draws."""
+    told = {(s.about["model"], s.about["times"], s.about["shift"]) for s in settings if "times" in s.about}
+    return "".join(
+        f" Pictures of {model} are {times} times as large, with shift {shift:g}: those whose {times} x {times} neighbours are alike, of "
+        "which a network of small pictures says exactly what is true (`benchmarks/large.py`)."
+        for model, times, shift in sorted(told)
+    )
+
+
 def page(settings: list[Setting], command: str) -> str:
     """docs/frontier.md."""
     machines = sorted({machine for s in settings for machine in s.machines.values()})
@@ -256,7 +266,7 @@ def page(settings: list[Setting], command: str) -> str:
         f"latent to that of all steps, mean of {_numbers(pairs)} prompt x seed pairs that nothing was planned with; plans were "
         f"searched on {_numbers(calibration)} others, and judged by as many again. Evaluations are counted at the network's last block; every method "
         "skips whole ones, so that operations are saved in the same ratio. One whose schedule cannot have as many is told with one less."
-        f"{_more(settings)} EasyCache gets a copy of its input: in 32 bits it otherwise adds to the sampler's own tensor. It and LazyCache "
+        f"{_more(settings)}{_large(settings)} EasyCache gets a copy of its input: in 32 bits it otherwise adds to the sampler's own tensor. It and LazyCache "
         "decide once for all pictures of a batch, at the window that their nodes begin with, and without one where that leaves no "
         "room for so few evaluations. Spectrum forecasts the hidden state after the last block and mixes its regression and the line "
         "half and half, as it was released; a row has it forecast the output, as all others do, and one is a node for ComfyUI, which "

@@ -70,6 +70,12 @@ def test_schedulers_that_make_more_steps_are_named():
     )
 
 
+def test_large_pictures_are_told_of():
+    assert "times as large" not in page([setting()], "")
+    told = page([setting(), setting(model="flux-large", times=3, shift=3.0)], "")
+    assert "Pictures of flux-large are 3 times as large, with shift 3: those whose 3 x 3 neighbours are alike" in told
+
+
 def test_the_best_baseline_and_the_best_cache_are_told_apart():
     line = summary([setting()]).splitlines()[-1]
     assert line == "| dit, euler, 20 steps, cfg 1.5 | 0.060 fewer steps, euler / **0.050** / **0.020** (0.25) |"
