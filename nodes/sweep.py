@@ -12,12 +12,12 @@ import torch
 from comfy.nested_tensor import NestedTensor
 from comfy_api.latest import io, ui
 
-from ..cache_core.adapters import unwrapped
 from ..cache_core.policies import CachePolicy, Forecast, Full
 from ..cache_core.trace import RunTrace, Trace
 from ..errors import SettingError, shown
 from ..priors.parts import as_one, parts
 from .attach import attach
+from .calibrate import subject
 from .pictures import as_image
 from .sampling import Sampling, given, seeded, seeds_from, settings
 from .types import CATEGORY, Policy
@@ -181,9 +181,8 @@ def point(entry: Entry, found: Sequence[Outcome], uncached: Sequence[Outcome]):
 
 
 def about(model, sampling: Sampling, runs: int) -> str:
-    name = type(unwrapped(model.model.diffusion_model)).__name__
-    count = sampling.rows * runs
-    return f"{name}, {sampling.sampler}, {sampling.scheduler}, {sampling.steps} step{'s'[: sampling.steps != 1]}, cfg {sampling.cfg:g}, {count} picture{'s'[: count > 1]}"
+    sampled, count = subject(model, sampling), sampling.rows * runs
+    return f"{sampled.architecture}, {sampled.settings}, {count} picture{'s'[: count > 1]}"
 
 
 def pictures(vae, latents: torch.Tensor | NestedTensor) -> np.ndarray:
