@@ -1,22 +1,93 @@
-"""What torch.compile is to leave alone."""
+"""Beside torch.compile: its graphs tell of a tensor without being cut, and what reuses or decides runs without it.
+
+A cut in a loop over blocks would cost the whole network its graph for good, also in runs without a cache: Dynamo gives
+up such a frame, and does not try it again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from threading import Lock
+from weakref import WeakValueDictionary
 
 import torch
+from torch import Tensor
+
+KNOWN = hasattr(torch.compiler, "set_stance")
+"""Whether this torch can be told to leave alone what it compiled, which it can from 2.6 on."""
 
 
-def untraced(function: Callable) -> Callable:
-    """Marks a function so that torch.compile does not trace it, while what it calls still compiles.
+class Outlet:
+    """A place at which `use` is called with the output of a module, also from within a compiled graph.
 
-    `torch.compiler.disable(recursive=False)` keeps only the caller from looking inside: the function's own frame is
-    then traced, anew for each of its closures until there are too many, whose guards are looked through at every call.
+    A graph holds an operator and is given the outlet's number as an input, so that it serves every run. To the compiler the
+    operator writes to the tensor: so it is neither dropped nor moved. What `use` is called with from there is a copy, and
+    `copied` says so, as a graph may use its memory again.
     """
-    skip = getattr(torch._dynamo.decorators, "skip", None)
-    return skip(function) if skip else torch.compiler.disable(function, recursive=False)
+
+    def __init__(self, use: Callable[..., None]):
+        number = next(_numbers)
+        self.use, self.number = use, torch.tensor(number)
+        _outlets[number] = self
+
+    def after(self, forward: Callable, place: int | None = None) -> Callable:
+        """The forward of a module, whose output is told of, a tensor or several; place: which of its outputs, if any."""
+        use, number = self.use, self.number
+
+        def told(*args, **kwargs):
+            out = forward(*args, **kwargs)
+            found = out if place is None else out[place]
+            if torch.compiler.is_dynamo_compiling():
+                _tell([found] if isinstance(found, Tensor) else list(found), number)
+            else:
+                use(found)
+            return out
+
+        return told
 
 
-def eager(function: Callable) -> Callable:
-    """The function, in which nothing is traced nor compiled, whatever it calls."""
-    return torch.compiler.disable(function)
+_numbers = count()
+_outlets: WeakValueDictionary[int, Outlet] = WeakValueDictionary()
+
+
+def _told(outs: list[Tensor], number: Tensor) -> None:
+    outlet = _outlets.get(number.item())
+    if outlet is not None:
+        copies = [out.clone() for out in outs]
+        outlet.use(copies if len(copies) > 1 else copies[0], copied=True)
+
+
+if KNOWN:
+    _library = torch.library.Library("".join(c if c.isalnum() else "_" for c in __name__), "FRAGMENT")
+    # CUDA graphs, which would record the copy once and call nothing at all, are kept out by the tag, or by a tensor of the CPU.
+    _tags = [tag for tag in (getattr(torch._C.Tag, "cudagraph_unsafe", None),) if tag is not None]
+    _library.define("tell(Tensor(a!)[] outs, Tensor number) -> ()", tags=_tags)
+    _library.impl("tell", _told, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{_library.ns}::tell", lambda outs, number: None, lib=_library)
+    _tell = getattr(torch.ops, _library.ns).tell.default
+
+
+_turn = Lock()
+_inside = 0
+_stance = None
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """Nothing is compiled meanwhile, and what is compiled runs as it was written; for all threads, as torch has it."""
+    global _inside, _stance
+    with _turn:
+        _inside += 1
+        if _inside == 1 and KNOWN and "torch._dynamo" in sys.modules:
+            _stance = torch.compiler.set_stance("force_eager")
+    try:
+        yield
+    finally:
+        with _turn:
+            _inside -= 1
+            if _inside == 0 and _stance is not None:
+                _stance.__exit__(None, None, None)
+                _stance = None

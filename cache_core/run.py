@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from threading import RLock
-from types import MethodType
 from typing import Protocol
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from ..errors import SettingError, shown
 from .codecs import CODECS, Codec
-from .compiler import eager, untraced
 from .policies.base import CachePolicy, Decline
 from .samplers import STATEFUL, among
 from .sites import MODEL, STACK, Action, Feature, Lane, Schedule, Site, Step, Streams
@@ -319,14 +317,6 @@ class Forward:
         self._actions: dict[str, Action] = {}
         self._marks: dict[str, Tensor] = {}
         self._changed: set[str] = set()  # sites whose past the policy did not take as it was
-        self._copies = False  # whether what functions give is kept as a copy; a compiled graph may reuse its memory
-
-    def close_to_compiler(self) -> None:
-        """Keep torch.compile out of what decides and keeps; the model's own functions, which `branch` calls, compile."""
-        self._copies = True
-        for name in ("action", "approximate", "reused", "computed"):
-            setattr(self, name, eager(getattr(self, name)))
-        self.branch = MethodType(untraced(type(self).branch), self)
 
     def whole(self, rows: Tensor) -> bool:
         """Whether these are all rows of the forward; of some of them it is not known whose they are, and the run declines."""
@@ -358,8 +348,7 @@ class Forward:
         if action is Action.REUSE or (action is Action.PARTIAL and tokenwise):
             out, where = self.approximate(site, action, x)
         if out is None:
-            out = fn(x)
-            return self.computed(site, out.clone() if self._copies and self.run.holds(site) else out)
+            return self.computed(site, fn(x))
         some = where is not None and where.shape[1] > 0
         fresh = fn(x.gather(1, where[..., None].expand(-1, -1, x.shape[-1]))) if some else None
         exact = fn(x) if self.run.measure == "truth" else None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ..compiler import eager, untraced
+from ..compiler import KNOWN, Outlet, interpreted
 from ..run import CacheRun, Forward, relative_error
 from ..sites import STACK, Action, Site
 from .base import Adapter, Block, computing
@@ -116,52 +116,46 @@ def replaced(module: nn.Module) -> bool:
 class Routes:
     """The blocks of one network in one run: what a forward needs is prepared once, and put in place for its length.
 
-    Where torch.compile is about, it must not trace what decides or keeps, or it would freeze the first decision for
-    good: what is `opaque` is not traced, while modules that it calls still compile; what is `eager`, nor they.
+    Where torch.compile is about, a forward that computes everything is traced, with an operator wherever an output is
+    noted; any other runs uncompiled, as a graph would freeze its decisions and be cut by every one of them.
     """
 
     def __init__(self, adapter: Adapter, network: nn.Module, run: CacheRun):
         self.adapter, self.wants, self.holds, self.marks = adapter, run.wants, run.holds, run.policy.marks
-        self.compiled = run.compiled or compiled(network)
         self.cache: Forward | None = None  # of the forward that is under way
         self.originals: dict[nn.Module, Callable] = {}
+        self.compiled = run.compiled or compiled(network)
         self.copied = self.compiled  # whether outputs are noted as copies; a compiled graph may reuse its memory
         self.told = False
         self.parts: list[list[Tensor | None]] = []
+        if self.compiled and not KNOWN:
+            run.decline("beside torch.compile branches and blocks are reused from torch 2.6 on")
         with uncompiled(network):
             self.blocks = adapter.blocks(network)
-        self.declined = self.eager(self._declined)
         if self.marks and not any(what == self.marks for block in self.blocks for what, _ in block.marks):
             run.trace.notes.append(
                 f"{run.policy.describe()} asks for {self.marks!r} of tokens, which is not known of "
                 f"{adapter.architecture}: it does without."
             )
         self.noting = [self._noting(block) for block in self.blocks]
-        self.reusing = [(block.module, self.opaque(self._reusing(block))) for block in self.blocks]
-        self.checking = [(block.module, self.opaque(self._checking(block))) for block in self.blocks]
-        if type(adapter).writes is not Adapter.writes:
-            for block, modules in zip(self.blocks, self.noting, strict=True):
-                modules.append((block.module, self._hosting(block)))
+        self.reusing = [self._reusing(block) for block in self.blocks]
+        self.checking = [self._checking(block) for block in self.blocks]
+        asked = type(adapter).writes is not Adapter.writes and not self.compiled  # what is compiled is copied anyway
+        self.hosting = [self._hosting(block) if asked else None for block in self.blocks]
         passable = all(hasattr(block.equation, "returns") for block in self.blocks)
         self.stack = Stack(self) if passable and run.wants(STACK) else None
         if run.wants(STACK) and not passable:
             run.trace.notes.append(f"The blocks of {adapter.architecture} cannot be skipped all at once.")
-        if self.stack:  # whichever forward the last block gets, its output is noted
-            self.noting[-1].append(self.stack.ending(self._hosting(self.blocks[-1])))
-            self.reusing[-1] = self.stack.ending(self.reusing[-1][1])
-            self.checking[-1] = self.stack.ending(self.checking[-1][1])
 
     @contextmanager
     def through(self, cache: Forward) -> Iterator[bool]:
         """One forward of the network; tells whether anything of it will be noted."""
-        if self.compiled:
-            cache.close_to_compiler()
         self.cache = cache
         try:
-            forwards = self._forwards(cache)
+            forwards, traceable = self._forwards(cache)
             for module, _ in forwards:
                 self.originals[module] = module.forward
-            with overridden(forwards):
+            with overridden(forwards), nullcontext() if traceable else interpreted():
                 yield bool(forwards)
         finally:
             self.cache = None
@@ -170,21 +164,28 @@ class Routes:
             for parts in self.parts:
                 parts[:] = [None] * len(parts)
 
-    def _forwards(self, cache: Forward) -> list[tuple[nn.Module, Callable]]:
-        run, forwards = cache.run, []
+    def _forwards(self, cache: Forward) -> tuple[list[tuple[nn.Module, Callable]], bool]:
+        """Modules with another forward each, and whether torch.compile may trace them."""
+        run, forwards, traceable = cache.run, [], True
         foreign = [replaced(block.module) for block in self.blocks]
         self._tell(sum(foreign))
         if self.stack and not any(foreign) and self.stack.skips(cache):
-            return self.stack.forwards(cache)
+            return self.stack.forwards(cache), False
         for i, (block, theirs) in enumerate(zip(self.blocks, foreign, strict=True)):
+            forward, noted = None, bool(run.keeps or run.trace.rows)
             if not theirs and any(cache.action(site) is not Action.COMPUTE for site in block.sites.values()):
-                forwards.append(self.reusing[i])
-                continue
-            if run.keeps or run.trace.rows:
-                forwards += self.noting[i]
-            if not (theirs or run.declined or run.policy.history == 0 or block.kind in run.checked):
-                forwards.append(self.checking[i])
-        return forwards
+                forward, traceable = self.reusing[i], False
+            else:
+                if noted:
+                    forwards += [(module, outlet.after(module.forward)) for module, outlet in self.noting[i]]
+                    forward = self.hosting[i]
+                if not (theirs or run.declined or run.policy.history == 0 or block.kind in run.checked):
+                    forward, traceable = self.checking[i], False
+            if self.stack and block is self.stack.last and (forward or noted):
+                forward = self.stack.ending(forward or block.module.forward)
+            if forward:
+                forwards.append((block.module, forward))
+        return forwards, traceable
 
     def _tell(self, foreign: int) -> None:
         if foreign and not self.told:
@@ -193,14 +194,8 @@ class Routes:
                 f"{foreign} of {len(self.blocks)} blocks were replaced by another node and are always computed."
             )
 
-    def opaque(self, function: Callable) -> Callable:
-        return untraced(function) if self.compiled else function
-
-    def eager(self, function: Callable) -> Callable:
-        return eager(function) if self.compiled else function
-
-    def _noting(self, block: Block) -> list[tuple[nn.Module, Callable]]:
-        """The modules that make the outputs of a block's branches, each with a forward that notes its output down."""
+    def _noting(self, block: Block) -> list[tuple[nn.Module, Outlet]]:
+        """The modules that make the outputs of a block's branches, each with what notes its output down."""
         found = []
         sources: dict[tuple[nn.Module, ...], list[tuple[Site, Mark]]] = {}  # several branches may share them
         for (what, name), mark in block.marks.items():
@@ -213,15 +208,16 @@ class Routes:
                 found += self._gathering(modules, partial(self._note, block.sites[name]))
         return found
 
-    def _gathering(self, modules: tuple[nn.Module, ...], use: Callable) -> list[tuple[nn.Module, Callable]]:
-        """Forwards of modules after the last of which use(their outputs) is called."""
+    def _gathering(self, modules: tuple[nn.Module, ...], use: Callable) -> list[tuple[nn.Module, Outlet]]:
+        """Outlets of modules after the last of which use(their outputs) is called."""
         parts: list[Tensor | None] = [None] * len(modules)
         self.parts.append(parts)
 
-        @self.eager
-        def gather(place: int, out: Tensor) -> None:
+        def gather(place: int, out: Tensor, copied: bool = False) -> None:
+            if self.cache is None:
+                return
             try:
-                parts[place] = self.adapter.rows(out.clone() if self.copied else out)
+                parts[place] = self.adapter.rows(out.clone() if self.copied and not copied else out)
                 if all(part is not None for part in parts):
                     use(parts)
                     parts[:] = [None] * len(parts)
@@ -233,16 +229,7 @@ class Routes:
                     raise
                 self.cache.run.decline(unlike(self.adapter.architecture, str(error)))
 
-        def noting(module: nn.Module, place: int) -> Callable:
-            def noted(*args, **kwargs):
-                out = self.originals[module](*args, **kwargs)
-                if self.cache is not None:
-                    gather(place, out)
-                return out
-
-            return self.opaque(noted)
-
-        return [(module, noting(module, place)) for place, module in enumerate(modules)]
+        return [(module, Outlet(partial(gather, place))) for place, module in enumerate(modules)]
 
     def _note(self, site: Site, outs: list[Tensor]) -> None:
         if all(map(self.cache.whole, outs)):
@@ -256,13 +243,12 @@ class Routes:
 
     def _hosting(self, block: Block) -> Callable:
         """The host's own forward, after asking whether it will write to what is noted."""
-        writes = self.eager(self.adapter.writes)
 
         def hosted(*args, **kwargs):
-            self.copied = self.compiled or writes(kwargs)
+            self.copied = self.compiled or self.adapter.writes(kwargs)
             return self.originals[block.module](*args, **kwargs)
 
-        return self.opaque(hosted)
+        return hosted
 
     def _reusing(self, block: Block) -> Callable:
         """The adapter's equation, its branches handed to the cache."""
@@ -270,16 +256,14 @@ class Routes:
         def branch(name: str, fn: Callable[[Tensor], Tensor], x: Tensor, tokenwise: bool = False) -> Tensor:
             return self.cache.branch(block.sites[name], fn, x, tokenwise)
 
-        branch, equation = self.opaque(branch), self.opaque(block.equation)
-
         def reusing(*args, **kwargs):
             if self.declined(kwargs):
                 return self.originals[block.module](*args, **kwargs)
-            return equation(block.module, branch, *args, **kwargs)
+            return block.equation(block.module, branch, *args, **kwargs)
 
         return reusing
 
-    def _declined(self, kwargs: dict) -> bool:
+    def declined(self, kwargs: dict) -> bool:
         """A block that another node reaches into, unseen by the equation, is none to cache."""
         patches, heeds = (kwargs.get("transformer_options") or {}).get("patches"), self.adapter.heeds
         names = [n for n in INNER_PATCHES if not all(map(heeds, patches.get(n) or ()))] if patches else ()
@@ -293,14 +277,13 @@ class Routes:
     def _checking(self, block: Block) -> Callable:
         """Of the first block of a kind that runs: the equation, computing everything, must agree with the host's block."""
         hosted = self._hosting(block)
-        copied, compare, first = self.eager(_copied), self.eager(self._compare), self.eager(partial(self._first, block))
 
         def checking(*args, **kwargs):
-            if not first() or self.declined(kwargs):
+            if not self._first(block) or self.declined(kwargs):
                 return hosted(*args, **kwargs)
-            before = copied(args, kwargs)
+            before = _copied(args, kwargs)
             expected = hosted(*args, **kwargs)
-            compare(block, before, expected)
+            self._compare(block, before, expected)
             return expected
 
         return checking

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from ..compiler import Outlet
 from ..sites import STACK, Action
 from ..trace import Row
 from .base import Block
@@ -27,9 +28,10 @@ class Stack:
         self.routes, self.last = routes, routes.blocks[-1]
         self.sites = [site for block in routes.blocks for site in block.sites.values()]
         self.output: Tensor | None = None  # of the forward that is under way, where it skips
-        self.passing = [(block.module, routes.opaque(self._passing(block))) for block in routes.blocks]
-        self._note = routes.eager(self.note)
-        self._replace = routes.eager(self.replace)
+        self.passing = [(block.module, self._passing(block)) for block in routes.blocks]
+        returned = self.last.equation.returns
+        self._place = returned.index(self.last.equation.picture) if len(returned) > 1 else None
+        self._outlet = Outlet(self.note)
 
     def skips(self, cache: Forward) -> bool:
         """Whether this forward is to skip all blocks; then what they would put out is at hand, too."""
@@ -41,15 +43,9 @@ class Stack:
         """All blocks pass; in shadow they run, and only the last one's output is replaced."""
         return self.passing[-1:] if cache.run.measure == "truth" else self.passing
 
-    def ending(self, forward: Callable) -> tuple[nn.Module, Callable]:
-        """The last block with a forward that notes its output down."""
-
-        def ended(*args, **kwargs):
-            out = forward(*args, **kwargs)
-            self._note(out)
-            return out
-
-        return self.last.module, self.routes.opaque(ended)
+    def ending(self, forward: Callable) -> Callable:
+        """A forward of the last block, whose output is noted down."""
+        return self._outlet.after(forward, self._place)
 
     def _passing(self, block: Block) -> Callable:
         routes, equation = self.routes, block.equation
@@ -69,20 +65,23 @@ class Stack:
             if block is self.last:
                 truth = routes.cache.run.measure == "truth"
                 exact = routes.originals[block.module](*args, **kwargs) if truth else None
-                out[picture] = routes.adapter.hidden(self._replace(exact), out[picture])
+                out[picture] = routes.adapter.hidden(self.replace(exact), out[picture])
             return tuple(out) if len(out) > 1 else out[0]
 
         return passing
 
-    def note(self, out: Tensor | tuple) -> None:
+    def note(self, picture: Tensor | tuple, copied: bool = False) -> None:
         cache = self.routes.cache
+        if cache is None:
+            return
         try:
-            picture = self._picture(out).clone()
+            rows = self.routes.adapter.rows(picture)
+            rows = rows if copied else rows.clone()
         except (RuntimeError, MemoryError) as error:
             if not cache.run.survives(error):
                 raise
             return
-        cache.computed(STACK, picture)
+        cache.computed(STACK, rows)
 
     def replace(self, exact: Tensor | tuple | None) -> Tensor:
         cache = self.routes.cache
@@ -94,6 +93,4 @@ class Stack:
         return out.clone()
 
     def _picture(self, out: Tensor | tuple) -> Tensor:
-        equation = self.last.equation
-        hidden = out[equation.returns.index(equation.picture)] if len(equation.returns) > 1 else out
-        return self.routes.adapter.rows(hidden)
+        return self.routes.adapter.rows(out if self._place is None else out[self._place])
