@@ -61,7 +61,6 @@ class Schedule:
     sampler: str = ""  # as the host names it: "euler"; one around another: "detail_daemon_sampler of euler"
     prediction: str = ""  # the host's name of what the model predicts: "EPS", "V_PREDICTION", "FLOW", "FLUX", ...
     sites: tuple[Site, ...] = ()  # every branch of the network, in execution order
-    unbroken: bool = False  # compiled as one graph, which leaves no room for a decision inside the network
     cfg: float = 0.0  # the scale of guidance: 1 where there is none, 0 where it is not known
     # of every branch and STACK by name, for all conds together, where a policy must know:
     nbytes: dict[str, int] = field(default_factory=dict, hash=False)  # what keeping one output takes

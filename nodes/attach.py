@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 from torch import nn
 
-from ..cache_core.adapters import Adapter, adapter_for, installed, misfit, sites_of, uncompiled, unwrapped
+from ..cache_core.adapters import Adapter, adapter_for, installed, misfit, sites_of, unwrapped
 from ..cache_core.codecs import CODECS
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun, Observer, out_of_memory
@@ -35,7 +35,7 @@ KINDS = (
     WrappersMP.CALC_COND_BATCH,
     WrappersMP.APPLY_MODEL,
 )
-COMPILE, COMPILE_SETTINGS = "torch.compile", "torch_compile_kwargs"  # comfy_api.torch_helpers names them so
+COMPILE = "torch.compile"  # comfy_api.torch_helpers names its wrapper so
 MOVING = "SpotDiffusion"
 """The class of the one kind of tiles in ComfyUI-TiledDiffusion that never lie where they were before."""
 
@@ -91,9 +91,7 @@ def attach(
                 trace.renew(*_origin())
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
         parts = parts_of(guider, noise.shape, kwargs.get("latent_shapes"))
-        told = (guider.model_options.get(COMPILE_SETTINGS) or {}).get("fullgraph")
-        unbroken = bool(told) or _unbroken(guider.model_patcher)
-        schedule = schedule_of(guider.model_patcher, sampler, sigmas, guidance_of(guider), unbroken)
+        schedule = schedule_of(guider.model_patcher, sampler, sigmas, guidance_of(guider))
         schedule = informed(schedule, guider.model_patcher, policy, parts, CODECS[store])
         run = CacheRun(
             policy,
@@ -105,8 +103,6 @@ def attach(
             CODECS[store],
             compiled=COMPILE in wrappers.get(WrappersMP.APPLY_MODEL, {}),
         )
-        if unbroken:
-            _refuse_branches(run)
         run.trace.record = recorded(run.policy)
         if reason and policy.level != "model" and policy.history:
             run.decline(reason)
@@ -351,30 +347,6 @@ def _reaching(options: dict, sigma: float) -> Iterator[bool]:
             yield last <= sigma <= first
 
 
-def _refuse_branches(run: CacheRun) -> None:
-    if run.wants_branches:
-        raise CacheError(
-            "This model is compiled with fullgraph, which leaves no room for a decision inside of it: switch fullgraph "
-            "off in the compile node, or use Forecast Policy, or FORA Policy with scope 'whole network'."
-        )
-
-
-def _unbroken(model) -> bool:
-    """Whether torch.compile was told to make one graph without breaks of a block, by what this patcher puts in place.
-
-    What is in the network already may be another patcher's, which the host takes out when it loads this one.
-    """
-    root, network = "diffusion_model", unwrapped(model.model.diffusion_model)
-    parts = [model.get_model_object(root), *(p for n, p in model.object_patches.items() if n.startswith(f"{root}."))]
-    whole = [unwrapped(p) for p in parts if getattr(getattr(p, "dynamo_ctx", None), "fullgraph", False)]
-    if not whole:
-        return False
-    with uncompiled(network):
-        adapter = adapter_for(network)
-        blocks = {block.module for block in adapter.blocks(network)} if adapter else set()
-    return any(not blocks.isdisjoint(part.modules()) for part in whole)
-
-
 def named(sampler) -> str:
     """A SAMPLER as a Schedule names it: by its function, so that "ddim" is "euler".
 
@@ -388,7 +360,7 @@ def named(sampler) -> str:
     return OF.join([name, *(named(inner) for inner in options.values() if hasattr(inner, "sampler_function"))])
 
 
-def schedule_of(model, sampler, sigmas: torch.Tensor, cfg: float, unbroken: bool = False) -> Schedule:
+def schedule_of(model, sampler, sigmas: torch.Tensor, cfg: float) -> Schedule:
     """What is known of sampling a MODEL by a SAMPLER along these sigmas (steps + 1,)."""
     return Schedule(
         total=len(sigmas) - 1,
@@ -397,7 +369,6 @@ def schedule_of(model, sampler, sigmas: torch.Tensor, cfg: float, unbroken: bool
         prediction=prediction_of(model),
         cfg=cfg,
         sites=sites_of(model.model.diffusion_model),
-        unbroken=unbroken,
     )
 
 

@@ -74,7 +74,7 @@ class Auto(CachePolicy):
             return forecast, ""  # it computes everything, and says itself why
         if objection is not None:
             large = _beyond(schedule)
-            whole = several(schedule) or not schedule.sites or schedule.unbroken or large
+            whole = several(schedule) or not schedule.sites or large
             return paced(self.speedup, "model" if whole else "branch"), objection + large
         for shelved in self.shelf:
             if not shelved.misfit(schedule):

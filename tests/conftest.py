@@ -39,7 +39,7 @@ def repeatable():
 SERVED = ("tests/host/test_server.py", "tests/host/test_canvas.py")
 """What shares a running server."""
 LONG = (
-    *SERVED, "tests/cache_core/test_adapters.py", "tests/tools/test_fleet.py", "tests/host/test_inspect.py",
+    *SERVED, "tests/cache_core/test_adapters.py", "tests/cache_core/test_compiler.py", "tests/tools/test_fleet.py", "tests/host/test_inspect.py",
     "tests/host/test_compile.py", "tests/host/scenarios/test_samplers.py", "tests/host/scenarios/test_beside.py",
     "tests/host/scenarios/test_runs.py",
 )  # fmt: skip

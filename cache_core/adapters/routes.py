@@ -129,7 +129,7 @@ class Routes:
         self.told = False
         self.parts: list[list[Tensor | None]] = []
         if self.compiled and not KNOWN:
-            run.decline("beside torch.compile branches and blocks are reused from torch 2.6 on")
+            run.decline(f"beside torch.compile it takes torch 2.6, and this one is {torch.__version__}")
         with uncompiled(network):
             self.blocks = adapter.blocks(network)
         if self.marks and not any(what == self.marks for block in self.blocks for what, _ in block.marks):

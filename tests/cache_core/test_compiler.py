@@ -1,0 +1,194 @@
+"""Beside torch.compile: a network stays the graph that it is, and what reuses runs without it."""
+
+import sys
+import threading
+
+import architectures
+import pytest
+import torch
+from architectures import count
+from priorcache.cache_core import compiler
+from priorcache.cache_core.adapters import adapter_for, installed, routes
+from priorcache.cache_core.compiler import Outlet, interpreted
+from priorcache.cache_core.policies import FORA, ToCa
+from priorcache.cache_core.run import CacheRun
+from priorcache.cache_core.sites import Action
+from priorcache.models.dit import sdpa
+from subjects import close
+from torch._dynamo.testing import CompileCounterWithBackend
+
+CASES = architectures.cases()
+PLAIN = {architecture: name for name, (architecture, _) in reversed(CASES.items())}
+FAILING = {"hunyuan_dit"}
+"""Which torch.compile cannot do without a cache either: a tensor made of an array, in inference mode."""
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def compilable(monkeypatch):
+    """The host's attention of a machine with an accelerator; that of a CPU asks how much memory is free."""
+    from comfy.ldm.modules import attention
+
+    for module in [m for name, m in sys.modules.items() if name.startswith("comfy.ldm")]:
+        for name in ("optimized_attention", "optimized_attention_masked"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, attention.attention_pytorch)
+
+
+def made(architecture: str):
+    """(network, inputs of a step, adapter)"""
+    network, inputs = CASES[PLAIN[architecture]][1]()
+    return network, inputs, adapter_for(network)
+
+
+def sampled(network, called, inputs, adapter, policy, steps=3) -> tuple[list[torch.Tensor], CacheRun]:
+    run, out = CacheRun(policy, steps, compiled=called is not network), []
+    for step in range(steps):
+        given = inputs(step)
+        with run.evaluation(float(steps - step), step / steps):
+            forward = run.next_forward(((0, "a"), (1, "b"))[: count(given)], count(given))
+            with installed(adapter, network, forward):
+                out.append(called(**given))
+    return out, run
+
+
+@pytest.mark.parametrize(
+    ("architecture", "policy"),
+    [
+        *((architecture, FORA(2)) for architecture in PLAIN if architecture not in FAILING),
+        *((architecture, FORA(2, level="stack")) for architecture in ("dit", "flux", "ltxav")),
+        *((architecture, ToCa()) for architecture in ("dit", "pixartms")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.describe(),
+)
+@torch.inference_mode()
+def test_a_step_that_computes_everything_is_the_networks_own_graph(comfy, compilable, architecture, policy):
+    network, inputs, adapter = made(architecture)
+    functional = architecture in ("dit", "flux") or (architecture, policy.level) == ("ltxav", "stack")
+    graphs = CompileCounterWithBackend("aot_eager" if functional else "eager")  # the former takes longer
+    called = torch.compile(network, backend=graphs)
+    for step in range(3):
+        called(**inputs(step))
+    stock = graphs.frame_count
+    expected, _ = sampled(network, network, inputs, adapter, policy)
+    ours, run = sampled(network, called, inputs, adapter, policy)
+    assert max(map(close, ours, expected)) < 1e-4
+    assert run.trace.notes == []
+    done = [{row.action for row in run.trace.rows if row.step == step} for step in range(3)]
+    assert done[::2] == [{Action.COMPUTE}] * 2
+    assert Action.COMPUTE not in done[1]
+    with_notes = graphs.frame_count - stock
+    assert 0 < with_notes <= stock
+    sampled(network, called, inputs, adapter, policy)
+    called(**inputs(0))
+    assert graphs.frame_count == stock + with_notes  # neither compiles again, nor did the network lose its own
+
+
+@torch.inference_mode()
+def test_an_unbroken_graph_tells_too(comfy):
+    network, inputs, adapter = made("dit")
+    for block in network.blocks:
+        block.attn.attention = sdpa
+    called = torch.compile(network, backend="aot_eager", fullgraph=True)
+    expected, _ = sampled(network, network, inputs, adapter, FORA(2))
+    ours, run = sampled(network, called, inputs, adapter, FORA(2))
+    assert max(map(close, ours, expected)) < 1e-4
+    assert (run.trace.notes, run.trace.rows[-1].action) == ([], Action.COMPUTE)
+
+
+def test_a_torch_that_cannot_leave_its_graphs_alone_computes_everything(monkeypatch):
+    monkeypatch.setattr(routes, "KNOWN", False)
+    with torch.inference_mode():
+        network, inputs, adapter = made("dit")
+        expected = [network(**inputs(step)) for step in range(3)]
+        called = torch.compile(network, backend="eager")
+        ours, run = sampled(network, called, inputs, adapter, FORA(2))
+    assert max(map(close, ours, expected)) < 1e-5
+    assert not run.trace.rows
+    assert "torch 2.6" in run.trace.notes[0]
+
+
+def double(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+def test_what_a_graph_tells_is_a_copy():
+    found = []
+    outlet = Outlet(lambda out, copied=False: found.append((out, copied)))
+    told = outlet.after(double)
+    x = torch.ones(3)
+    out = told(x)
+    assert found.pop() == (out, False)
+    out = torch.compile(told, backend="aot_eager", fullgraph=True)(x)
+    seen, copied = found.pop()
+    assert copied
+    assert torch.equal(seen, out)
+    assert seen.data_ptr() != out.data_ptr()
+
+
+def test_one_graph_serves_every_outlet():
+    graphs = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(backend=graphs, fullgraph=True)
+    def called(told, x):
+        return told(x) + 1
+
+    found = []
+    for number in range(4):
+        outlet = Outlet(lambda out, number=number, copied=False: found.append(number))
+        called(outlet.after(double), torch.ones(3))
+    assert found == [0, 1, 2, 3]
+    assert graphs.frame_count == 1
+    told = outlet.after(double)
+    del outlet
+    assert torch.equal(called(told, torch.ones(3)), torch.full((3,), 3.0))
+    assert found == [0, 1, 2, 3]
+
+
+def test_of_several_outputs_one_or_all_are_told_of():
+    found = []
+    outlet = Outlet(lambda out, copied=False: found.append(out))
+    x = torch.ones(3)
+    for told in (outlet.after(lambda x: (x + 1, x + 2), place=1), outlet.after(lambda x: (x + 1, x + 2))):
+        torch.compile(told, backend="aot_eager", fullgraph=True)(x)
+    one, both = found
+    assert torch.equal(one, x + 2)
+    assert list(map(torch.equal, both, (x + 1, x + 2))) == [True, True]
+
+
+def test_nothing_is_compiled_until_the_last_thread_is_through():
+    graphs = CompileCounterWithBackend("eager")
+    called = torch.compile(double, backend=graphs)
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with interpreted():
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+    with interpreted():
+        thread.start()
+        inside.wait()
+        called(torch.ones(3))
+    called(torch.ones(3))
+    assert graphs.frame_count == 0
+    leave.set()
+    thread.join()
+    called(torch.ones(3))
+    assert graphs.frame_count == 1
+
+
+def test_an_error_inside_ends_it():
+    graphs = CompileCounterWithBackend("eager")
+    with pytest.raises(ZeroDivisionError), interpreted():
+        raise ZeroDivisionError
+    torch.compile(double, backend=graphs)(torch.ones(3))
+    assert graphs.frame_count == 1
+    assert compiler._stance is None
