@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ...errors import SettingError
 from ..compiler import KNOWN, Outlet, interpreted
 from ..run import CacheRun, Forward, relative_error
 from ..sites import STACK, Action, Site
@@ -129,7 +130,10 @@ class Routes:
         self.told = False
         self.parts: list[list[Tensor | None]] = []
         if self.compiled and not KNOWN:
-            run.decline(f"beside torch.compile it takes torch 2.6, and this one is {torch.__version__}")
+            needed = f"beside torch.compile torch 2.6 is needed, and this one is {torch.__version__}"
+            if run.observers:
+                raise SettingError(f"Outputs are to be watched: {needed}. Take the compile node out while calibrating.")
+            run.forgo(needed)
         with uncompiled(network):
             self.blocks = adapter.blocks(network)
         if self.marks and not any(what == self.marks for block in self.blocks for what, _ in block.marks):

@@ -10,10 +10,12 @@ from architectures import count
 from priorcache.cache_core import compiler
 from priorcache.cache_core.adapters import adapter_for, installed, routes
 from priorcache.cache_core.compiler import Outlet, interpreted
-from priorcache.cache_core.policies import FORA, ToCa
+from priorcache.cache_core.policies import FORA, Full, ToCa
 from priorcache.cache_core.run import CacheRun
 from priorcache.cache_core.sites import Action
+from priorcache.errors import SettingError
 from priorcache.models.dit import sdpa
+from priorcache.priors.statistics import Statistics
 from subjects import close
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -47,8 +49,8 @@ def made(architecture: str):
     return network, inputs, adapter_for(network)
 
 
-def sampled(network, called, inputs, adapter, policy, steps=3) -> tuple[list[torch.Tensor], CacheRun]:
-    run, out = CacheRun(policy, steps, compiled=called is not network), []
+def sampled(network, called, inputs, adapter, policy, steps=3, **settings) -> tuple[list[torch.Tensor], CacheRun]:
+    run, out = CacheRun(policy, steps, compiled=called is not network, **settings), []
     for step in range(steps):
         given = inputs(step)
         with run.evaluation(float(steps - step), step / steps):
@@ -102,16 +104,27 @@ def test_an_unbroken_graph_tells_too(comfy):
     assert (run.trace.notes, run.trace.rows[-1].action) == ([], Action.COMPUTE)
 
 
-def test_a_torch_that_cannot_leave_its_graphs_alone_computes_everything(monkeypatch):
+@pytest.mark.parametrize("measure", ["off", "errors"])
+@torch.inference_mode()
+def test_a_torch_that_cannot_leave_its_graphs_alone_computes_everything(monkeypatch, measure):
+    monkeypatch.setattr(routes, "KNOWN", False)
+    network, inputs, adapter = made("dit")
+    called = torch.compile(network, backend="eager")
+    out, run = sampled(network, called, inputs, adapter, FORA(2), measure=measure)
+    assert max(map(close, out, [network(**inputs(step)) for step in range(3)])) < 1e-5
+    assert run.trace.rows == []
+    (note,) = run.trace.notes
+    assert "beside torch.compile torch 2.6 is needed" in note
+
+
+def test_nor_is_anything_watched_there(monkeypatch):
     monkeypatch.setattr(routes, "KNOWN", False)
     with torch.inference_mode():
         network, inputs, adapter = made("dit")
-        expected = [network(**inputs(step)) for step in range(3)]
-        called = torch.compile(network, backend="eager")
-        ours, run = sampled(network, called, inputs, adapter, FORA(2))
-    assert max(map(close, ours, expected)) < 1e-5
-    assert not run.trace.rows
-    assert "torch 2.6" in run.trace.notes[0]
+        with pytest.raises(SettingError, match="Take the compile node out"):
+            sampled(
+                network, torch.compile(network, backend="eager"), inputs, adapter, Full(), observers=(Statistics(),)
+            )
 
 
 def double(x: torch.Tensor) -> torch.Tensor:
