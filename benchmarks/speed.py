@@ -240,7 +240,8 @@ def measured(
             seconds[name].append(took)
             if accelerated:
                 peaks[name] = max(peaks[name], torch.cuda.max_memory_allocated(model.load_device))
-                single[name].append(sample(ground, models[name], STEPS, now, cfg)[1])
+                if done == 0:
+                    single[name].append(sample(ground, models[name], STEPS, now, cfg)[1])
     whole = {name: [sum(run[1:]) for run in runs] for name, runs in seconds.items()}  # the first step warms up
     found = {}
     for name in models:
@@ -283,7 +284,7 @@ def table(results: dict) -> str:
         "*faster* and *fewer FLOPs* are those of a whole run without its first step, against the run without a cache "
         "beside it; *wall / FLOPs* is one over the other. Bytes are what was held, and what Apply Cache said before. "
         "*calibrating* is what Calibrate does on top of the sampling that it watches. An accelerator may run ahead from step to "
-        "step as it does in use, and *ms a step* is of further runs in which it may not.\n"
+        "step as it does in use, and *ms a step* is of one further run in which it may not.\n"
     )
     for where, of_device in results.items():
         text += f"\n## {where}\n\n{of_device['about']}\n"
