@@ -320,12 +320,11 @@ class Forward:
 
     def whole(self, rows: Tensor) -> bool:
         """Whether these are all rows of the forward; of some of them it is not known whose they are, and the run declines."""
-        if self.rows in (0, len(rows)):
+        if self.rows in (0, rows.shape[0]):
             return True
         self.run.decline("another node runs some of the pictures through a part of the blocks of this model")
         return False
 
-    @_alone
     def action(self, site: Site) -> Action:
         """What `branch` will do. Asking changes nothing; a miss always computes."""
         action = self._actions.get(site.name)
@@ -333,6 +332,7 @@ class Forward:
             action = self._actions[site.name] = self._decide(site)
         return action
 
+    @_alone
     def _decide(self, site: Site) -> Action:
         run = self.run
         if run.declined or run._upward or run.policy.history == 0 or not run.policy.serves(site):
