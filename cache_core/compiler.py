@@ -61,7 +61,9 @@ def _told(outs: list[Tensor], number: Tensor) -> None:
 
 
 if KNOWN:
-    _library = torch.library.Library("".join(c if c.isalnum() else "_" for c in __name__), "FRAGMENT")
+    # Not after the pack, which the host names by its path: torch reads ASCII only. Whoever loads the pack twice has two.
+    _names = (f"priorcache{n or ''}" for n in count())
+    _library = torch.library.Library(next(n for n in _names if not hasattr(getattr(torch.ops, n), "tell")), "FRAGMENT")
     # CUDA graphs, which would record the copy once and call nothing at all, are kept out by the tag, or by a tensor of the CPU.
     _tags = [tag for tag in (getattr(torch._C.Tag, "cudagraph_unsafe", None),) if tag is not None]
     _library.define("tell(Tensor(a!)[] outs, Tensor number) -> ()", tags=_tags)

@@ -1,5 +1,6 @@
 """Beside torch.compile: a network stays the graph that it is, and what reuses runs without it."""
 
+import importlib.util
 import sys
 import threading
 
@@ -173,6 +174,21 @@ def test_of_several_outputs_one_or_all_are_told_of():
     one, both = found
     assert torch.equal(one, x + 2)
     assert list(map(torch.equal, both, (x + 1, x + 2))) == [True, True]
+
+
+@pytest.mark.parametrize(
+    "name", ["/home/图像/ComfyUI/custom_nodes/priorcache.cache_core.compiler", "3d", compiler.__name__]
+)
+def test_the_pack_may_lie_in_any_folder_and_in_two(name):
+    """The host names a pack by its path."""
+    spec = importlib.util.spec_from_file_location(name, compiler.__file__)
+    another = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(another)
+    found = []
+    for place, kind in enumerate((another.Outlet, Outlet)):
+        outlet = kind(lambda out, place=place, copied=False: found.append(place))
+        torch.compile(outlet.after(double), backend="aot_eager", fullgraph=True)(torch.ones(3))
+    assert found == [0, 1]
 
 
 def test_nothing_is_compiled_until_the_last_thread_is_through():
