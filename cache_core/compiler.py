@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from itertools import count
 from threading import Lock
 from weakref import WeakValueDictionary
@@ -72,6 +73,20 @@ if KNOWN:
     _tell = getattr(torch.ops, _library.ns).tell.default
 
 
+def untraced(function: Callable) -> Callable:
+    """The function, into which torch.compile does not look where its caller is compiled; what is compiled in it still is."""
+    apart = None
+
+    @wraps(function)
+    def called(*args, **kwargs):
+        nonlocal apart
+        if apart is None and "torch._dynamo" in sys.modules:  # importing it takes long
+            apart = torch.compiler.disable(function)
+        return (apart or function)(*args, **kwargs)
+
+    return called
+
+
 _turn = Lock()
 _inside = 0
 _stance = None
@@ -82,9 +97,9 @@ def interpreted() -> Iterator[None]:
     """Nothing is compiled meanwhile, and what is compiled runs as it was written; for all threads, as torch has it."""
     global _inside, _stance
     with _turn:
-        _inside += 1
-        if _inside == 1 and KNOWN and "torch._dynamo" in sys.modules:
+        if _inside == 0 and KNOWN and "torch._dynamo" in sys.modules:
             _stance = torch.compiler.set_stance("force_eager")
+        _inside += 1
     try:
         yield
     finally:

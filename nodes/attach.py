@@ -14,6 +14,7 @@ from torch import nn
 
 from ..cache_core.adapters import Adapter, adapter_for, installed, misfit, sites_of, unwrapped
 from ..cache_core.codecs import CODECS
+from ..cache_core.compiler import untraced
 from ..cache_core.policies import CachePolicy
 from ..cache_core.run import CacheRun, Observer, out_of_memory
 from ..cache_core.samplers import in_turn
@@ -295,6 +296,7 @@ def _hooked(hooks, sigma: float) -> Iterator[float]:
         yield from reached[-1:]
 
 
+@untraced  # torch.compile may have been given what calls this
 def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
     def host():
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)

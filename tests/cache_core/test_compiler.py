@@ -221,3 +221,19 @@ def test_an_error_inside_ends_it():
     torch.compile(double, backend=graphs)(torch.ones(3))
     assert graphs.frame_count == 1
     assert compiler._stance is None
+
+
+def test_nor_does_one_where_it_cannot_begin():
+    """Within a compiled function."""
+
+    @torch.compile(backend="eager")
+    def outer(x):
+        torch._dynamo.graph_break()
+        with interpreted():
+            return 2 * x
+
+    with pytest.raises(RuntimeError, match="set_stance"):
+        outer(torch.ones(3))
+    test_an_error_inside_ends_it()
+    with interpreted():
+        assert compiler._stance is not None

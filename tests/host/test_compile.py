@@ -108,6 +108,16 @@ def test_whole_network_reuse(host, small, compiled):
 
 
 @STEADY
+def test_what_calls_the_network_may_be_compiled(host, small):
+    expected, trace = host.sample(host.attach(small, ALIGNED)), Trace()
+    model = small.clone()
+    model.add_object_patch("apply_model", torch.compile(model.model.apply_model, backend="eager"))
+    host.sample(model)
+    assert close(host.sample(host.attach(model, ALIGNED, trace)), expected) < 1e-5
+    assert (trace.runs[0].computed_fraction, trace.runs[0].notes) == (0.5, [])
+
+
+@STEADY
 def test_blocks_that_were_compiled_in_place(host, small):
     expected, trace = host.sample(host.attach(small, ALIGNED)), Trace()
     for block in small.model.diffusion_model.blocks:
