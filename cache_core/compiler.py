@@ -25,8 +25,8 @@ class Outlet:
     """A place at which `use` is called with the output of a module, also from within a compiled graph.
 
     A graph holds an operator and is given the outlet's number as an input, so that it serves every run. To the compiler the
-    operator writes to the tensor: so it is neither dropped nor moved. What `use` is called with from there is a copy, and
-    `copied` says so, as a graph may use its memory again.
+    operator writes to the tensor: so it is neither dropped nor moved. What `use` is called with from there is `lent`, and to
+    be copied, as a graph may use its memory again.
     """
 
     def __init__(self, use: Callable[..., None]):
@@ -57,8 +57,7 @@ _outlets: WeakValueDictionary[int, Outlet] = WeakValueDictionary()
 def _told(outs: list[Tensor], number: Tensor) -> None:
     outlet = _outlets.get(number.item())
     if outlet is not None:
-        copies = [out.clone() for out in outs]
-        outlet.use(copies if len(copies) > 1 else copies[0], copied=True)
+        outlet.use(outs if len(outs) > 1 else outs[0], lent=True)
 
 
 if KNOWN:

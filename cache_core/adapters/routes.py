@@ -217,11 +217,11 @@ class Routes:
         parts: list[Tensor | None] = [None] * len(modules)
         self.parts.append(parts)
 
-        def gather(place: int, out: Tensor, copied: bool = False) -> None:
+        def gather(place: int, out: Tensor, lent: bool = False) -> None:
             if self.cache is None:
                 return
             try:
-                parts[place] = self.adapter.rows(out.clone() if self.copied and not copied else out)
+                parts[place] = self.adapter.rows(out.clone() if lent or self.copied else out)
                 if all(part is not None for part in parts):
                     use(parts)
                     parts[:] = [None] * len(parts)

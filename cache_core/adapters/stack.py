@@ -70,13 +70,12 @@ class Stack:
 
         return passing
 
-    def note(self, picture: Tensor | tuple, copied: bool = False) -> None:
+    def note(self, picture: Tensor | tuple | list, lent: bool = False) -> None:
         cache = self.routes.cache
         if cache is None:
             return
         try:
-            rows = self.routes.adapter.rows(picture)
-            rows = rows if copied else rows.clone()
+            rows = self.routes.adapter.rows(picture).clone()
         except (RuntimeError, MemoryError) as error:
             if not cache.run.survives(error):
                 raise
