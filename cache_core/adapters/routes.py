@@ -98,7 +98,11 @@ def uncompiled(network: nn.Module) -> Iterator[None]:
 
 def compiled(network: nn.Module) -> bool:
     """Whether torch.compile has to do with a network or a part of it."""
-    in_place = any(getattr(m, "_compiled_call_impl", None) is not None for m in network.modules())
+    in_place = any(
+        getattr(m, "_compiled_call_impl", None) is not None
+        or hasattr(m.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        for m in network.modules()
+    )
     return in_place or unwrapped(network) is not network or bool(_wrapped(network))
 
 

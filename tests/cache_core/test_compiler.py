@@ -105,6 +105,20 @@ def test_an_unbroken_graph_tells_too(comfy):
     assert (run.trace.notes, run.trace.rows[-1].action) == ([], Action.COMPUTE)
 
 
+@torch.inference_mode()
+def test_a_forward_that_was_compiled_by_itself_is_compiled_once(comfy, compilable):
+    """Of a network whose blocks may write to what is noted, which is asked for where nothing is copied anyway."""
+    network, inputs, adapter = made("flux")
+    expected, _ = sampled(network, network, inputs, adapter, FORA(2))
+    graphs = CompileCounterWithBackend("eager")
+    network.forward = torch.compile(network.forward, backend=graphs)
+    for _ in range(2):
+        ours, run = sampled(network, network, inputs, adapter, FORA(2))
+        assert max(map(close, ours, expected)) < 1e-4
+        assert run.trace.notes == []
+    assert graphs.frame_count == 1
+
+
 @pytest.mark.parametrize("measure", ["off", "errors"])
 @torch.inference_mode()
 def test_a_torch_that_cannot_leave_its_graphs_alone_computes_everything(monkeypatch, measure):
