@@ -24,14 +24,14 @@ KNOWN = hasattr(torch.compiler, "set_stance")
 class Outlet:
     """A place at which `use` is called with the output of a module, also from within a compiled graph.
 
-    A graph holds an operator and is given the outlet's number as an input, so that it serves every run. To the compiler the
-    operator writes to the tensor: so it is neither dropped nor moved. What `use` is called with from there is `lent`, and to
+    A graph holds an operator and is given the outlet's number as an input, so that it serves every run. To the compiler all
+    operators write to one further input: so none is moved past another, nor dropped where nothing else needs the output. What `use` is called with from there is `lent`, and to
     be copied, as a graph may use its memory again.
     """
 
     def __init__(self, use: Callable[..., None]):
         number = next(_numbers)
-        self.use, self.number = use, torch.tensor(number)
+        self.use, self.number = use, torch.tensor(number, device="cpu")
         _outlets[number] = self
 
     def after(self, forward: Callable, place: int | None = None) -> Callable:
@@ -42,7 +42,7 @@ class Outlet:
             out = forward(*args, **kwargs)
             found = out if place is None else out[place]
             if torch.compiler.is_dynamo_compiling():
-                _tell([found] if isinstance(found, Tensor) else list(found), number)
+                _tell([found] if isinstance(found, Tensor) else list(found), number, _order)
             else:
                 use(found)
             return out
@@ -52,9 +52,11 @@ class Outlet:
 
 _numbers = count()
 _outlets: WeakValueDictionary[int, Outlet] = WeakValueDictionary()
+with torch.inference_mode(False):
+    _order = torch.tensor(0, device="cpu")
 
 
-def _told(outs: list[Tensor], number: Tensor) -> None:
+def _told(outs: list[Tensor], number: Tensor, order: Tensor) -> None:
     outlet = _outlets.get(number.item())
     if outlet is not None:
         outlet.use(outs if len(outs) > 1 else outs[0], lent=True)
@@ -66,9 +68,9 @@ if KNOWN:
     _library = torch.library.Library(next(n for n in _names if not hasattr(getattr(torch.ops, n), "tell")), "FRAGMENT")
     # CUDA graphs, which would record the copy once and call nothing at all, are kept out by the tag, or by a tensor of the CPU.
     _tags = [tag for tag in (getattr(torch._C.Tag, "cudagraph_unsafe", None),) if tag is not None]
-    _library.define("tell(Tensor(a!)[] outs, Tensor number) -> ()", tags=_tags)
+    _library.define("tell(Tensor[] outs, Tensor number, Tensor(a!) order) -> ()", tags=_tags)
     _library.impl("tell", _told, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{_library.ns}::tell", lambda outs, number: None, lib=_library)
+    torch.library.register_fake(f"{_library.ns}::tell", lambda outs, number, order: None, lib=_library)
     _tell = getattr(torch.ops, _library.ns).tell.default
 
 

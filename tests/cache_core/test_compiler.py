@@ -73,16 +73,17 @@ def sampled(network, called, inputs, adapter, policy, steps=3, **settings) -> tu
 @torch.inference_mode()
 def test_a_step_that_computes_everything_is_the_networks_own_graph(comfy, compilable, architecture, policy):
     network, inputs, adapter = made(architecture)
-    functional = architecture in ("dit", "flux") or (architecture, policy.level) == ("ltxav", "stack")
+    functional = architecture in ("dit", "flux", "joyimage") or (architecture, policy.level) == ("ltxav", "stack")
     graphs = CompileCounterWithBackend("aot_eager" if functional else "eager")  # the former takes longer
     called = torch.compile(network, backend=graphs)
     for step in range(3):
         called(**inputs(step))
     stock = graphs.frame_count
-    expected, _ = sampled(network, network, inputs, adapter, policy)
+    expected, plain = sampled(network, network, inputs, adapter, policy)
     ours, run = sampled(network, called, inputs, adapter, policy)
     assert max(map(close, ours, expected)) < 1e-4
     assert run.trace.notes == []
+    assert [(row.step, row.site) for row in run.trace.rows] == [(row.step, row.site) for row in plain.trace.rows]
     done = [{row.action for row in run.trace.rows if row.step == step} for step in range(3)]
     assert done[::2] == [{Action.COMPUTE}] * 2
     assert Action.COMPUTE not in done[1]
@@ -180,6 +181,22 @@ def test_what_a_graph_tells_is_lent():
     seen, lent = found.pop()
     assert lent
     assert torch.equal(seen, out)
+
+
+def test_what_nothing_else_needs_is_told_of_too_and_in_order():
+    found = []
+    outlets = [Outlet(lambda out, n=n, lent=False: found.append((n, out[0].item()))) for n in range(3)]
+    first, second, third = (outlet.after(double) for outlet in outlets)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def called(x):
+        first(x)
+        out = second(x + 1)
+        third(x + 2)
+        return out.add_(1)
+
+    called(torch.ones(3))
+    assert found == [(0, 2.0), (1, 4.0), (2, 6.0)]
 
 
 def test_one_graph_serves_every_outlet():
