@@ -25,8 +25,8 @@ class Outlet:
     """A place at which `use` is called with the output of a module, also from within a compiled graph.
 
     A graph holds an operator and is given the outlet's number as an input, so that it serves every run. To the compiler all
-    operators write to one further input: so none is moved past another, nor dropped where nothing else needs the output. What `use` is called with from there is `lent`, and to
-    be copied, as a graph may use its memory again.
+    operators write to one further input: so none is moved past another, nor dropped where nothing else needs the output.
+    What `use` is called with from there is `lent`, and to be copied, as a graph may use its memory again.
     """
 
     def __init__(self, use: Callable[..., None]):
