@@ -41,7 +41,7 @@ class Outlet:
         def told(*args, **kwargs):
             out = forward(*args, **kwargs)
             found = out if place is None else out[place]
-            if torch.compiler.is_dynamo_compiling():
+            if KNOWN and torch.compiler.is_dynamo_compiling():
                 _tell([found] if isinstance(found, Tensor) else list(found), number, _order)
             else:
                 use(found)
