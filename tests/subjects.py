@@ -45,6 +45,14 @@ def left_over(network: torch.nn.Module) -> list[str]:
     return [name for name, module in network.named_modules() if "forward" in module.__dict__]
 
 
+def compilable(network: torch.nn.Module) -> None:
+    """Give a DiT an attention that torch.compile takes whole: the host's, of a CPU, asks how much memory is free."""
+    from priorcache.models.dit import sdpa
+
+    for block in network.blocks:
+        block.attn.attention = sdpa
+
+
 def loaded(path: str, **options):
     import comfy.sd
 

@@ -175,12 +175,13 @@ class Routes:
     def _forwards(self, cache: Forward) -> tuple[list[tuple[nn.Module, Callable]], bool]:
         """Modules with another forward each, and whether torch.compile may trace them."""
         run, forwards, traceable = cache.run, [], True
+        noted = bool(run.keeps or run.trace.rows)
         foreign = [replaced(block.module) for block in self.blocks]
         self._tell(sum(foreign))
         if self.stack and not any(foreign) and self.stack.skips(cache):
             return self.stack.forwards(cache), False
         for i, (block, theirs) in enumerate(zip(self.blocks, foreign, strict=True)):
-            forward, noted = None, bool(run.keeps or run.trace.rows)
+            forward = None
             if not theirs and any(cache.action(site) is not Action.COMPUTE for site in block.sites.values()):
                 forward, traceable = self.reusing[i], False
             else:

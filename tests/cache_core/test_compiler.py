@@ -15,9 +15,8 @@ from priorcache.cache_core.policies import FORA, Full, ToCa
 from priorcache.cache_core.run import CacheRun, OutOfMemory
 from priorcache.cache_core.sites import Action
 from priorcache.errors import SettingError
-from priorcache.models.dit import sdpa
 from priorcache.priors.statistics import Statistics
-from subjects import close
+from subjects import close, compilable
 from torch._dynamo.testing import CompileCounterWithBackend
 
 CASES = architectures.cases()
@@ -34,7 +33,7 @@ def fresh_compiler():
 
 
 @pytest.fixture
-def compilable(monkeypatch):
+def accelerated(monkeypatch):
     """The host's attention of a machine with an accelerator; that of a CPU asks how much memory is free."""
     from comfy.ldm.modules import attention
 
@@ -71,7 +70,7 @@ def sampled(network, called, inputs, adapter, policy, steps=3, **settings) -> tu
     ids=lambda value: value if isinstance(value, str) else value.describe(),
 )
 @torch.inference_mode()
-def test_a_step_that_computes_everything_is_the_networks_own_graph(comfy, compilable, architecture, policy):
+def test_a_step_that_computes_everything_is_the_networks_own_graph(comfy, accelerated, architecture, policy):
     network, inputs, adapter = made(architecture)
     graphs = CompileCounterWithBackend("aot_eager")  # which drops what nothing needs, as inductor does
     called = torch.compile(network, backend=graphs)
@@ -96,8 +95,7 @@ def test_a_step_that_computes_everything_is_the_networks_own_graph(comfy, compil
 @torch.inference_mode()
 def test_an_unbroken_graph_tells_too(comfy):
     network, inputs, adapter = made("dit")
-    for block in network.blocks:
-        block.attn.attention = sdpa
+    compilable(network)
     called = torch.compile(network, backend="aot_eager", fullgraph=True)
     expected, _ = sampled(network, network, inputs, adapter, FORA(2))
     ours, run = sampled(network, called, inputs, adapter, FORA(2))
@@ -106,7 +104,7 @@ def test_an_unbroken_graph_tells_too(comfy):
 
 
 @torch.inference_mode()
-def test_a_forward_that_was_compiled_by_itself_is_compiled_once(comfy, compilable):
+def test_a_forward_that_was_compiled_by_itself_is_compiled_once(comfy, accelerated):
     """Of a network whose blocks may write to what is noted, which is asked for where nothing is copied anyway."""
     network, inputs, adapter = made("flux")
     expected, _ = sampled(network, network, inputs, adapter, FORA(2))
@@ -146,8 +144,7 @@ def test_nor_is_anything_watched_there(monkeypatch):
 @torch.inference_mode()
 def test_memory_that_runs_out_within_a_graph_ends_nothing(monkeypatch, policy):
     network, inputs, adapter = made("dit")
-    for block in network.blocks:
-        block.attn.attention = sdpa
+    compilable(network)
     expected = network(**inputs(4))
 
     def none_left(tensor):

@@ -7,8 +7,7 @@ import torch
 from priorcache.cache_core.policies import FORA, CachePolicy, Taylor, ToCa
 from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
-from priorcache.models.dit import sdpa
-from subjects import close
+from subjects import close, compilable
 
 ALIGNED = FORA(2, "aligned")
 NETWORK = FORA(2, "aligned", level="model")
@@ -31,12 +30,12 @@ def by_block(model, **settings):
     return model
 
 
-def by_patch(model):
+def by_patch(model, **settings):
     """As packs do that put compiled blocks in the place of the model's."""
     model = model.clone()
     for i in range(len(model.model.diffusion_model.blocks)):
         block = model.get_model_object(f"diffusion_model.blocks.{i}")
-        model.add_object_patch(f"diffusion_model.blocks.{i}", torch.compile(block, backend="eager"))
+        model.add_object_patch(f"diffusion_model.blocks.{i}", torch.compile(block, backend="eager", **settings))
     return model
 
 
@@ -45,14 +44,6 @@ def by_one_patch(model):
     model = model.clone()
     network = model.get_model_object("diffusion_model")
     model.add_object_patch("diffusion_model", torch.compile(network, backend="eager"))
-    return model
-
-
-def by_module_of_theirs(model):
-    model = model.clone()
-    for i in range(len(model.model.diffusion_model.blocks)):
-        place = f"diffusion_model.blocks.{i}"
-        model.add_object_patch(place, torch.compile(model.get_model_object(place), backend="eager", fullgraph=True))
     return model
 
 
@@ -130,8 +121,7 @@ def test_many_blocks_and_many_runs_are_not_compiled_again_and_again(host):
     from torch._dynamo.testing import CompileCounter
 
     counter, model, frames = CompileCounter(), host.model(depth=12), []
-    for block in model.model.diffusion_model.blocks:
-        block.attn.attention = sdpa  # the host's own asks how much memory is free, and compiles again when that changes
+    compilable(model.model.diffusion_model)
     both = host.attach(whole(model, counter), ALIGNED, trace := Trace())
     for _ in range(3):
         host.sample(both)
@@ -146,8 +136,7 @@ def test_many_blocks_and_many_runs_are_not_compiled_again_and_again(host):
 def test_nothing_is_looked_at_anew_at_every_step(host, policy):
     """A frame that fails its guards again and again is given up, then its guards are tried at every call: graphs stay few."""
     model, frames = host.model(depth=12), torch._dynamo.utils.counters["frames"]
-    for block in model.model.diffusion_model.blocks:
-        block.attn.attention = sdpa
+    compilable(model.model.diffusion_model)
     both = host.attach(whole(model), policy)
     frames.clear()
     looked = []
@@ -165,8 +154,7 @@ def test_a_compiled_model_keeps_its_graph(host):
         return lambda *args: calls.append(graph) or graph(*args)
 
     model = host.model(depth=3)
-    for block in model.model.diffusion_model.blocks:
-        block.attn.attention = sdpa
+    compilable(model.model.diffusion_model)
     alone = whole(model, backend)
     stock = host.sample(alone, steps=6)
     before = calls[:]
@@ -226,16 +214,13 @@ def by_module(model, backend):
 
 
 @STEADY
-@pytest.mark.parametrize(
-    "compiled", [lambda model: by_block(model, fullgraph=True), by_module_of_theirs], ids=["the host's", "theirs"]
-)
+@pytest.mark.parametrize("compiled", [by_block, by_patch], ids=["the host's", "theirs"])
 @pytest.mark.parametrize("policy", [ALIGNED, FORA(2, "aligned", level="stack")], ids=["branches", "blocks"])
 def test_in_an_unbroken_graph(host, small, compiled, policy):
     """Of the host's own helper, and of nodes that put compiled blocks in place themselves, as WaveSpeed's and TeaCache's."""
-    for block in small.model.diffusion_model.blocks:
-        block.attn.attention = sdpa  # the host's own, of a CPU, breaks graphs
+    compilable(small.model.diffusion_model)
     expected, trace = host.sample(host.attach(small, policy)), Trace()
-    assert close(host.sample(host.attach(compiled(small), policy, trace)), expected) < 1e-5
+    assert close(host.sample(host.attach(compiled(small, fullgraph=True), policy, trace)), expected) < 1e-5
     assert trace.runs[0].computed_fraction == 0.5
     assert trace.runs[0].notes == []
 
