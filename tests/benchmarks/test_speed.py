@@ -37,7 +37,9 @@ def test_every_policy_is_measured_against_the_run_without_one(speed):
         randomised(network := DiT(config))
         model = host.from_weights(config, network.state_dict())
     prompts = [conditioning(torch.tensor([n])) for n in (1, -1)]
-    found = speed.measured(Ground(model, torch.zeros(1, 4, 16, 16), prompts, 64), 2.0, 1)
+    case = speed.Case("a small DiT", 2.0)
+    rounds, found = speed.measured(Ground(model, torch.zeros(1, 4, 16, 16), prompts, 64), case, 1)
+    assert rounds == 1
     assert set(found) >= {speed.STOCK, "FORA", "GOC", "EOC", "L2C, half of the branches", "ToCa", "DuCa", "Forecast"}
     assert {name: of["notes"] for name, of in found.items() if of["notes"]} == {}
     assert found[speed.STOCK]["faster"] == found[speed.STOCK]["fewer_flops"] == 1.0
@@ -68,23 +70,25 @@ def test_what_was_measured_elsewhere_stays(speed, monkeypatch, tmp_path, capsys)
     }  # fmt: skip
     asked = []
 
-    def measured(ground, cfg, rounds, compiled, chosen):
-        asked.append((len(ground.latent), cfg, rounds, compiled, chosen))
-        return {"none": row}
+    def measured(ground, case, rounds, seconds):
+        asked.append((case, rounds))
+        return speed.Measured(5, {"none": row})
 
     monkeypatch.setattr(speed, "measured", measured)
     speed.main(
         ["--networks", "DiT-XL/2 256", "--cfg", "1", "--rounds", "2", "--compile", "--batch", "3", "--remark", "Quiet."]
     )
-    assert asked == [(3, 1.0, 2, True, ["*"])]
+    assert asked == [(speed.Case("DiT-XL/2 256", 1.0, 3, compiled=True), 2)]
     written = json.loads((tmp_path / "benchmarks.json").read_text())
     assert written.pop("NVIDIA X") == other
     (mine,) = written.values()
     assert mine["networks"]["DiT-XL/2 256, 256 tokens, 3 pictures, cfg 1, compiled"]["policies"] == {"none": row}
     page = (tmp_path / "benchmarks.md").read_text()
     assert "Elsewhere." in page
-    assert "### DiT-XL/2 256, 256 tokens, 3 pictures, cfg 1, compiled\n\nA small one; 2 rounds. Quiet.\n" in page
+    assert "### DiT-XL/2 256, 256 tokens, 3 pictures, cfg 1, compiled\n\nA small one; 5 rounds. Quiet.\n" in page
     assert "Not measured yet" not in page
+    assert page.count("Not measured: DiT-XL/2 256, ... tokens, 8 pictures, cfg 4; ") == 1  # of the accelerator
+    assert page.count("Not measured: DiT-XL/2 256, ... tokens, 8 pictures, cfg 1; ") == 1  # and of this machine
     assert page.endswith("A remark.\n")
     assert page.count(REMARKS) == 1
     assert "An older table" not in page
@@ -100,5 +104,55 @@ def test_a_run_is_timed_from_the_first_step_to_the_last(speed, monkeypatch):
     assert waited == [1, 2, speed.STEPS + 1]
 
 
+def test_one_command_measures_everything_that_the_page_has(speed, monkeypatch, tmp_path, capsys):
+    from priorcache.benchmarks.overhead import dit
+    from priorcache.benchmarks.speed_page import cases, missing
+
+    monkeypatch.setattr(speed, "FOLDER", tmp_path)
+    made, asked = [], []
+    for name in speed.NETWORKS:
+        monkeypatch.setitem(speed.NETWORKS, name, (lambda full, name=name: made.append(name) or dit(), "a small one"))
+
+    def measured(ground, case, rounds, seconds):
+        asked.append(case)
+        return speed.Measured(rounds, {})
+
+    monkeypatch.setattr(speed, "measured", measured)
+    speed.main(["--minutes", "-1"])
+    said = capsys.readouterr().out
+    assert asked == []
+    assert all(case.title("...") in said for case in cases(False))
+    speed.main([])
+    assert asked == cases(False)
+    assert made == list(speed.NETWORKS)  # each once
+    (mine,) = json.loads((tmp_path / "benchmarks.json").read_text()).values()
+    assert missing(mine["networks"], False) == []
+    assert "Not measured:" not in (tmp_path / "benchmarks.md").read_text()
+    (first, *_), left = mine["networks"], list(mine["networks"])[1:]
+    assert missing(left, False) == [cases(False)[0].title("...")]
+    assert first == cases(False)[0].title(256)
+
+
+def test_rounds_go_on_while_they_are_short(speed, monkeypatch):
+    from priorcache.benchmarks.overhead import dit
+
+    ground, passed = dit(), [0.0]
+
+    def sample(*_):
+        passed[0] += 0.5
+        return torch.zeros(1), [0.5 / speed.STEPS] * speed.STEPS
+
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: passed[0])
+    monkeypatch.setattr(speed, "sample", sample)
+    monkeypatch.setattr(speed, "counted", lambda *args: [1] * speed.STEPS)
+    case = speed.Case("a small DiT", 2.0, policies=("FORA, whole network",))
+    assert speed.measured(ground, case, 2).rounds == 2
+    rounds, found = speed.measured(ground, case, 2, seconds=5)
+    assert rounds == 5
+    assert list(found) == ["none", "FORA, whole network"]
+
+
 def test_short_steps_are_told_in_tenths(speed):
-    assert [speed._ms(ms) for ms in (3186.4, 100.0, 12.34, 0.2)] == ["3186", "100", "12.3", "0.2"]
+    from priorcache.benchmarks.speed_page import _ms
+
+    assert [_ms(ms) for ms in (3186.4, 100.0, 12.34, 0.2)] == ["3186", "100", "12.3", "0.2"]
