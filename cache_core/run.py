@@ -24,8 +24,12 @@ OutOfMemory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 class Observer(Protocol):
-    """Watches what is computed; calibration is one. `history` is how many past outputs it wants to see."""
+    """Watches what is computed; calibration is one.
 
+    branches: whether it looks at them, too, beside the network's output. history: how many past outputs it wants to see.
+    """
+
+    branches: bool
     history: int
 
     def branch(self, step: Step, site: Site, streams: Streams, out: Tensor, past: list[Feature]) -> None: ...
@@ -146,7 +150,7 @@ class CacheRun:
     @property
     def _watches(self) -> bool:
         """Whether branches are looked at, whatever the policy is asked about."""
-        return bool(self.observers) or (self.measure != "off" and self.policy.history == 0)
+        return any(o.branches for o in self.observers) or (self.measure != "off" and self.policy.history == 0)
 
     def wants(self, site: Site) -> bool:
         """Whether outputs of this site are looked at or kept."""

@@ -8,7 +8,7 @@ from .budget import PriorCacheMemoryBudget
 from .calibrate import PriorCacheCalibrate
 from .compare import PriorCacheCompare
 from .corrections import PriorCacheEOC, PriorCacheGOC, PriorCacheTaylor
-from .demo import PriorCacheDemoPrompt, PriorCacheDemoVAE
+from .demo import PriorCacheDemoModel, PriorCacheDemoPrompt, PriorCacheDemoVAE
 from .dit import PriorCacheDiTLabel, PriorCacheLoadDiT
 from .duca import PriorCacheDuCa, PriorCacheToCa
 from .fora import PriorCacheFORA
@@ -52,6 +52,7 @@ NODES: list[type[io.ComfyNode]] = [
     PriorCacheMemoryBudget,
     PriorCacheTune,
     PriorCacheMergePriors,
+    PriorCacheDemoModel,
 ]
 
 

@@ -48,7 +48,7 @@ class PriorCacheAuto(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up. LoRA nodes may stand before or after."),
                 goal(
-                    "The goal: steps over computed steps. 2 computes half of them, 1 all. Up to 2 little changes with euler, ddim or dpmpp_2m; beyond that, or with samplers that add noise or call the model several times per step, look at the picture."
+                    "The goal: steps over computed steps. 2 computes half of them, 1 all. At 20 steps or more, 2 changes little with euler, ddim or dpmpp_2m. With fewer steps, a higher goal, or samplers that add noise or call the model several times per step, look at the picture."
                 ),
             ],
             outputs=[
@@ -89,16 +89,16 @@ def shelved(about: Subject, speedup: float) -> tuple[list[Shelved], list[str]]:
     for name, path in _files().items():
         try:
             prior = Prior.load(path, TABLES)
-            if prior.subject.differences(about, MODEL_FIELDS) or not prior.measured:
+            if prior.subject.differences(about, MODEL_FIELDS):
                 continue
             plan = reaching(prior.plans, speedup)
             policy = policy_of(plan, prior.subject) if plan else None
         except PriorCacheError as error:
             looked.append(f"{name} was left out: {error}.")
             continue
-        if policy is None:
+        if policy is None and (prior.measured or not prior.sites):  # a router alone holds none, and is not spoken of
             without.append(f"{name} belongs to this model, but {_missing(prior, speedup)}")
-        else:
+        elif policy is not None:
             s = prior.subject
             source = f"{name} ({s.settings}; {plan.pictures} pictures)"
             found.append(Shelved(plan, policy, source))
@@ -124,13 +124,15 @@ def told(model, speedup: float, shelf: list[Shelved], looked: list[str]) -> str:
     whole = "the whole network, because " + (misfit(network) or f"there is no adapter for {name}")
     scope = "single branches (the whole network where memory has no room for them)" if adapter_for(network) else whole
     lines += [
-        f"- {'Any other run' if shelf else 'Every run'}: {Forecast(speedup).describe()}.",
+        f"- {'Other samplers' if shelf else 'Samplers'} that add no noise and call the model once per step, such as euler or "
+        f"dpmpp_2m: {Forecast(speedup).describe()}.",
         f"- Samplers that add noise, such as euler_ancestral: FORA, which reuses {scope}.",
         "- Samplers that call the model several times per step, such as heun: FORA on the whole network.",
         f"- Fewer than {SHORTEST} steps: every step is computed.",
     ]
     if not shelf:
         lines.append(
-            "models/priorcache has no plan for this model and goal; Calibrate, Search Plans and Save Prior make one."
+            "No plan was searched for this model and goal, and none is needed; Calibrate, Search Plans and Save Prior make one "
+            "(workflow 10_plan)."
         )
     return "\n".join([*lines, *looked])

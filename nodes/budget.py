@@ -11,7 +11,7 @@ from ..priors.prior import Prior
 from ..priors.reuse import errors
 from .calibrate import subject
 from .memory import supposed, usual
-from .types import CATEGORY, Policy, PriorTable
+from .types import POLICIES, Policy, PriorTable
 
 
 class PriorCacheMemoryBudget(io.ComfyNode):
@@ -20,7 +20,7 @@ class PriorCacheMemoryBudget(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheMemoryBudget",
             display_name="Memory Budget",
-            category=CATEGORY,
+            category=POLICIES,
             description="Keeps the cache within so much memory: the branches that save most computing per byte stay cached, the others are computed.",
             search_aliases=["memory limit", "vram", "cache size", "out of memory"],
             inputs=[

@@ -10,12 +10,15 @@ from comfy_api.latest import io, ui
 
 from ..cache_core.adapters import unwrapped
 from ..cache_core.policies import Full
+from ..errors import SettingError, shown
 from ..priors.prior import Prior, Subject
 from ..priors.statistics import Statistics
 from .attach import attach
 from .pictures import as_image
 from .sampling import Sampling, given, seeded, seeds_from, settings
-from .types import CATEGORY, Policy, PriorTable
+from .types import PRIORS, Policy, PriorTable
+
+SCOPES = {"branches": True, "whole network": False}
 
 
 class PriorCacheCalibrate(io.ComfyNode):
@@ -24,7 +27,7 @@ class PriorCacheCalibrate(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheCalibrate",
             display_name="Calibrate",
-            category=CATEGORY,
+            category=PRIORS,
             description="Samples a few pictures in full and measures how the model's features move from step to step. Use the sampler settings you generate with.",
             search_aliases=["calibration", "prior", "feature statistics"],
             is_output_node=True,
@@ -63,6 +66,14 @@ class PriorCacheCalibrate(io.ComfyNode):
                     tooltip="Optional, for mean_features: keep only what this policy reuses, a half or a quarter of the size. Connect the policy that EOC corrects.",
                 ),
                 given(),
+                io.Combo.Input(
+                    "scope",
+                    options=list(SCOPES),
+                    default="branches",
+                    optional=True,
+                    advanced=True,
+                    tooltip="branches: every attention and MLP, and the network's output. whole network: its output alone, which is all that Search Plans needs; it holds a few latents where branches hold gigabytes.",
+                ),
             ],
             outputs=[
                 PriorTable.Output(
@@ -76,11 +87,13 @@ class PriorCacheCalibrate(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, positive, negative, latent_image, seed, runs, steps, cfg, sampler_name, scheduler, denoise,
-        longest_gap, mean_features, policy=None, sigmas=None,
+        longest_gap, mean_features, policy=None, sigmas=None, scope="branches",
     ) -> io.NodeOutput:  # fmt: skip
         from ..plots import prior as plot
 
-        statistics = Statistics(longest_gap, mean_features, policy if mean_features else None)
+        if scope not in SCOPES:
+            raise SettingError(f"Calibrate: scope is {shown(scope)}; choose one of {', '.join(SCOPES)}")
+        statistics = Statistics(longest_gap, mean_features, policy if mean_features else None, SCOPES[scope])
         sample = Sampling.of(
             model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise, sigmas=sigmas
         )

@@ -10,7 +10,7 @@ from ..errors import SettingError, finite
 from ..priors.inflections import inflections as found_in
 from ..priors.prior import Prior
 from ..priors.trend import Trend, judged
-from .types import CATEGORY, Policy, PriorTable
+from .types import POLICIES, Policy, PriorTable
 
 INFLECTIONS = ("none", "published", "from prior")
 
@@ -25,7 +25,7 @@ class PriorCacheGOC(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheGOC",
             display_name="GOC Policy",
-            category=CATEGORY,
+            category=POLICIES,
             description="Corrects reused features along the way they last moved (GOC, arXiv 2503.05156).",
             search_aliases=["goc", "gradient optimized cache", "cache correction"],
             inputs=[
@@ -89,7 +89,7 @@ class PriorCacheEOC(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheEOC",
             display_name="EOC Policy",
-            category=CATEGORY,
+            category=POLICIES,
             description="Corrects reused features by how they move on average, as a calibration measured (EOC, arXiv 2501.19243).",
             search_aliases=["eoc", "error optimized cache", "cache correction"],
             inputs=[
@@ -131,7 +131,7 @@ class PriorCacheTaylor(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheTaylor",
             display_name="Taylor Policy",
-            category=CATEGORY,
+            category=POLICIES,
             description="Continues computed features along a line or a curve instead of repeating them (TaylorSeer, arXiv 2503.06923).",
             search_aliases=["taylorseer", "taylor", "forecast", "extrapolate"],
             inputs=[

@@ -1,15 +1,53 @@
-"""What the demo models that read prompts need: words without a text encoder, pixels without a VAE file."""
+"""The demo models, and what those that read prompts need: words without a text encoder, pixels without a VAE file."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
-from ..errors import SettingError
+from ..errors import SettingError, shown
 from ..models.words import COLOURS, SHAPES, FoldedPixels, encode
-from .types import CATEGORY
+from .types import DEMO
 
 MAX_LINES = 4096
-DEMO = f"{CATEGORY}/demo"
+FOLDER = Path(__file__).resolve().parent.parent / "demo"
+MODELS = ("shapes-dit", "shapes-flux", "shapes-pixart")
+
+
+class PriorCacheDemoModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PriorCacheDemoModel",
+            display_name="Demo Model",
+            category=DEMO,
+            description="A small model that draws shapes and comes with this pack: no file needs to be copied. Put the loader of your own model in its place.",
+            search_aliases=["shapes", "example model", "try"],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list(MODELS),
+                    default=MODELS[0],
+                    tooltip="shapes-dit draws by DiT Class Label, 32 x 32 pixels, VAE pixel_space. shapes-flux and shapes-pixart draw by Demo Prompt: 32 x 32 pixels with Demo VAE; 40 x 40 with pixel_space.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The diffusion model.")],
+        )
+
+    @classmethod
+    def execute(cls, model: str) -> io.NodeOutput:
+        import comfy.sd
+
+        from ..models import host, pixart
+
+        if model not in MODELS:
+            raise SettingError(f"Demo Model: {shown(model)} is none; choose one of {', '.join(MODELS)}")
+        path = FOLDER / f"{model}.safetensors"
+        if not path.is_file():
+            raise SettingError(f"Demo Model: {path.name} is missing in the pack's demo folder; install the pack again")
+        loaders = {"shapes-dit": host.load, "shapes-pixart": pixart.load, "shapes-flux": comfy.sd.load_diffusion_model}
+        return io.NodeOutput(loaders[model](str(path)))
 
 
 class PriorCacheDemoPrompt(io.ComfyNode):

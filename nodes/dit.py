@@ -12,7 +12,7 @@ from ..errors import SettingError, excerpt, shown
 from ..models.checkpoint import EMBEDDINGS, PREDICTIONS
 from ..models.dit import DiT
 from .files import located
-from .types import CATEGORY
+from .types import LOADERS
 
 DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_LABELS = 4096
@@ -33,7 +33,7 @@ class PriorCacheLoadDiT(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheLoadDiT",
             display_name="Load DiT (class-conditional)",
-            category=CATEGORY,
+            category=LOADERS,
             description="Loads a class-conditional diffusion transformer (DiT-S/B/L/XL and alike) from models/diffusion_models.",
             search_aliases=["dit loader", "DiT-XL/2", "class conditional"],
             inputs=[
@@ -83,7 +83,7 @@ class PriorCacheDiTLabel(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheDiTLabel",
             display_name="DiT Class Label",
-            category=CATEGORY,
+            category=LOADERS,
             description="What a class-conditional DiT draws: class labels in place of a prompt, and the null class in place of a negative prompt.",
             search_aliases=["class label", "imagenet class", "dit conditioning"],
             inputs=[

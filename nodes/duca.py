@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..cache_core.policies import DuCa, ToCa
 from ..cache_core.policies.toca import SELECTIONS
-from .types import CATEGORY, Policy
+from .types import POLICIES, Policy
 
 MODES = {"corrected": False, "as published": True}
 
@@ -60,7 +60,7 @@ class PriorCacheToCa(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheToCa",
             display_name="ToCa Policy",
-            category=CATEGORY,
+            category=POLICIES,
             description="Between full steps, reuse attention and compute the MLP of some tokens anew (ToCa, arXiv 2410.05317).",
             search_aliases=["toca", "token-wise caching", "cache policy"],
             inputs=_inputs(ToCa),
@@ -78,7 +78,7 @@ class PriorCacheDuCa(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheDuCa",
             display_name="DuCa Policy",
-            category=CATEGORY,
+            category=POLICIES,
             description="Alternate steps that skip all blocks with steps that compute some tokens anew (DuCa, arXiv 2412.18911).",
             search_aliases=["duca", "dual feature caching", "cache policy"],
             inputs=_inputs(DuCa),

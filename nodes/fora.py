@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..cache_core.policies import FORA
 from ..cache_core.policies.fora import PHASES, PRESETS
 from ..errors import SettingError, finite
-from .types import CATEGORY, Policy
+from .types import POLICIES, Policy
 
 SCOPES = {"branches": "branch", "whole network": "model"}
 
@@ -18,7 +18,7 @@ class PriorCacheFORA(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheFORA",
             display_name="FORA Policy",
-            category=CATEGORY,
+            category=POLICIES,
             description="Compute every N-th step and reuse all attention and MLP outputs in between (arXiv 2407.01425).",
             search_aliases=["fora", "fast forward caching", "cache policy"],
             inputs=[

@@ -19,7 +19,7 @@ from .calibrate import subject
 from .pictures import as_image
 from .sampling import Sampling, seeded
 from .searching import Sampler
-from .types import CATEGORY, Policy, PriorTable
+from .types import POLICIES, PRIORS, Policy, PriorTable
 
 ORDERS = {"auto": 0, "linear": 1, "quadratic": 2}
 GOALS = {"speed-up": "speedup", "computed steps": "evaluations", "error": "error"}
@@ -36,7 +36,7 @@ class PriorCacheForecast(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheForecast",
             display_name="Forecast Policy",
-            category=CATEGORY,
+            category=POLICIES,
             description="Computes some steps and extrapolates the model's output in between. Works with every model, and needs no prior.",
             search_aliases=["taylorseer", "spectrum", "extrapolate", "easycache", "speed up"],
             inputs=[
@@ -82,7 +82,7 @@ class PriorCachePlan(io.ComfyNode):
         return io.Schema(
             node_id="PriorCachePlan",
             display_name="Plan Policy",
-            category=CATEGORY,
+            category=POLICIES,
             description="Takes the best plan for a goal out of a prior that was searched: which steps to compute, and how to forecast the others.",
             search_aliases=["budget", "schedule", "target speed", "quality goal"],
             is_output_node=True,
@@ -154,7 +154,7 @@ class PriorCacheSearch(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheSearch",
             display_name="Search Plans",
-            category=CATEGORY,
+            category=PRIORS,
             description="Searches, by sampling, which steps of a model to compute for several speed-ups at once. Uses the sampler settings that the prior was calibrated with.",
             search_aliases=["plan", "optimise schedule", "calibrate schedule"],
             is_output_node=True,

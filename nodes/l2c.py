@@ -29,7 +29,7 @@ from .files import located
 from .pictures import as_image
 from .prior import ROUTERS, saved
 from .sampling import Sampling, given, seeded, seeds_from, settings
-from .types import CATEGORY, Policy, PriorTable
+from .types import POLICIES, PRIORS, Policy, PriorTable
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class PriorCacheLoadRouter(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheLoadRouter",
             display_name="Load Router (L2C)",
-            category=CATEGORY,
+            category=PRIORS,
             description="Reads a router as the authors of Learning-to-Cache published them (.pt, .pth) from models/priorcache. Routers trained here are loaded with Load Prior.",
             search_aliases=["l2c", "learning to cache", "ddim20_router"],
             inputs=[
@@ -82,7 +82,7 @@ class PriorCacheL2C(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheL2C",
             display_name="L2C Policy",
-            category=CATEGORY,
+            category=POLICIES,
             description="Reuse the branches that a learned router found to matter least, at every second step (Learning-to-Cache, arXiv 2406.01733).",
             search_aliases=["l2c", "learning to cache", "router", "cache policy"],
             inputs=[
@@ -105,7 +105,7 @@ class PriorCacheTrainRouter(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheTrainRouter",
             display_name="Train Router (L2C)",
-            category=CATEGORY,
+            category=PRIORS,
             description="Learns which branches can be reused at every second step, on pictures that the model itself samples (Learning-to-Cache, arXiv 2406.01733). The model stays as it is. Use the sampler settings you generate with.",
             search_aliases=["l2c", "learning to cache", "train router"],
             is_output_node=True,

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..models.checkpoint import PREDICTIONS
 from .dit import DTYPES, weight_dtype
 from .files import located
-from .types import CATEGORY
+from .types import LOADERS
 
 
 class PriorCacheLoadPixArt(io.ComfyNode):
@@ -17,7 +17,7 @@ class PriorCacheLoadPixArt(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheLoadPixArt",
             display_name="Load PixArt (any width)",
-            category=CATEGORY,
+            category=LOADERS,
             description="Loads a PixArt of any size from models/diffusion_models. ComfyUI's own loader takes the published width of 1152 only.",
             search_aliases=["pixart loader", "small pixart"],
             inputs=[

@@ -14,7 +14,7 @@ from comfy_api.latest import io
 from ..errors import shown
 from ..priors.prior import Prior, PriorError
 from .files import located
-from .types import CATEGORY, PriorTable
+from .types import PRIORS, PriorTable
 
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|(com|lpt)[\d¹²³])(\..*)?")
 """Names that are devices in Windows, whatever their ending."""
@@ -42,7 +42,7 @@ class PriorCacheSavePrior(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheSavePrior",
             display_name="Save Prior",
-            category=CATEGORY,
+            category=PRIORS,
             description="Saves a prior to models/priorcache, for later runs and for sharing.",
             search_aliases=["save calibration"],
             is_output_node=True,
@@ -111,7 +111,7 @@ class PriorCacheLoadPrior(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheLoadPrior",
             display_name="Load Prior",
-            category=CATEGORY,
+            category=PRIORS,
             description="Loads a prior from models/priorcache. Connect the model to be told at once when the prior was not made for it.",
             search_aliases=["load calibration"],
             inputs=[
@@ -147,7 +147,7 @@ class PriorCacheMergePriors(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheMergePriors",
             display_name="Merge Priors",
-            category=CATEGORY,
+            category=PRIORS,
             description="Makes one prior of two that were calibrated alike, with other prompts or seeds: the mean over the pictures of both, and the plans of both.",
             search_aliases=["merge calibration", "combine priors"],
             inputs=[

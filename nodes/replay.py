@@ -17,7 +17,7 @@ from ..cache_core.trace import RunTrace, Trace
 from ..errors import PriorCacheError, excerpt, shown
 from ..priors.record import restored
 from .graph import sampled
-from .types import CATEGORY, Policy, TraceHandle
+from .types import CATEGORY, POLICIES, Policy, TraceHandle
 
 KEY = "priorcache"
 """Of the text in a PNG, and in the host's `extra_pnginfo`."""
@@ -95,7 +95,7 @@ class PriorCacheReplay(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheReplay",
             display_name="Replay Policy",
-            category=CATEGORY,
+            category=POLICIES,
             description="Takes the policy out of an image that Stamp Images marked: the same steps are computed, the others made by the same numbers. With the same workflow the image comes out bit by bit.",
             search_aliases=["metadata", "reproduce", "policy from image"],
             inputs=[

@@ -11,7 +11,7 @@ from ..priors.tune import told, tuned
 from .memory import informed
 from .sampling import Sampling, given, seeded, settings
 from .searching import Sampler
-from .types import CATEGORY, Policy
+from .types import POLICIES, Policy
 
 
 class PriorCacheTune(io.ComfyNode):
@@ -20,7 +20,7 @@ class PriorCacheTune(io.ComfyNode):
         return io.Schema(
             node_id="PriorCacheTune",
             display_name="Tune Policy",
-            category=CATEGORY,
+            category=POLICIES,
             description="Searches, by sampling, which settings of a policy suit a model best, from those that it has on: eta and steps of GOC, theta and steps of EOC, ratio and interval of DuCa. It gets no slower unless ceiling allows it, and never worse on the judged pictures.",
             search_aliases=[
                 "optimise policy",

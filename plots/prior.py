@@ -33,7 +33,7 @@ from .style import (
 )  # fmt: skip
 
 MARKS = "osD^v"
-NONE = "no adapter for this architecture: only whole-network tables"
+NONE = "only the network's output was measured, no branches"
 
 
 def draw(prior: Prior, theme: Theme = LIGHT) -> Figure:
@@ -77,9 +77,13 @@ def glance(prior: Prior, theme: Theme = LIGHT) -> Figure:
 
 
 def _nearest(prior: Prior) -> Grid:
-    """Errors of reusing the evaluation before."""
-    errors = prior.reuse_error(1).T.numpy() if prior.sites else np.empty((0, prior.evaluations))
-    return Grid.of_names(prior.sites, errors)
+    """Errors of reusing the evaluation before, of branches."""
+    return Grid.of_names(prior.sites, prior.reuse_error(1).T.numpy())
+
+
+def _errors(prior: Prior, gap: int) -> NDArray:
+    """(branches, evaluations) of reuse, or (1, evaluations) of the network's output where no branches were measured."""
+    return prior.reuse_error(gap).T.numpy() if prior.sites else prior.output_error(gap).numpy()[None]
 
 
 def _named(prior: Prior) -> tuple[str, str]:
@@ -89,9 +93,8 @@ def _named(prior: Prior) -> tuple[str, str]:
 
 
 def _size(prior: Prior) -> str:
-    return (
-        f"{prior.samples} picture{'s'[: prior.samples != 1]}, {len(prior.sites)} branches, {human_bytes(prior.nbytes)}"
-    )
+    what = f"{len(prior.sites)} branches" if prior.sites else "the network's output alone"
+    return f"{prior.samples} picture{'s'[: prior.samples != 1]}, {what}, {human_bytes(prior.nbytes)}"
 
 
 def title(prior: Prior) -> str:
@@ -108,10 +111,8 @@ def _steps(prior: Prior) -> str:
 def figures(prior: Prior) -> list[tuple[str, str]]:
     """Mean errors of reuse by distance, and the calmest and the wildest step."""
     found: list[tuple[str, str]] = []
-    if not prior.sites:
-        return found
     for gap in range(1, min(len(prior.tables["difference"]), 2) + 1):
-        errors = prior.reuse_error(gap).numpy()
+        errors = _errors(prior, gap)
         if np.isfinite(errors).any():
             found.append((f"{np.nanmean(errors):.3f}", f"error, {gap} step{'s'[: gap > 1]} back"))
     mean = _mean_of(prior)
@@ -121,18 +122,15 @@ def figures(prior: Prior) -> list[tuple[str, str]]:
 
 
 def _mean_of(prior: Prior) -> NDArray:
-    return statistics_over_sites(prior.reuse_error(1).T.numpy())[0]
+    return statistics_over_sites(_errors(prior, 1))[0]
 
 
 def _curves(axes: Axes, prior: Prior, theme: Theme, size: float) -> None:
     step_axis(axes, prior.evaluations)
-    if not prior.sites:
-        note(axes, theme, NONE, size - 1)
-        return
     colours = (theme.estimated, theme.true, *(theme.kinds[kind] for kind in ("partial", "corrected", "reused")))
     looks, handles = cycle(zip(colours, MARKS, strict=True)), []
     for gap, (colour, mark) in zip(range(1, len(prior.tables["difference"]) + 1), looks, strict=False):
-        values = prior.reuse_error(gap).T.numpy()
+        values = _errors(prior, gap)
         handles.append(panels.curve(axes, values, theme, f"{gap} back", colour, "-", mark, size, band=gap == 1))
     handles = [handle for handle in handles if handle is not None]
     if not handles:
@@ -165,15 +163,15 @@ def _likeness(figure: Figure, axes: Axes, prior: Prior, name: str, theme: Theme,
 def summary(prior: Prior) -> str:
     """What the prior is, what reuse would cost, and what to try with it."""
     said = [title(prior).replace("\n", "; ") + "."]
-    errors = prior.reuse_error(1).numpy() if prior.sites and prior.evaluations > 1 else np.array(np.nan)
+    errors = _errors(prior, 1)
     if np.isfinite(errors).any():
-        mean, _ = statistics_over_sites(errors.T)
+        mean, _ = statistics_over_sites(errors)
         calm, wild = int(np.nanargmin(mean)), int(np.nanargmax(mean))
-        t, s = np.unravel_index(np.nanargmax(errors), errors.shape)
+        s, t = np.unravel_index(np.nanargmax(errors), errors.shape)
+        most = f", and the branch that moves most is {prior.sites[s]}, step {t} ({errors[s, t]:.3f})" if prior.sites else ""
         said.append(
             f"Reusing the step before costs {np.nanmean(errors):.3f} on average, least at step {calm} ({mean[calm]:.3f}), "
-            f"most at step {wild} ({mean[wild]:.3f}), and the branch that moves most is {prior.sites[s]}, step {t} "
-            f"({errors[t, s]:.3f})."
+            f"most at step {wild} ({mean[wild]:.3f}){most}."
         )
         said.append(_advice(prior, mean))
     return " ".join(said)

@@ -82,7 +82,7 @@ class Auto(CachePolicy):
                     shelved.policy,
                     f"a plan was searched for this model, sampler and schedule ({shelved.describe()})",
                 )
-        why = "there is no plan for this model and goal"
+        why = "no plan was searched for this model and goal"
         if self.shelf:
             nearest = min(self.shelf, key=lambda shelved: shelved.distance(schedule))
             why = f"the plan from {nearest.source} is for {nearest.misfit(schedule)}"

@@ -16,8 +16,9 @@ from .prior import Prior
 def consistency(prior: Prior) -> Tensor:
     """Cosine (T,) between the change at an evaluation and the one before it, mean over branches; nan where unknown.
 
-    Raises PriorError when changes over two evaluations were not measured.
+    Raises PriorError when branches, or changes over two evaluations, were not measured.
     """
+    prior.need_branches()
     prior.reuse_error(2)
     one, two = prior.tables["difference"][:2].double()
     before = torch.full_like(one, torch.nan)

@@ -118,6 +118,16 @@ class Prior:
             )
         return (difference[gap - 1].double() / self._table("power").double().clamp_min(1e-30)).sqrt()
 
+    def output_error(self, gap: int = 1) -> Tensor:
+        """The same (T,) of the network's own output, for the positive cond; nan where it was not there at every evaluation."""
+        steps, gram = self.evaluations, self.tables.get("gram/positive")
+        found = torch.full((steps,), float("nan"), dtype=torch.float64)
+        if gram is not None and gap < steps:
+            power = gram.double().diagonal()
+            difference = power[gap:] + power[:-gap] - 2 * gram.double().diagonal(gap)
+            found[gap:] = (difference.clamp_min(0) / power[gap:].clamp_min(1e-30)).sqrt()
+        return found
+
     def _table(self, name: str) -> Tensor:
         if name not in self.tables:
             have = ", ".join(sorted({t.split("/")[0] for t in self.tables}))
@@ -133,6 +143,11 @@ class Prior:
     def measured(self) -> bool:
         """Whether any branch was; a router alone comes without."""
         return bool(self.tables["power"].isfinite().any())
+
+    def need_branches(self) -> None:
+        """Raise PriorError where none was measured."""
+        if not self.measured:
+            raise PriorError("the prior tells of no branches; calibrate with scope set to 'branches'")
 
     def matches(self, subject: Subject, only: Sequence[str] = MODEL_FIELDS) -> None:
         """Raise PriorError, naming every difference, unless the prior belongs to `subject`."""

@@ -14,8 +14,10 @@ def errors(prior: Prior, policy: CachePolicy, sites: Iterable[Site]) -> tuple[tu
     """(branch, relative L2 error), root mean square over the evaluations at which `policy` reuses it.
 
     Each from as far back as the policy reuses there, or from as far as the prior measured. A correction makes less of
-    it, which no prior says. Branches that the prior does not know, or that are never reused, are left out.
+    it, which no prior says. Branches that the prior does not know, or that are never reused, are left out. Raises
+    PriorError where no branches were measured.
     """
+    prior.need_branches()
     total, count = prior.subject.total, prior.evaluations
     policy = policy.prepared(Schedule(total))
     steps = [Step(t, total, t / count, 0.0) for t in range(count)]

@@ -63,7 +63,7 @@ class Recorder:
     some of the host's have no backward pass. Inputs that do not change from step to step are kept once.
     """
 
-    history = 0
+    branches, history = False, 0
 
     def __init__(self, network: nn.Module, attention: Callable | None = None):
         self.network, self.attention = network, attention

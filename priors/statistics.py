@@ -49,20 +49,28 @@ def _in_few_launches(x: Tensor, past: Sequence[Tensor]) -> list[Tensor]:
 class Statistics:
     """An observer of CacheRun that turns fully computed sampling runs into a Prior.
 
-    gaps: the longest reuse distance to measure, in evaluations. features: also keep the mean output of every site at
+    gaps: the longest reuse distance to measure, in evaluations. branches: look at them; without, the network's output
+    alone is measured, and nothing is held but latents. features: also keep the mean output of every site at
     every evaluation (float32 while running, half precision in the file where that reaches so far), which EOC needs. policy: keep instead how that
     mean changes, and only where this policy does not compute.
     """
 
-    def __init__(self, gaps: int = 2, features: bool = False, policy: CachePolicy | None = None):
+    def __init__(
+        self, gaps: int = 2, features: bool = False, policy: CachePolicy | None = None, branches: bool = True
+    ):
         if gaps < 1:
             raise ValueError(f"Statistics: gaps is {gaps}; the shortest reuse distance is 1")
+        if features and not branches:
+            raise PriorError(
+                "mean features are those of branches, and scope is 'whole network': set it to 'branches', or switch mean_features off"
+            )
         if policy is not None and policy.level != "branch":
             raise PriorError(
                 f"{policy.describe()} does not reuse branches, and mean features are those of branches; connect one "
                 "that does, such as FORA Policy with its scope set to branches, or none"
             )
-        self.history, self.features, self.policy = gaps, features, policy
+        self.gaps, self.features, self.policy = gaps, features, policy
+        self.branches, self.history = branches, gaps if branches else 0
         self._prepared_for = 0
         self.samples = 0
         self._sites: dict[str, None] = {}
@@ -170,7 +178,7 @@ class Statistics:
         tables = {
             "sigmas": torch.tensor(self._schedule, dtype=torch.float64),
             "power": table(),
-            "difference": torch.stack([table(g) for g in range(1, self.history + 1)]),
+            "difference": torch.stack([table(g) for g in range(1, self.gaps + 1)]),
         }
         tables |= {f"gram/{role}": self.gram(role) for role in self._gram}
         tables |= {"schedule": torch.tensor(schedule, dtype=torch.float64)} if schedule else {}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One command per task. Needs Python 3.10 to 3.12 and nothing else; makes its own environment and ComfyUI.
+"""One command per task. Needs Python 3.10 to 3.13 and nothing else; makes its own environment and ComfyUI.
 
     python tools/dev.py demo        the shipped workflow on the demo model in a real ComfyUI -> demo/out/
     python tools/dev.py test        every check: format, lint, unit tests, tests in two real ComfyUI versions
@@ -67,7 +67,7 @@ TOOLS = (
     "playwright>=1.49",
     "ray>=2.40",
 )
-PYTHONS = ((3, 10), (3, 12))
+PYTHONS = ((3, 10), (3, 13))
 COMMANDS = (
     "demo", "test", "format", "workflows", "locales", "artwork", "thumbnails", "train", "judge", "scenarios", "bench",
     "calibrate", "canvas", "fuzz", "hosts", "registry", "serve",

@@ -14,7 +14,7 @@ from pack import ROOT, load_host, load_pack
 FOLDER = ROOT / "locales"
 LANGUAGES = ("en", "zh")
 MAIN = {
-    "nodeCategories": {"PriorCache": "PriorCache", "demo": "demo"},
+    "nodeCategories": {name: name for name in ("PriorCache", "policies", "priors", "loaders", "demo")},
     "dataTypes": {
         "PRIORCACHE_POLICY": "cache policy",
         "PRIORCACHE_TRACE": "cache trace",

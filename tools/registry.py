@@ -1,6 +1,6 @@
 """A dry run of what ComfyUI Manager and the registry do with this pack, as it is committed.
 
-python tools/dev.py registry         # in a fresh environment for the Python that this runs on: 3.10, 3.11 or 3.12
+python tools/dev.py registry         # in a fresh environment for the Python that this runs on: 3.10 to 3.13
 
 The published files are packed by comfy-cli and unpacked as the registry does it, and cloned as Manager does it. Each
 time `pip install -r requirements.txt` runs in an environment that has nothing but what ComfyUI requires, a real ComfyUI

@@ -17,6 +17,7 @@ from host_server import ROOT, Result, Server, started
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from demo import workflow
+from workflows import at_hand
 
 SIDE, MARGIN, GAP, PICTURES = 480, 24, 8, 5
 PAPER, SOFT = "#15181E", "#C3CBD4"
@@ -105,13 +106,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, started(Path(folder)) as server:
         for name in chosen:
             prompt, ids = workflow(name)
+            prompt = at_hand(prompt)
             for node in prompt.values():  # as shipped, but for pictures that a thumbnail does not show
                 node["inputs"] |= {"batch_size": PICTURES} if "batch_size" in node["inputs"] else {}
             result = server.run(prompt)
             if "Cached" in ids:
                 picture = compared(server, result, ids)
             else:
-                drawn = next(ids[title] for title in ("PriorCacheCalibrate", "PriorCacheSweep") if title in ids)
+                drawn = next(ids[title] for title in ("PriorCacheCalibrate", "PriorCacheSweep", "PriorCacheInspect") if title in ids)
                 picture = measured(server, result, drawn)
             path = ROOT / "workflows" / f"{name}.jpg"
             picture.save(path, quality=88, optimize=True)

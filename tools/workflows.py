@@ -16,7 +16,7 @@ from host_server import ROOT, started
 
 FOLDER = ROOT / "workflows"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-DEMO_MODEL, DEMO_PIXART, DEMO_FLUX = "shapes-dit.safetensors", "shapes-pixart.safetensors", "shapes-flux.safetensors"
+DEMO_MODEL, DEMO_PIXART, DEMO_FLUX = "shapes-dit", "shapes-pixart", "shapes-flux"
 
 
 @dataclass
@@ -153,7 +153,7 @@ def _decoded(key: str, sampler: str, at: tuple[int, int], title: str) -> list[No
 
 def _source(batch: int) -> list[Node]:
     return [
-        Node("model", "PriorCacheLoadDiT", (0, 0), (320, 150), {"model_name": DEMO_MODEL, "heads": 0, "timestep_embedding": "auto", "weight_dtype": "default", "prediction": "auto"}),
+        Node("model", "PriorCacheDemoModel", (0, 0), (320, 60), {"model": DEMO_MODEL}),
         Node("label", "PriorCacheDiTLabel", (0, 250), (320, 80), {"labels": "0-11"}),
         Node("latent", "EmptyLatentImage", (0, 410), (320, 110), {"width": 32, "height": 32, "batch_size": batch}),
         Node("vae", "VAELoader", (0, 570), (320, 60), {"vae_name": "pixel_space"}),
@@ -189,7 +189,7 @@ def _kept(prefix: str) -> list[Node]:
         "latent_b": ("full", 0),
     }
     return [
-        Node("compare", "PriorCacheCompare", (2640, -60), (520, 420), judged, "Compare: what it did cost"),
+        Node("compare", "PriorCacheCompare", (2640, -60), (520, 420), judged, "Compare: what it cost"),
         Node("figures", "PreviewAny", (2640, 420), (520, 300), {"source": ("compare", 1)}, "In figures"),
         Node("stamp", "PriorCacheStamp", (2640, 780), (240, 60), {"images": ("cached_decode", 0), "trace": ("apply", 1)}),
         Node("save", "SaveImage", (2910, 780), (250, 340), {"images": ("stamp", 0), "filename_prefix": prefix}, "Save, to replay"),
@@ -236,7 +236,7 @@ Press **Run**. The same twelve pictures are drawn twice: in full, and with every
 Then try: *interval* 3 in **FORA Policy**; *measure* = truth in **Apply Cache** for the true error of reused steps;
 bypass **Apply Cache** (Ctrl+B) to see that the picture is then exactly the uncached one.
 
-The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+The small model `shapes-dit` comes with the pack; for your own put its loader in place of **Demo Model**.
 """
 
 PIXART_NOTE = """## PriorCache on PixArt
@@ -244,11 +244,9 @@ PIXART_NOTE = """## PriorCache on PixArt
 Press **Run**. The same twelve pictures are drawn twice by a small PixArt: in full, and with every second step reused.
 Attention, cross-attention and MLP of every block are cached apart, before their gates.
 
-Then try: *interval* 3 in **FORA Policy**; **Forecast Policy** in its place; other words in **Demo Prompt**. For a published
-PixArt put ComfyUI's own loader, text encoder and VAE in place of the demo's, set *cfg* and the size and *batch_size* of **Empty
-Latent Image** as it wants them, and bypass the two **Upscale Image By**.
-
-The demo model `shapes-pixart.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+Then try: *interval* 3 in **FORA Policy**; **Forecast Policy** in its place; other words in **Demo Prompt**. The small model
+`shapes-pixart` comes with the pack. For a published PixArt put ComfyUI's own loader, text encoder and VAE in place of the demo's,
+set *cfg* and the size and *batch_size* of **Empty Latent Image** as it wants them, and bypass the two **Upscale Image By**.
 """
 
 FLUX_NOTE = """## PriorCache on Flux
@@ -256,11 +254,9 @@ FLUX_NOTE = """## PriorCache on Flux
 Press **Run**. The same twelve pictures are drawn twice by a small Flux: in full, and with every second step reused.
 Attention of both streams, both MLPs and the fused branch of single-stream blocks are cached apart, before their gates.
 
-Then try: *interval* 3 in **FORA Policy**; **Forecast Policy** in its place; other words in **Demo Prompt**. For your own
-model: its loader, text encoder and VAE in place of the demo's, *cfg* as it wants (1 for Flux.1 dev), size and *batch_size* of
-**Empty Latent Image**; and bypass the two **Upscale Image By**.
-
-The demo model `shapes-flux.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+Then try: *interval* 3 in **FORA Policy**; **Forecast Policy** in its place; other words in **Demo Prompt**. The small model
+`shapes-flux` comes with the pack. For your own: its loader, text encoder and VAE in place of the demo's, *cfg* as it wants (1 for
+Flux.1 dev), size and *batch_size* of **Empty Latent Image**; and bypass the two **Upscale Image By**.
 """
 
 PROMPTS = """red circle on blue
@@ -284,7 +280,7 @@ every second step. Then the same twelve pictures are drawn in full and with what
 Then try: *penalty* 1e-5, 1e-4, 1e-3 in **Train Router**, with more *iterations*: *What was learned* then ends in the curve of
 what each removes and what it costs. *threshold* in **L2C Policy**.
 
-The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+The small model `shapes-dit` comes with the pack; for your own put its loader in place of **Demo Model**.
 """
 
 EOC_NOTE = """## EOC: corrected by the mean
@@ -295,7 +291,7 @@ Policy** reuses; **EOC Policy** adds a hundredth of that, multiplied by the feat
 Then try: *theta* 0.1; *theta* 0 for FORA alone; another *interval* in **FORA Policy** (Calibrate follows). Keep the prior
 with **Save Prior** to calibrate only once.
 
-The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+The small model `shapes-dit` comes with the pack; for your own put its loader in place of **Demo Model**.
 """
 
 GOC_NOTE = """## GOC: corrected by the last movement
@@ -306,7 +302,7 @@ direction in which it last moved.
 Then try: *eta* 0 for FORA alone, 0.5 and 1; *queue* = recomputed with *eta* 0.5; *measure* = truth in **Apply Cache** for the true
 error of reused steps.
 
-The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+The small model `shapes-dit` comes with the pack; for your own put its loader in place of **Demo Model**.
 """
 
 DUCA_NOTE = """## DuCa: skip all blocks, then mend some tokens
@@ -318,7 +314,7 @@ where all were skipped.
 Then try: **ToCa Policy** in its place, which never skips all blocks; *ratio* 0.2; *selection* = small values or attention;
 *interval* 4.
 
-The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+The small model `shapes-dit` comes with the pack; for your own put its loader in place of **Demo Model**.
 """
 
 TAYLOR_NOTE = """## Taylor: continued along a line
@@ -328,7 +324,7 @@ line through its last two computed values: the baseline for every other correcti
 
 Then try: *order* 2, with and without *exact*; *interval* 4 or *scope* = whole network in **FORA Policy**.
 
-The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+The small model `shapes-dit` comes with the pack; for your own put its loader in place of **Demo Model**.
 """
 
 FORECAST_NOTE = """## Forecast: skip whole steps
@@ -341,7 +337,7 @@ Policy** takes it out of them.
 
 Then try: *speedup* 2 and 4; *measure* = truth in **Apply Cache** for the true error of every forecast.
 
-The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+The small model `shapes-dit` comes with the pack; for your own put its loader in place of **Demo Model**.
 """
 
 PLAN_NOTE = """## Plan: calibrate, search, choose
@@ -356,7 +352,7 @@ Then try: another *value* in **Plan Policy**, which takes no time; *goal* = erro
 keep, judge 8 to 16 pictures: *batch_size* of the small **Empty Latent Image**. With the *prior* of **Search Plans**, **Inspect** also
 says what was promised.
 
-The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+The small model `shapes-dit` comes with the pack; for your own put its loader in place of **Demo Model**.
 """
 
 SWEEP_NOTE = """## Sweep: error against time
@@ -367,7 +363,7 @@ Press **Run**. **Sweep** samples the same pictures uncached, with each policy th
 Then try: more *runs* for steadier times; your own sampler, steps and cfg; any other policy. Each one you connect makes room
 for another.
 
-The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+The small model `shapes-dit` comes with the pack; for your own put its loader in place of **Demo Model**.
 """
 
 AUTO_NOTE = """## One node
@@ -378,7 +374,7 @@ much faster. *What is chosen* tells what it does for which sampler, and **Inspec
 Then try: *speedup* 3; *sampler_name* = euler_ancestral in both samplers. The plan that workflow `10_plan` keeps
 is found and used by itself.
 
-The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+The small model `shapes-dit` comes with the pack; for your own put its loader in place of **Demo Model**.
 """
 
 CALIBRATE_NOTE = """## Calibrate a model
@@ -389,8 +385,79 @@ next: that is the *prior*. **Save Prior** keeps it in `models/priorcache`, for l
 Use the sampler, scheduler, steps and cfg that you generate with. Then try: *runs* 4 for a steadier curve; *longest_gap* 4
 for what reuse over more steps would cost; **Load Prior** and **Inspect** to look at it again.
 
-The demo model `shapes-dit.safetensors` lies in the pack's `demo` folder: copy it to `models/diffusion_models`.
+The small model `shapes-dit` comes with the pack; for your own put its loader in place of **Demo Model**.
 """
+
+
+YOURS_NOTE = """## Your own model
+
+**PriorCache (auto)** stands between what gives the MODEL and what samples it. Here that is Flux.1 dev: choose your files in the four
+loaders' lists. Press **Run**, then bypass **PriorCache (auto)** (Ctrl+B) and press it again: the same picture in full.
+
+For any other model open ComfyUI's own template and put **PriorCache (auto)** there: behind the loader and LoRA nodes, in front of
+KSampler or, where the sampler is SamplerCustomAdvanced, the guider. Wan 2.2 has two models: one node for each.
+
+Then try: *speedup* 3, and look at the picture. Models distilled to few steps (turbo, schnell, lightning) have none to spare:
+leave them as they are.
+"""
+
+
+YOURS = "13_your_model"
+
+
+def _yours() -> Workflow:
+    """One node in a graph of Flux.1 dev as ComfyUI has it, with its own loaders."""
+    return Workflow(
+        YOURS,
+        [
+            Node("model", "UNETLoader", (0, 0), (340, 90), {"unet_name": "flux1-dev.safetensors", "weight_dtype": "default"}),
+            Node("clip", "DualCLIPLoader", (0, 170), (340, 150), {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"}),
+            Node("vae", "VAELoader", (0, 410), (340, 70), {"vae_name": "ae.safetensors"}),
+            Node("text", "CLIPTextEncode", (420, 0), (360, 200), {"clip": ("clip", 0), "text": "a lighthouse on a cliff at dusk, its beam in the fog, photograph"}),
+            Node("guidance", "FluxGuidance", (420, 280), (360, 70), {"conditioning": ("text", 0), "guidance": 3.5}),
+            Node("latent", "EmptySD3LatentImage", (420, 430), (360, 130), {"width": 1024, "height": 1024, "batch_size": 1}),
+            Node("apply", "PriorCacheAuto", (860, 0), (360, 110), {"model": ("model", 0), "speedup": 2.0}, colour="#233"),
+            Node("choice", "PreviewAny", (860, 190), (360, 330), {"source": ("apply", 2)}, "What is chosen"),
+            Node("guider", "BasicGuider", (1300, 0), (320, 70), {"model": ("apply", 0), "conditioning": ("guidance", 0)}),
+            Node("noise", "RandomNoise", (1300, 150), (320, 110), {"noise_seed": 7}),
+            Node("solver", "KSamplerSelect", (1300, 340), (320, 70), {"sampler_name": "euler"}),
+            Node("sigmas", "BasicScheduler", (1300, 490), (320, 150), {"model": ("apply", 0), "scheduler": "simple", "steps": 20, "denoise": 1.0}),
+            Node("sampled", "SamplerCustomAdvanced", (1700, 0), (320, 150), {"noise": ("noise", 0), "guider": ("guider", 0), "sampler": ("solver", 0), "sigmas": ("sigmas", 0), "latent_image": ("latent", 0)}),
+            Node("decode", "VAEDecode", (1700, 230), (320, 70), {"samples": ("sampled", 0), "vae": ("vae", 0)}),
+            Node("save", "SaveImage", (1700, 380), (320, 360), {"images": ("decode", 0), "filename_prefix": "PriorCache/yours"}),
+            Node("inspect", "PriorCacheInspect", (2100, 0), (620, 740), {"trace": ("apply", 1), "latent": ("sampled", 0), **INSPECT}, colour="#233"),
+        ],
+        [
+            ("Your model", (-20, -80, 380, 600)),
+            ("What to draw", (400, -80, 400, 680)),
+            ("The one node", (840, -80, 400, 640)),
+            ("Sampling", (1280, -80, 760, 860)),
+            ("What it cost", (2080, -80, 660, 860)),
+        ],
+        YOURS_NOTE,
+        (0, 660, 780, 300),
+    )  # fmt: skip
+
+
+STAND_INS = {
+    "UNETLoader": ("PriorCacheDemoModel", {"model": DEMO_FLUX}),
+    "CLIPTextEncode": ("PriorCacheDemoPrompt", {"prompt": "red star on blue"}),
+    "VAELoader": ("PriorCacheDemoVAE", {}),
+}
+
+
+def at_hand(prompt: dict) -> dict:
+    """A workflow in API form with the demo's model, words and VAE in place of files that only its user has."""
+    if not any(node["class_type"] == "UNETLoader" for node in prompt.values()):
+        return prompt
+    found = {}
+    for key, node in prompt.items():
+        if node["class_type"] in STAND_INS:
+            kind, inputs = STAND_INS[node["class_type"]]
+            node = node | {"class_type": kind, "inputs": inputs}
+        size = {"width": 128, "height": 128} if "width" in node["inputs"] else {}
+        found[key] = node | {"inputs": node["inputs"] | size}
+    return {key: node for key, node in found.items() if node["class_type"] != "DualCLIPLoader"}
 
 
 def workflows() -> list[Workflow]:
@@ -399,7 +466,7 @@ def workflows() -> list[Workflow]:
     pixart = _side_by_side(
         "02_pixart",
         [
-            Node("model", "PriorCacheLoadPixArt", (0, 0), (320, 130), {"model_name": DEMO_PIXART, "heads": 0, "weight_dtype": "default", "prediction": "auto"}),
+            Node("model", "PriorCacheDemoModel", (0, 0), (320, 60), {"model": DEMO_PIXART}),
             prompts,
             Node("latent", "EmptyLatentImage", (0, 550), (320, 110), {"width": 40, "height": 40, "batch_size": 12}),
             Node("vae", "VAELoader", (0, 706), (320, 60), {"vae_name": "pixel_space"}),
@@ -412,7 +479,7 @@ def workflows() -> list[Workflow]:
     flux = _side_by_side(
         "03_flux",
         [
-            Node("model", "UNETLoader", (0, 0), (320, 110), {"unet_name": DEMO_FLUX, "weight_dtype": "default"}),
+            Node("model", "PriorCacheDemoModel", (0, 0), (320, 60), {"model": DEMO_FLUX}),
             prompts,
             Node("latent", "EmptyLatentImage", (0, 550), (320, 110), {"width": 128, "height": 128, "batch_size": 12}),
             Node("vae", "PriorCacheDemoVAE", (0, 706), (320, 60)),
@@ -527,7 +594,7 @@ def workflows() -> list[Workflow]:
     )
     auto.nodes.append(Node("choice", "PreviewAny", (380, 910), (680, 230), {"source": ("apply", 2)}, "What is chosen"))
     auto.groups.append(("What is chosen", (360, 840, 720, 320)))
-    return [first, calibrate, pixart, flux, learned, eoc, goc, duca, taylor, forecast, plan, sweep, auto]
+    return [first, calibrate, pixart, flux, learned, eoc, goc, duca, taylor, forecast, plan, sweep, auto, _yours()]
 
 
 def text(data: dict) -> str:

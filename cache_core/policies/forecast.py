@@ -37,8 +37,8 @@ from .base import CachePolicy, check_steps
 FASTEST = 20.0
 """The largest speed-up."""
 
-SHORTEST = 9
-"""Steps of the shortest schedule that is forecast: models distilled to 8 steps or fewer have none to spare."""
+SHORTEST = 10
+"""Steps of the shortest schedule that is forecast: models distilled to 8 or 9 steps have none to spare."""
 
 FEWEST, FEWEST_MULTISTEP = 6, 10
 """Computed steps from which a parabola through three of them is closer than a line."""

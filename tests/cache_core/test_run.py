@@ -316,7 +316,7 @@ def test_memory_that_runs_out_in_the_model_is_the_models_affair():
 
 def test_an_observer_gets_everything_or_an_error():
     class Watcher:
-        history = 1
+        branches, history = True, 1
 
         def branch(self, *_): ...
 
@@ -359,7 +359,7 @@ def test_a_policy_may_decline_in_mid_run_and_everything_is_computed(measure):
 
 
 class Watching:
-    history = 4
+    branches, history = True, 4
 
     def branch(self, step, site, streams, out, past):
         self.past = len(past)

@@ -59,9 +59,9 @@ class TestWithoutPriors:
         out, run, told = sampled(host, model)
         assert torch.equal(out, host.sample(host.attach(model, Forecast(2.0)), **SETTINGS))
         assert run.policy == "Forecast, 5 computed, linear in step"
-        assert run.notes == [f"auto 2x chose {run.policy}: there is no plan for this model and goal."]
-        assert "Every run: Forecast 2x" in told
-        assert "models/priorcache has no plan for this model and goal" in told
+        assert run.notes == [f"auto 2x chose {run.policy}: no plan was searched for this model and goal."]
+        assert "- Samplers that add no noise and call the model once per step, such as euler or dpmpp_2m: Forecast 2x." in told
+        assert "No plan was searched for this model and goal, and none is needed" in told
         assert "auto 2x chose" in summary(run)
         assert run.automatic
         assert "measure" not in summary(run)
@@ -141,7 +141,7 @@ class TestWithPriors:
         assert f"chose {run.policy}: a plan was searched for this model" in run.notes[0]
         assert "from mine.safetensors (euler, karras, 10 steps, cfg 1.5; 2 pictures)" in run.notes[0]
         assert "A run like that of its prior: the plan of 5 of 10 steps" in told
-        assert "Any other run: Forecast 2x" in told
+        assert "- Other samplers that add no noise and call the model once per step, such as euler or dpmpp_2m: Forecast 2x." in told
 
     @pytest.mark.parametrize(
         ("changes", "difference"),
@@ -203,6 +203,15 @@ class TestWithPriors:
         replace(planned, tables=planned.tables | unknown, plans=()).save(folder / "unfinished router.safetensors")
         assert "router" not in auto(model)[2]
 
+    def test_a_plan_of_a_model_without_branches_is_used(self, host, model, folder, planned):
+        steps = planned.evaluations
+        none = {"power": torch.zeros(steps, 0), "difference": torch.zeros(1, steps, 0)}
+        tables = {"sigmas": planned.tables["sigmas"], **none}
+        replace(planned, sites=(), tables=tables).save(folder / "mine.safetensors")
+        assert "a plan was searched" in sampled(host, model)[1].notes[0]
+        replace(planned, sites=(), tables=tables, plans=()).save(folder / "mine.safetensors")
+        assert "mine.safetensors belongs to this model, but it holds no plans" in auto(model)[2]
+
     def test_what_is_out_of_reach_is_said(self, host, model, folder):
         run = sampled(host, model, 20.0)[1]
         assert "two computed steps are the least, 5x" in run.notes[0]
@@ -213,7 +222,7 @@ class TestWithPriors:
 
     def test_a_prior_of_another_model_is_passed_by(self, host, folder, planned):
         planned.save(folder / "mine.safetensors")
-        assert "models/priorcache has no plan for this model and goal" in auto(host.model(depth=2))[2]
+        assert "No plan was searched for this model and goal, and none is needed" in auto(host.model(depth=2))[2]
 
     def test_broken_files_are_named_and_stop_nothing(self, host, model, folder, planned):
         planned.save(folder / "mine.safetensors")

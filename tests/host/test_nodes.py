@@ -13,6 +13,7 @@ import torch
 from priorcache.cache_core.policies import FORA, GOC, DuCa, Full, Taylor, ToCa
 from priorcache.cache_core.sites import Action, Schedule
 from priorcache.cache_core.trace import RunTrace, Trace
+from priorcache.errors import SettingError
 from priorcache.models.checkpoint import CheckpointError
 from priorcache.priors.prior import Prior, PriorError
 from safetensors.torch import save_file
@@ -52,7 +53,7 @@ class TestSchemas:
             if name != "folder_paths":
                 schema = node.GET_SCHEMA()
                 assert name.startswith("PriorCache")
-                assert schema.category in ("PriorCache", "PriorCache/demo")
+                assert schema.category in ("PriorCache", *(f"PriorCache/{g}" for g in ("policies", "priors", "loaders", "demo")))
                 assert schema.description
                 assert schema.search_aliases
 
@@ -110,6 +111,7 @@ class TestSchemas:
                 "trace", "latent", "prior", "before", "before_latent", "preview", "theme", "export", "filename_prefix",
             ],
             "PriorCacheDemoPrompt": ["prompt"],
+            "PriorCacheDemoModel": ["model"],
             "PriorCacheDemoVAE": [],
             "PriorCacheEOC": ["policy", "prior", "theta", "least_error"],
             "PriorCacheGOC": ["policy", "eta", "queue", "inflections", "whole_blocks", "prior"],
@@ -486,6 +488,21 @@ class TestCalibrate:
         )
         assert "gram/negative" not in prior.tables
 
+    def test_the_whole_network_alone_gives_the_same_gram_table_and_holds_no_branches(self, host, nodes, model):
+        whole = calibrate(host, nodes, model, runs=1).args[0]
+        alone, _, summary = calibrate(host, nodes, model, runs=1, scope="whole network").args
+        assert alone.sites == ()
+        for name in ("sigmas", "gram/positive", "gram/negative"):
+            assert torch.equal(alone.tables[name], whole.tables[name])
+        assert "the network's output alone" in summary
+        budget = {"policy": FORA(2), "model": model, "megabytes": 1}
+        with pytest.raises(PriorError, match="tells of no branches"):
+            nodes["PriorCacheMemoryBudget"].execute(**budget, prior=alone)
+        with pytest.raises(PriorError, match="tells of no branches"):
+            nodes["PriorCacheGOC"].execute(FORA(2), 0.8, "used", "from prior", True, alone)
+        with pytest.raises(SettingError, match="choose one of branches, whole network"):
+            calibrate(host, nodes, model, scope="everything")
+
     def test_changes_no_model_and_can_be_stopped(self, host, nodes, model, monkeypatch):
         before = host.sample(model)
         stop = host.comfy.model_management.InterruptProcessingException
@@ -525,6 +542,38 @@ def test_seeds_stay_unless_somebody_wants_them_to_change(nodes):
     seeds = [i for schema in schemas for i in schema.inputs if i.id == "seed"]
     assert len(seeds) == 5
     assert {i.as_dict()["control_after_generate"] for i in seeds} == {"fixed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "loader"), [("shapes-dit", "LoadDiT"), ("shapes-pixart", "LoadPixArt"), ("shapes-flux", "UNETLoader")]
+)
+def test_a_demo_model_is_the_file_that_comes_with_the_pack(nodes, name, loader, monkeypatch):
+    import nodes as host_nodes
+    from pack import ROOT
+
+    folders = nodes["folder_paths"].folder_names_and_paths
+    monkeypatch.setitem(folders, "diffusion_models", ([str(ROOT / "demo")], {".safetensors"}))
+    with torch.inference_mode():
+        if loader == "UNETLoader":
+            (loaded,) = host_nodes.UNETLoader().load_unet(f"{name}.safetensors", "default")
+        else:
+            rest = ("default", "auto") if loader == "LoadPixArt" else ("auto", "default", "auto")
+            loaded = nodes[f"PriorCache{loader}"].execute(f"{name}.safetensors", 0, *rest).args[0]
+        demo = nodes["PriorCacheDemoModel"].execute(name).args[0]
+    assert demo.model.model_type == loaded.model.model_type
+    theirs, own = (model.model.diffusion_model.state_dict() for model in (loaded, demo))
+    assert theirs.keys() == own.keys()
+    assert all(torch.equal(theirs[key], own[key]) for key in own)
+
+
+def test_a_demo_model_that_is_not_there_is_told_of(nodes, monkeypatch, tmp_path):
+    from priorcache.nodes import demo
+
+    with pytest.raises(SettingError, match="choose one of shapes-dit, shapes-flux, shapes-pixart"):
+        nodes["PriorCacheDemoModel"].execute("../../secret")
+    monkeypatch.setattr(demo, "FOLDER", tmp_path)
+    with pytest.raises(SettingError, match="install the pack again"):
+        nodes["PriorCacheDemoModel"].execute("shapes-dit")
 
 
 def test_an_empty_line_of_prompts_leaves_everything_open(nodes):

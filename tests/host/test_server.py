@@ -32,7 +32,7 @@ def first_run(**changes) -> tuple[dict, dict[str, str]]:
     return prompt, ids
 
 
-SMALL = {"steps": 9, "batch_size": 2, "runs": 1, "iterations": 8, "samplings": 4}
+SMALL = {"steps": 10, "batch_size": 2, "runs": 1, "iterations": 8, "samplings": 4}
 
 
 def smaller(prompt: dict) -> dict:
@@ -90,7 +90,7 @@ class TestLatestHost:
                 assert Image.open(BytesIO(reply.read())).size == (480, 480), "python tools/dev.py thumbnails"
 
     def test_a_saved_image_is_made_again_from_what_it_says(self, server):
-        prompt, ids = first_run(steps=9)
+        prompt, ids = first_run(steps=10)
         link = prompt[ids["Cached"]]["inputs"]["images"]
         prompt["stamp"] = {
             "class_type": "PriorCacheStamp", "inputs": {"images": link, "trace": [ids["PriorCacheApply"], 1]}
@@ -124,7 +124,8 @@ class TestLatestHost:
 
     @pytest.mark.parametrize("name", [w.name for w in workflows.workflows()])
     def test_every_shipped_workflow_runs(self, server, name):
-        result = server.run(smaller(json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())))
+        prompt = workflows.at_hand(json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text()))
+        result = server.run(smaller(prompt))
         assert any("images" in output for output in result.outputs.values())
         if name != "04_l2c":  # a few iterations may close no gate
             assert "computed everything" not in json.dumps(result.outputs)

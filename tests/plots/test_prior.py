@@ -47,7 +47,24 @@ def test_it_has_a_map_per_kind_of_branch_and_the_likeness_of_outputs():
 def test_a_prior_of_any_size_is_drawn_and_told(draw, sizes):
     p = prior(**sizes)
     picture(draw(p))
-    assert f"8 pictures, {len(p.sites)} branches" in plot.summary(p)
+    what = f"{len(p.sites)} branches" if p.sites else "the network's output alone"
+    assert f"8 pictures, {what}" in plot.summary(p)
+
+
+@FIGURE
+def test_without_branches_the_networks_own_output_is_drawn_and_told(draw):
+    p = prior(sites=0)
+    gram = p.tables["gram/positive"]
+    gram[:] = torch.eye(len(gram), dtype=gram.dtype) * torch.arange(1, len(gram) + 1).to(gram)
+    errors = p.output_error(1)[1:]
+    figure = draw(p)
+    assert {"1 back", "2 back"} <= set(words(figure))
+    assert outside(figure) == []
+    assert f"costs {errors.mean():.3f} on average" in plot.summary(p)
+    assert f"({errors.max():.3f})." in plot.summary(p)
+    del p.tables["gram/positive"]
+    picture(draw(p))
+    assert "on average" not in plot.summary(p)
 
 
 @FIGURE

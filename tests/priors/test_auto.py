@@ -44,7 +44,7 @@ class TestChoice:
     def test_without_a_plan_it_is_forecast_at_the_goal(self):
         chosen, why = Auto(2.5).choice(schedule())
         assert chosen == Forecast(2.5)
-        assert "no plan for this model and goal" in why
+        assert "no plan was searched for this model and goal" in why
         assert Auto(2.5).prepared(schedule()) == Forecast(2.5).prepared(schedule())
 
     def test_a_plan_for_this_very_run_is_taken(self):

@@ -1,10 +1,12 @@
 """The errors of reuse that a budget chooses by."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from priorcache.cache_core.policies import FORA, L2C
 from priorcache.cache_core.sites import Site
-from priorcache.priors.prior import Prior, Subject
+from priorcache.priors.prior import Prior, PriorError, Subject
 from priorcache.priors.reuse import errors
 
 SITES = tuple(Site(f"blocks.0.{name}", 0, 1) for name in ("attn", "mlp"))
@@ -24,6 +26,12 @@ def prior() -> Prior:
     }
     subject = Subject("DiT", "", "EPS", "euler", "simple", STEPS, 1.0)
     return Prior(subject, tuple(site.name for site in SITES), 1, tables)
+
+
+def test_a_prior_without_branches_is_refused(prior):
+    empty = {"power": torch.zeros(STEPS, 0), "difference": torch.zeros(2, STEPS, 0)}
+    with pytest.raises(PriorError, match="tells of no branches; calibrate with scope set to 'branches'"):
+        errors(replace(prior, sites=(), tables=prior.tables | empty), FORA(2, "aligned"), SITES)
 
 
 def test_each_is_that_of_the_steps_and_distances_at_which_it_is_reused(prior):

@@ -280,6 +280,41 @@ def test_a_model_without_known_blocks_still_gives_its_outer_tables():
     assert tuple(prior.tables["difference"].shape) == (2, 3, 0)
 
 
+def test_the_network_alone_is_measured_as_beside_branches_and_holds_nothing_of_them():
+    _, derivatives, feature, derivative = random_model(0)
+    whole, alone = Statistics(gaps=2), Statistics(gaps=2, branches=False)
+    for statistics in (whole, alone):
+        sample(statistics, feature, derivative)
+    run = CacheRun(Full(), 4, observers=(Statistics(branches=False),))
+    assert not run.wants_branches
+    assert not any(map(run.wants, SITES))
+    assert run.store.history == 0
+    prior, other = prior_of(alone), prior_of(whole)
+    for role in ("positive", "negative"):
+        assert torch.equal(prior.tables[f"gram/{role}"], other.tables[f"gram/{role}"])
+    assert len(prior.tables["difference"]) == 2
+
+
+def test_the_error_of_reusing_the_networks_output_comes_from_its_gram_table():
+    _, derivatives, feature, derivative = random_model(0)
+    statistics = Statistics(gaps=1)
+    sample(statistics, feature, derivative)
+    prior = prior_of(statistics)
+    own = derivatives[:, 0].double()
+    for gap in (1, 3):
+        expected = [((own[t] - own[t - gap]).norm() / own[t].norm()).item() for t in range(gap, 4)]
+        assert prior.output_error(gap)[gap:].tolist() == pytest.approx(expected, rel=1e-5)
+        assert prior.output_error(gap)[:gap].isnan().all()
+    assert prior.output_error(4).isnan().all()
+    prior.tables.pop("gram/positive")
+    assert prior.output_error(1).isnan().all()
+
+
+def test_mean_features_need_branches():
+    with pytest.raises(PriorError, match="scope is 'whole network'"):
+        Statistics(features=True, branches=False)
+
+
 def test_what_was_measured_is_a_valid_file(tmp_path):
     _, _, feature, derivative = random_model(0)
     statistics = Statistics(gaps=3, features=True)
