@@ -18,7 +18,7 @@ def finite(node: str, **widgets: float) -> None:
     """Raise SettingError on a number that is none. The host's check of a widget's range lets nan pass."""
     for name, value in widgets.items():
         if not math.isfinite(value):
-            raise SettingError(f"{node}: {name} is {value}; a number is meant")
+            raise SettingError(f"{node}: {name} is {value}; give a number")
 
 
 _REPR = reprlib.Repr()

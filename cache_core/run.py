@@ -72,7 +72,7 @@ class CacheRun:
 
     schedule: what is known beforehand; a number stands for so many steps of which nothing else is known.
     measure: "off" records decisions and times only; "errors" also measures, wherever a site is computed, the error
-    that reuse would have had; "truth" computes reused branches too, in shadow, and measures what reuse did cost.
+    that reuse would have had; "truth" computes reused branches too, in shadow, and measures what reuse cost.
     compiled: whether torch.compile takes part, be it out of sight of the network's own modules.
     """
 

@@ -58,7 +58,7 @@ def plain(weights: object) -> None:
     """Raise CheckpointError on anything but a table of tensors."""
     table = isinstance(weights, Mapping)
     if not table or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
-        raise CheckpointError("the file holds something else than a plain table of tensors; export the bare weights")
+        raise CheckpointError("the file holds something other than a plain table of tensors; export the bare weights")
 
 
 def prediction_of(asked: str, metadata: Mapping[str, str]) -> str:
@@ -116,7 +116,7 @@ def from_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif block[2] in ("attn1.to_q", "attn1.to_k", "attn1.to_v"):
             continue  # joined below
         elif (embedder := block[2].removeprefix("norm1.emb.")) not in shared:
-            raise CheckpointError(f"{excerpt(key)} is nothing a DiT block has: this is another architecture")
+            raise CheckpointError(f"{excerpt(key)} does not belong in a DiT block: this is another architecture")
         else:
             name = f"{shared[embedder]}.{kind}"
             if name in embedders and not _same(embedders[name], value):
@@ -203,7 +203,7 @@ def heads_of(hidden: int, asked: int, metadata: Mapping[str, str]) -> int:
     )
     if not heads:
         raise CheckpointError(
-            f"hidden size {hidden} is none of the published ones ({', '.join(map(str, PUBLISHED_HEADS))}) and the file "
+            f"hidden size {hidden} is not one of the published ones ({', '.join(map(str, PUBLISHED_HEADS))}) and the file "
             "does not say how many attention heads it has: set 'heads' on the loader"
         )
     if heads < 0 or hidden % heads:
@@ -222,5 +222,5 @@ def checked(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]
         if not weights[name].is_floating_point():
             raise CheckpointError(f"{name} holds {weights[name].dtype}; floating-point numbers were expected")
     if strange := sorted(k for k in weights if k.startswith("blocks.") and k not in wanted):
-        raise CheckpointError(f"{excerpt(strange[0])} is nothing such a block has: this is another architecture")
+        raise CheckpointError(f"{excerpt(strange[0])} does not belong in such a block: this is another architecture")
     return {name: weights[name] for name in wanted}

@@ -109,6 +109,6 @@ def _interpolation(weights: Mapping[str, Tensor], metadata: Mapping[str, str], p
         return None if positions is None else math.isqrt(positions.shape[1]) * patch // 64 or None
     if not (told.isascii() and told.isdigit() and len(told) < 4 and int(told) > 0):
         raise CheckpointError(
-            f"its metadata says pe_interpolation = {shown(told)}; a whole number from 1 to 999 is meant"
+            f"its metadata says pe_interpolation = {shown(told)}; a whole number from 1 to 999 was expected"
         )
     return int(told)

@@ -29,7 +29,7 @@ class PriorCacheApply(io.ComfyNode):
                     "measure",
                     options=list(MEASURES),
                     default="errors",
-                    tooltip="errors: where something is computed, also measure what reuse would have cost (takes a little time). off: no measuring, fastest. truth: compute everything in shadow to measure what reuse did cost (slow, same picture).",
+                    tooltip="errors: where something is computed, also measure what reuse would have cost (takes a little time). off: no measuring, fastest. truth: compute everything in shadow to measure what reuse cost (slow, same picture).",
                 ),
                 io.Combo.Input(
                     "store",

@@ -238,7 +238,7 @@ class PriorCacheSearch(io.ComfyNode):
 
 
 def available(about: Subject) -> None:
-    """Raises PriorError where this ComfyUI has not what a prior was made with; the host would take another scheduler in silence."""
+    """Raises PriorError where this ComfyUI lacks what a prior was made with; the host would take another scheduler in silence."""
     host = comfy.samplers.KSampler
     for what, name, known in (
         ("sampler", about.sampler, host.SAMPLERS),
@@ -246,7 +246,7 @@ def available(about: Subject) -> None:
     ):
         if name not in known:
             raise PriorError(
-                f"the prior was made with the {what} {shown(name)}, which this ComfyUI has not; install the pack that brings it, "
+                f"the prior was made with the {what} {shown(name)}, which this ComfyUI does not have; install the pack that brings it, "
                 "or calibrate anew"
             )
 

@@ -101,7 +101,7 @@ def stem_of(name: str) -> str:
             f"{shown(name)} cannot be a file name here: use letters, digits, dots, dashes, underscores, plus signs and spaces"
         )
     if len(stem.encode()) > LONGEST:  # of what file systems allow, an ending and a number
-        raise PriorError(f"{shown(name)} is too long for a file name: {LONGEST} bytes are the most")
+        raise PriorError(f"{shown(name)} is too long for a file name: {LONGEST} bytes at most")
     return stem
 
 

@@ -125,9 +125,7 @@ class PriorCacheReplay(io.ComfyNode):
         runs, remark = read(image)
         listed = "\n".join(f"{i}. {excerpt(of['policy'])} ({excerpt(of['about'])})" for i, of in enumerate(runs, 1))
         if run > len(runs):
-            raise StampError(
-                f"{image} tells of {len(runs)} sampling run(s), and run is {run}. They are:\n{listed[:600]}"
-            )
+            raise StampError(f"{image} holds {len(runs)} sampling run(s), and run is {run}. They are:\n{listed[:600]}")
         record = runs[run - 1]["record"]
         if record is None:
             raise StampError(

@@ -129,7 +129,7 @@ class Sampling:
                 else f"{last + 1} noise level{'s'[: last != 0]}"
             )
             raise SettingError(
-                f"sigmas holds {found}; two at least are meant, which make a step, finite and above 0, and only the last may be "
+                f"sigmas holds {found}; it needs at least two, which make a step, finite and above 0, and only the last may be "
                 "0: connect the scheduler node of your SamplerCustom; of SplitSigmas the half that has steps"
             )
         return replace(self, steps=len(sigmas) - 1, scheduler=GIVEN, denoise=1.0, sigmas=tuple(sigmas))

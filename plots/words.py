@@ -110,9 +110,9 @@ def explained(run: RunTrace) -> str:
     table = Grid.of(run)
     true, estimated = table.true, table.estimated
     if np.isfinite(true).any():
-        cost = f"Reuse did cost a relative error of {_error(true)} on average, {_worst(table, true)}"
+        cost = f"Reuse cost a relative error of {_error(true)} on average, {_worst(table, true)}"
     elif np.isfinite(estimated).any():
-        cost = f"Where all was computed, reuse would have cost a relative error of {_error(estimated)} on average, {_worst(table, estimated)}"  # fmt: skip
+        cost = f"At the computed steps, reuse would have cost a relative error of {_error(estimated)} on average, {_worst(table, estimated)}"  # fmt: skip
     else:
         cost = "What this cost was not measured"
     return f"{cost}{f'; {reason}' if reason else ''}."
@@ -158,22 +158,22 @@ def advice(run: RunTrace) -> str:
     """The one thing to try next."""
     named, more, less = _turned(run)
     if not run.complete:
-        return "Try to let it run to the end."
+        return "Let it run to the end."
     if not _skipped(run):
         return _to_skip_at_all(run, named)
     table = Grid.of(run)
     errors = table.true if np.isfinite(table.true).any() else table.near
     if not np.isfinite(errors).any():
         if run.automatic:
-            return "Try Compare for what it did cost."
-        return "Try measure = errors in Apply Cache to see where reuse is cheap, or truth for what it did cost."
+            return "Try Compare for what it cost."
+        return "Try measure = errors in Apply Cache to see where reuse is cheap, or truth for what it cost."
     mean, possible = np.nanmean(errors), 1 / max(run.computed_fraction, 1e-9)
     if mean > TORN:
         return f"Try {less}: what is reused has little in common with what would be computed."
     if possible < LITTLE and _declined(run):
-        return f"Try to mend that: {run.computed_fraction:.0%} of the work was done all the same."
+        return f"Fix that first: {run.computed_fraction:.0%} of the work was still done."
     if possible < LITTLE:
-        return f"Try {_bound(run) or more}: {run.computed_fraction:.0%} of the work was done all the same."
+        return f"Try {_bound(run) or more}: {run.computed_fraction:.0%} of the work was still done."
     if run.speedup is not None and run.speedup - 1 < 0.3 * (possible - 1):
         if _disturbed(run):
             return "Try it once more: some evaluations took over twice as long as a full one does, so something else ran beside them."
@@ -182,7 +182,7 @@ def advice(run: RunTrace) -> str:
         )
         return (
             f"Try {larger}: up to {possible:.1f}x was possible and "
-            f"{run.speedup:.2f}x came of it, because what is not cached, and caching itself, take their time."
+            f"{run.speedup:.2f}x came of it, because what is not cached, and caching itself, take time."
         )
     rough = _roughest(errors)
     if rough is not None and mean > CALM:
@@ -197,15 +197,11 @@ def advice(run: RunTrace) -> str:
     if mean < CALM and any(site.name != MODEL.name for site in table.sites):
         return f"Try {more}: there is room for it."
     if mean < CALM and named == "Forecast" and len(run.full_steps()) <= LEAST:
-        return "Keep it if the picture holds: two computed steps are the least."
+        return "Keep it if the picture holds: it computes two steps, the fewest possible."
     if mean < CALM:  # of the whole network, whose errors go into the picture as they are
         return f"Try {more} if the picture holds, and compare with fewer steps: Sweep draws both."
     if run.measure != "truth":
-        measure = (
-            "Compare for what it did cost"
-            if run.automatic
-            else "measure = truth in Apply Cache for the error that was really made"
-        )
+        measure = "Compare for what it cost" if run.automatic else "measure = truth in Apply Cache for the true error"
         return f"Try {measure}, and {more} if the picture holds."
     return f"Try {more} if the picture holds, {less} if it does not."
 
@@ -241,9 +237,9 @@ def _to_skip_at_all(run: RunTrace, named: str) -> str:
         return "Try 20 steps or more, or leave this model uncached: it is fast because it has no steps to spare."
     if _declined(run):
         if run.automatic:
-            return "Try to mend that."
+            return "Fix that first."
         other = "FORA Policy, which serves every sampler" if named == "Forecast" else "Forecast Policy, which needs no prior and no adapter"  # fmt: skip
-        return f"Try to mend that, or {other}."
+        return f"Fix that first, or try {other}."
     return "Try speedup 2." if run.automatic else "Try FORA Policy with interval 2, or Forecast Policy with speedup 2."
 
 

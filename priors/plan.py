@@ -82,11 +82,11 @@ class Plan:
         if not all(fits(n, int) and n >= 1 for n in counts) or not plan.evaluations <= plan.steps <= MOST:
             raise SettingError(
                 f"a plan that computes {shown(plan.evaluations)} of {shown(plan.steps)} steps, judged on "
-                f"{shown(plan.pictures)} pictures; whole numbers from 1 are meant, and at most {MOST} steps"
+                f"{shown(plan.pictures)} pictures; whole numbers from 1 were expected, and at most {MOST} steps"
             )
         if not all(fits(x, float) and x >= 0 for x in (plan.error, plan.unplanned)):
             raise SettingError(
-                f"a plan whose errors are {shown(plan.error)} and {shown(plan.unplanned)}: finite numbers from 0 are meant"
+                f"a plan whose errors are {shown(plan.error)} and {shown(plan.unplanned)}; finite numbers from 0 were expected"
             )
         if not isinstance(plan.policy, str) or not isinstance(plan.settings, dict):
             raise SettingError("a plan whose policy is no name, or whose settings are no object")

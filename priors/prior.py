@@ -312,7 +312,7 @@ def _load(path: Path, only: Sequence[str] | None) -> Prior:
         if isinstance(value, str) and len(value) > LONGEST:
             raise PriorError(f"its subject's {name} is longer than {LONGEST} characters")
         if isinstance(value, (int, float)) and not abs(value) < 2**63:
-            raise PriorError(f"its subject's {name} is {shown(value)}; a finite number below 2**63 is meant")
+            raise PriorError(f"its subject's {name} is {shown(value)}; a finite number below 2**63 was expected")
     _whole(about["subject"].get("made", 0), "subject's made", 0)
     for name in ("sites", "shape", "seeds"):
         if not isinstance(about[name], list):

@@ -66,7 +66,7 @@ def _entries(path: Path) -> tuple[list[Tensor], bool]:
     if not isinstance(table, Mapping) or not table or len(table) > MOST:
         raise RouterError("it holds no table of routers")
     if strange := [str(k) for k in table if not re.fullmatch(r"\d{1,4}\.prob", str(k))]:
-        raise RouterError(f"{shown(strange[0])} is nothing a router file has, only 0.prob, 1.prob, ...")
+        raise RouterError(f"{shown(strange[0])} does not belong in a router file, which has 0.prob, 1.prob, ... alone")
     if missing := [i for i in range(len(table)) if f"{i}.prob" not in table]:
         raise RouterError(f"{missing[0]}.prob is missing")
     entries = [table[f"{i}.prob"] for i in range(len(table))]

@@ -299,7 +299,7 @@ class RouterTraining:
         off = relative_error(self._forward(call, lambda block, *rest: computing(*rest)), call.out).item()
         if not off < (1e-3 if call.out.dtype in (torch.float32, torch.float64) else 0.1):
             raise RouterError(
-                f"the blocks of this {type(self.network).__name__} compute something else than PriorCache knows "
+                f"the blocks of this {type(self.network).__name__} compute something other than PriorCache knows "
                 f"(relative difference {off:.1e}): remove nodes that change its attention or its blocks, then train"
             )
 

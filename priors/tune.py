@@ -22,7 +22,7 @@ class Tuning:
     errors: tuple[float, float]  # before and after; mean over pictures of the relative L2 distance of the final latent
     costs: tuple[float, float]  # of the branches' operations
     pictures: int
-    samplings: float  # that the search did cost
+    samplings: float  # that the search cost
     tried: int
     judged: tuple[float, float] | None = None  # errors of other pictures, of the given one and of what was found
 

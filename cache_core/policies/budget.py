@@ -38,7 +38,7 @@ class Budget(Wrapper):
     def __post_init__(self):
         super().__post_init__()
         if not 0.0 < self.megabytes < math.inf:
-            raise SettingError(f"Budget: megabytes is {self.megabytes:g}; a positive number is meant")
+            raise SettingError(f"Budget: megabytes is {self.megabytes:g}; give a positive number")
         if self.level != "branch" or not self.base.history:
             raise SettingError(
                 f"Budget chooses among branches, and {self.base.describe()} keeps none; use it without a budget"
@@ -46,7 +46,7 @@ class Budget(Wrapper):
         if self.base.limit is not None:
             raise SettingError(f"Budget: {self.base.describe()} already has one; the smaller one is enough")
         if wrong := [error for _, error in self.errors if not 0.0 <= error < math.inf]:
-            raise SettingError(f"Budget: an error is {shown(wrong[0])}; none is negative or infinite")
+            raise SettingError(f"Budget: an error is {shown(wrong[0])}; errors must be finite and not negative")
         object.__setattr__(self, "kept", frozenset(self.sites))
 
     @property

@@ -218,7 +218,7 @@ class EOC(Correction):
     def __post_init__(self):
         super().__post_init__()
         if not math.isfinite(self.theta):
-            raise SettingError(f"EOC: theta is {self.theta}; a finite number is meant, such as 0.01")
+            raise SettingError(f"EOC: theta is {self.theta}; give a finite number, such as 0.01")
 
     @property
     def keeps_reused(self) -> bool:

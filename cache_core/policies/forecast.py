@@ -121,14 +121,14 @@ class Forecast(CachePolicy):
         if self.corrector not in CORRECTORS:
             raise SettingError(f"Forecast: corrector is {shown(self.corrector)}; choose one of {', '.join(CORRECTORS)}")
         if not self.follows <= 1.0:
-            raise SettingError(f"Forecast: follows is {self.follows}; 0 to 1 are meant, below 0 chooses")
+            raise SettingError(f"Forecast: follows is {self.follows}; give 0 to 1, or less than 0 to let it choose")
         if not math.isfinite(self.curvature):
-            raise SettingError(f"Forecast: curvature is {self.curvature}; a finite number is meant, such as 0.5")
+            raise SettingError(f"Forecast: curvature is {self.curvature}; give a finite number, such as 0.5")
         if not self.cfg >= 0:
-            raise SettingError(f"Forecast: cfg is {self.cfg}; the scale of guidance that it was planned for is meant")
+            raise SettingError(f"Forecast: cfg is {self.cfg}; give the scale of guidance that it was planned for")
         if self.sigmas and not _plannable(self.sigmas):
             raise SettingError(
-                f"Forecast: sigmas is {shown(self.sigmas)}; positive noise levels are meant, and the last may be 0"
+                f"Forecast: sigmas is {shown(self.sigmas)}; give positive noise levels, of which the last may be 0"
             )
         check_steps("Forecast", self.computed, len(self.sigmas) - 1 if self.sigmas else None)
         if self.sigmas and self.gains and len(self.gains) != len(self.sigmas) - 1:
@@ -260,7 +260,7 @@ class Forecast(CachePolicy):
 
     def objection(self, schedule: Schedule) -> str | None:
         if schedule.total < SHORTEST:
-            return f"a schedule of {schedule.total} step{'s'[: schedule.total > 1]} has none to spare; {SHORTEST} are the least"
+            return f"a schedule of {schedule.total} step{'s'[: schedule.total > 1]} has none to spare; forecasting needs at least {SHORTEST}"
         name = told(schedule)
         if noisy(schedule):
             return f"the sampler {name} adds noise, which no past step foretells; use one without, such as euler or dpmpp_2m"
@@ -295,7 +295,7 @@ class Forecast(CachePolicy):
         if same_noise(self.sigmas, schedule.sigmas):
             return ""
         if not self.sigmas:
-            return "noise that it does not tell of"
+            return "noise levels that it does not name"
         if len(self.sigmas) != len(schedule.sigmas):
             return (
                 f"{len(self.sigmas) - 1} steps, and this run has {schedule.total if schedule.sigmas else 'other ones'}"

@@ -559,9 +559,9 @@ class TestNodes:
 
     @pytest.mark.parametrize("what", ["sampler", "scheduler"])
     def test_what_another_pack_brought_is_asked_for_by_name(self, nodes, model, conds, prior, what):
-        """The host itself would take its first scheduler in place of one that it has not."""
+        """The host itself would take its first scheduler in place of one that it does not have."""
         shared = dataclasses.replace(prior, subject=dataclasses.replace(prior.subject, **{what: "from_a_pack"}))
-        with pytest.raises(PriorError, match=f"made with the {what} 'from_a_pack', which this ComfyUI has not"):
+        with pytest.raises(PriorError, match=f"made with the {what} 'from_a_pack', which this ComfyUI does not have"):
             search(nodes, shared, model, conds)
 
     @pytest.mark.usefixtures("undrawn")

@@ -167,7 +167,7 @@ def test_noise_levels_are_taken_at_even_places(host, model, scheduler, exact):
     ([1.0, 0.5, 0.0, 0.0], "0 at place 3 of 4"), ([0.0, 0.5, 1.0], "0 at place 1 of 3"),
 ])  # fmt: skip
 def test_what_are_no_noise_levels_is_refused(calibrate, levels, found):
-    with pytest.raises(SettingError, match=f"sigmas holds {found}; two at least are meant, which make a step"):
+    with pytest.raises(SettingError, match=f"sigmas holds {found}; it needs at least two, which make a step"):
         calibrate(sigmas=torch.tensor(levels))
 
 

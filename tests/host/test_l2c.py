@@ -301,7 +301,7 @@ def test_a_block_that_another_node_changes_is_explained(nodes, models):
     theirs = block.forward
     block.forward = lambda *a: theirs(*a) * 1.5
     try:
-        with pytest.raises(RouterError, match="something else than PriorCache knows"):
+        with pytest.raises(RouterError, match="something other than PriorCache knows"):
             train(nodes, models["dit"])
     finally:
         del block.forward

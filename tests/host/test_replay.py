@@ -113,7 +113,7 @@ def test_pictures_of_two_models_are_told_by_both_stamps(replay, monkeypatch, tmp
     name = saved(tmp_path / "both.png", json.dumps(text))
     found = [replay.PriorCacheReplay.execute(name, run).args[0] for run in (1, 2)]
     assert found == [FORA(2), Forecast(3.0)]
-    with pytest.raises(replay.StampError, match=r"tells of 2 sampling run\(s\), and run is 3"):
+    with pytest.raises(replay.StampError, match=r"holds 2 sampling run\(s\), and run is 3"):
         replay.PriorCacheReplay.execute(name, 3)
 
 
@@ -127,7 +127,7 @@ def test_two_halves_of_one_sampling_are_two_runs(replay, monkeypatch, tmp_path):
         text = stamped(replay, monkeypatch, trace, said=said)
     name = saved(tmp_path / "halves.png", json.dumps(text))
     assert [replay.PriorCacheReplay.execute(name, run).args[0] for run in (1, 2)] == [FORA(2)] * 2
-    with pytest.raises(replay.StampError, match=r"tells of 2 sampling run\(s\), and run is 3"):
+    with pytest.raises(replay.StampError, match=r"holds 2 sampling run\(s\), and run is 3"):
         replay.PriorCacheReplay.execute(name, 3)
     bright = saved(tmp_path / "bright.png", json.dumps(text), picture=BLACK[0] + 1)
     assert "not the pixels that Stamp Images saw" in replay.PriorCacheReplay.execute(bright, 1).args[1]

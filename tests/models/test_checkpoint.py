@@ -162,7 +162,7 @@ def test_heads_asked_for_win_over_the_metadata_and_that_over_the_published_ones(
 
 @pytest.mark.parametrize("told", ["", "many", "-4", "0", "1e3", "9" * 10, "²"])
 def test_metadata_that_tells_no_number_of_heads_is_not_believed(told):
-    with pytest.raises(CheckpointError, match=r"hidden size 16 is none of the published ones.*set 'heads'"):
+    with pytest.raises(CheckpointError, match=r"hidden size 16 is not one of the published ones.*set 'heads'"):
         read(original(), metadata={"num_heads": told})
 
 
@@ -187,7 +187,7 @@ def test_heads_that_do_not_fit_are_refused(heads):
     ],
 )
 def test_a_file_that_is_no_table_of_tensors_is_refused(content):
-    with pytest.raises(CheckpointError, match="something else than a plain table of tensors"):
+    with pytest.raises(CheckpointError, match="something other than a plain table of tensors"):
         read(content, heads=2)
 
 
@@ -243,7 +243,7 @@ def test_more_blocks_than_any_model_has_are_refused_at_once():
 
 
 def test_a_block_number_of_many_digits_is_no_block():
-    with pytest.raises(CheckpointError, match="is nothing such a block has"):
+    with pytest.raises(CheckpointError, match="does not belong in such a block"):
         read(original() | {f"blocks.{'9' * 5000}.mlp.fc1.bias": torch.ones(64)}, heads=2)
 
 
@@ -266,7 +266,7 @@ def test_a_model_without_blocks_is_refused():
 
 @pytest.mark.parametrize("name", ["blocks.0.attn.q_norm.weight", "blocks.1.cross_attn.qkv.weight"])
 def test_a_block_with_more_in_it_is_another_architecture(name):
-    with pytest.raises(CheckpointError, match=f"{name} is nothing such a block has"):
+    with pytest.raises(CheckpointError, match=f"{name} does not belong in such a block"):
         read(original() | {name: torch.ones(8)}, heads=2)
 
 

@@ -23,13 +23,13 @@ def test_three_sentences_say_what_happened_what_it_cost_and_what_to_try():
         "compute, 50% reused) in 1.80 s in the model, 1.33x faster than its steps in full, and the cache held 3.0 MiB at "
         "most."
     )
-    assert cost == "Reuse did cost a relative error of 0.050 on average, 0.080 at worst (blocks.2.attn, step 5)."
+    assert cost == "Reuse cost a relative error of 0.050 on average, 0.080 at worst (blocks.2.attn, step 5)."
     assert advice == "Try a larger interval: there is room for it."
 
 
 def test_an_estimate_is_called_one():
     said = words.summary(trace(**ESTIMATED))
-    assert "Where all was computed, reuse would have cost a relative error of 0.040 on average, 0.070 at worst" in said
+    assert "At the computed steps, reuse would have cost a relative error of 0.040 on average, 0.070 at worst" in said
     assert "blocks.2.attn, step 4" in said
 
 
@@ -68,11 +68,11 @@ class TestNothingSkipped:
     def test_a_policy_that_declined_gives_its_reason_and_the_smallest_change(self):
         run = trace(8, compute, lambda step, site: 0.39 if step == 5 else 0.5, policy="Forecast 2.5x")
         run.notes.append(
-            "Forecast, 3 computed, linear computed everything: a schedule of 8 steps has none to spare; 9 are the least."
+            "Forecast, 3 computed, linear computed everything: a schedule of 8 steps has none to spare; forecasting needs at least 9."
         )
         _, why, advice = sentences(words.summary(run))
         assert why == (
-            "Nothing was skipped: a schedule of 8 steps has none to spare; 9 are the least; the smallest change from one "
+            "Nothing was skipped: a schedule of 8 steps has none to spare; forecasting needs at least 9; the smallest change from one "
             "evaluation to the next was 0.390, at step 5."
         )
         assert advice.startswith("Try 20 steps or more")
@@ -112,7 +112,7 @@ def test_other_notes_are_said_as_they_are():
 
 def test_a_stopped_run_is_called_so():
     assert sentences(words.summary(trace(complete=False)))[1::2] == [
-        "The run was stopped before its end.", "Try to let it run to the end.",
+        "The run was stopped before its end.", "Let it run to the end.",
     ]  # fmt: skip
     nothing = RunTrace("FORA", 20, about="euler")
     assert words.summary(nothing) == "FORA, euler: the run was stopped before its first evaluation."
@@ -139,7 +139,7 @@ class TestAdvice:
             skipped=0.4,
             policy="L2C 1 of 9",
         )
-        assert words.advice(run) == "Try a higher threshold: 95% of the work was done all the same."
+        assert words.advice(run) == "Try a higher threshold: 95% of the work was still done."
 
     @pytest.mark.parametrize(
         ("policy", "what"),
@@ -150,7 +150,7 @@ class TestAdvice:
     )
     def test_what_binds_is_to_be_loosened(self, policy, what):
         run = trace(20, lambda step, site: Action.REUSE if step == 19 else Action.COMPUTE, policy=policy)
-        assert words.advice(run) == f"Try {what}: 95% of the work was done all the same."
+        assert words.advice(run) == f"Try {what}: 95% of the work was still done."
 
     def test_errors_far_from_what_is_reused_say_nothing(self):
         """The first third is rough, and computed already."""
@@ -162,7 +162,7 @@ class TestAdvice:
         )
         assert "0.900 on average" in words.summary(run)
         assert words.advice(run) == (
-            "Try measure = truth in Apply Cache for the error that was really made, and a larger interval if the picture holds."
+            "Try measure = truth in Apply Cache for the true error, and a larger interval if the picture holds."
         )
 
     def test_a_disturbed_run_is_to_be_repeated(self):
@@ -180,7 +180,7 @@ class TestAdvice:
             skipped=0.01,
             sites=[MODEL],
         )
-        assert words.advice(run) == "Keep it if the picture holds: two computed steps are the least."
+        assert words.advice(run) == "Keep it if the picture holds: it computes two steps, the fewest possible."
 
     def test_unmeasured(self):
         run = trace(error=lambda *_: None, measure="off")

@@ -86,7 +86,7 @@ class TestChoice:
         untold = Shelved(TEN, replace(shelved().policy, sigmas=()), "a.safetensors")
         assert Auto(2.0, (untold,)).choice(schedule()) == (
             Forecast(2.0),
-            "the plan from a.safetensors is for noise that it does not tell of",
+            "the plan from a.safetensors is for noise levels that it does not name",
         )
 
     @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "lcm", "ddpm"])

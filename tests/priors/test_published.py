@@ -192,7 +192,7 @@ def gates(*shape: int, value: float = 0.0) -> torch.Tensor:
         ({}, "no table"),
         ([1, 2], "no table"),
         ({"routers": 3}, "no table"),
-        ({"model.weight": gates(4)}, "nothing a router file has"),
+        ({"model.weight": gates(4)}, "does not belong in a router file"),
         ({"0.prob": gates(4), "2.prob": gates(4)}, "1.prob is missing"),
         ({f"{i}.prob": gates(4) for i in range(5)}, "5 entries"),
         ({f"{i}.prob": gates(5) for i in range(4)}, "shape"),

@@ -228,7 +228,7 @@ def test_a_block_that_is_not_the_known_one_is_refused():
     forward = network.blocks[1].forward
     network.blocks[1].forward = lambda *a: forward(*a) * 1.5
     made = training(network, inputs)
-    with pytest.raises(RouterError, match="something else than PriorCache knows"):
+    with pytest.raises(RouterError, match="something other than PriorCache knows"):
         made.run(1)
 
 

@@ -223,7 +223,7 @@ def test_a_search_may_choose_the_corrector():
 def test_an_order_that_was_asked_for_is_kept_whole():
     schedule = Schedule(20, tuple(range(20, -1, -1)), "dpmpp_2m", "FLOW")
     assert Forecast(4.0, order=2).prepared(schedule).gains_at(0) == (1.0, 1.0)
-    with pytest.raises(SettingError, match="curvature is nan; a finite number is meant"):
+    with pytest.raises(SettingError, match="curvature is nan; give a finite number"):
         Forecast(curvature=float("nan"))
 
 
