@@ -166,7 +166,7 @@ def figures(before: RunTrace, after: RunTrace) -> list[tuple[str, str]]:
 def summary(before: RunTrace, after: RunTrace) -> str:
     """Three sentences: what changed, what it does to the error, what to try next."""
     if not before.moments or not after.moments:
-        return "Of one of the two runs no evaluation is known. Try to let both run to the end."
+        return "Of one of the two runs no evaluation is known. Let both run to the end."
     shadow = "truth" in (before.measure, after.measure)
     faster = before.seconds / after.seconds if after.seconds else float("nan")
     speed = f"{faster:.2f}x faster" if faster >= 1 else f"{1 / faster:.2f}x slower"

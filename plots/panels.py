@@ -68,7 +68,7 @@ class Grid:
 
     @property
     def true(self) -> NDArray[np.float64]:
-        """What it did cost, where that was measured."""
+        """What it cost, where that was measured."""
         return np.where(self.kinds == "computed", np.nan, self.errors)
 
     def by_branch(self) -> dict[str, list[int]]:

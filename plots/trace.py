@@ -9,6 +9,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ..cache_core.sites import MODEL, STACK
 from ..cache_core.trace import KINDS, RunTrace, human_bytes
 from ..priors.prior import Prior
 from . import panels
@@ -147,5 +148,6 @@ def figures(run: RunTrace) -> list[tuple[str, str]]:
     found = [] if run.speedup is None or run.computed_fraction == 1 else [(f"{run.speedup:.2f}x", "speed")]
     found.append((f"{1 - run.computed_fraction:.0%}", "not computed"))
     measured = [(name, e) for name, e in (("true", table.true), ("estimated", table.estimated)) if np.isfinite(e).any()]
-    found += [(f"{np.nanmean(e):.3f}", f"{name} error") for name, e in measured[:1]]
+    of = "branch " if any(site not in (MODEL, STACK) for site in table.sites) else ""  # not of the picture
+    found += [(f"{np.nanmean(e):.3f}", f"{name} {of}error") for name, e in measured[:1]]
     return [*found, (human_bytes(run.peak_bytes), "cache"), (f"{run.seconds:.2f} s", "in the model")]

@@ -316,7 +316,8 @@ def test_a_full_run_without_measuring_is_drawn(draw):
 
 def test_the_figures_of_a_run():
     assert plot.figures(trace()) == [
-        ("1.33x", "speed"), ("50%", "not computed"), ("0.050", "true error"), ("3.0 MiB", "cache"), ("1.80 s", "in the model"),
+        ("1.33x", "speed"), ("50%", "not computed"), ("0.050", "true branch error"), ("3.0 MiB", "cache"), ("1.80 s", "in the model"),
     ]  # fmt: skip
-    assert plot.figures(trace(decide=compute))[:2] == [("0%", "not computed"), ("0.045", "estimated error")]
+    assert plot.figures(trace(decide=compute))[:2] == [("0%", "not computed"), ("0.045", "estimated branch error")]
+    assert ("0.040", "true error") in plot.figures(trace(sites=[MODEL]))
     assert ("1.33x", "speed") not in plot.figures(trace(measure="truth"))
