@@ -60,6 +60,7 @@ class PriorCacheAuto(io.ComfyNode):
                     display_name="choice", tooltip="What will be chosen and why, and which priors were looked at."
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -67,7 +68,12 @@ class PriorCacheAuto(io.ComfyNode):
         trace = Trace()
         shelf, looked = shelved(subject(model), speedup)
         attached = attach(model, Auto(speedup, tuple(shelf)), trace, "errors")
-        return io.NodeOutput(attached, trace, told(model, speedup, shelf, looked))
+        choice = told(model, speedup, shelf, looked)
+        if cls.hidden and cls.hidden.unique_id:  # there is none where a script calls
+            from server import PromptServer
+
+            PromptServer.instance.send_progress_text(choice, cls.hidden.unique_id)
+        return io.NodeOutput(attached, trace, choice)
 
     @classmethod
     def fingerprint_inputs(cls, model=None, speedup: float = 2.0):

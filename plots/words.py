@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from ..cache_core.policies.forecast import SHORTEST
 from ..cache_core.sites import MODEL, STACK
 from ..cache_core.trace import KINDS, RunTrace, human_bytes
 from ..priors.plan import Plan, followed
@@ -21,7 +22,7 @@ LITTLE = 1.1
 """The speed-up below which there was hardly anything to gain."""
 LEAST = 2
 """Computed steps of the fastest Forecast."""
-FEW = 8
+FEW = SHORTEST - 1
 """Steps at which distilled models sample; so few leave hardly anything to reuse."""
 KNOBS = {
     "FORA": ("a larger interval", "a smaller interval"),

@@ -88,7 +88,7 @@ class Auto(CachePolicy):
             why = f"the plan from {nearest.source} is for {nearest.misfit(schedule)}"
         look = "; beyond 2x look at the picture" if self.speedup > HALF else ""
         if schedule.total < 2 * self.speedup:
-            look += f"; two computed steps are the least, {schedule.total / 2:g}x"
+            look += f"; at least two steps are computed: {schedule.total / 2:g}x"
         return forecast, why + look
 
     def sized(self, schedule: Schedule) -> bool:

@@ -214,7 +214,7 @@ class TestWithPriors:
 
     def test_what_is_out_of_reach_is_said(self, host, model, folder):
         run = sampled(host, model, 20.0)[1]
-        assert "two computed steps are the least, 5x" in run.notes[0]
+        assert "at least two steps are computed: 5x" in run.notes[0]
 
     def test_a_run_too_short_is_called_by_what_was_asked_for(self, host, model, folder):
         run = sampled(host, model, steps=4)[1]

@@ -68,11 +68,11 @@ class TestNothingSkipped:
     def test_a_policy_that_declined_gives_its_reason_and_the_smallest_change(self):
         run = trace(8, compute, lambda step, site: 0.39 if step == 5 else 0.5, policy="Forecast 2.5x")
         run.notes.append(
-            "Forecast, 3 computed, linear computed everything: a schedule of 8 steps has none to spare; forecasting needs at least 9."
+            "Forecast, 3 computed, linear computed everything: a schedule of 8 steps has none to spare; forecasting needs at least 10."
         )
         _, why, advice = sentences(words.summary(run))
         assert why == (
-            "Nothing was skipped: a schedule of 8 steps has none to spare; forecasting needs at least 9; the smallest change from one "
+            "Nothing was skipped: a schedule of 8 steps has none to spare; forecasting needs at least 10; the smallest change from one "
             "evaluation to the next was 0.390, at step 5."
         )
         assert advice.startswith("Try 20 steps or more")
