@@ -53,6 +53,7 @@ class Trended:
     shapes: dict[str, tuple[int, int]]  # of each branch: tokens, width
     sigmas: tuple[float, ...]
     steps: int = STEPS
+    latent: tuple[int, ...] = ()  # any
     made: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def knows(self, site: str) -> bool:

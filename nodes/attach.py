@@ -92,7 +92,8 @@ def attach(
                 trace.renew(*_origin())
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
         parts = parts_of(guider, noise.shape, kwargs.get("latent_shapes"))
-        schedule = schedule_of(guider.model_patcher, sampler, sigmas, guidance_of(guider))
+        shape = () if noise.is_nested else noise.shape[1:]
+        schedule = schedule_of(guider.model_patcher, sampler, sigmas, guidance_of(guider), shape)
         schedule = informed(schedule, guider.model_patcher, policy, parts, CODECS[store])
         run = CacheRun(
             policy,
@@ -362,14 +363,15 @@ def named(sampler) -> str:
     return OF.join([name, *(named(inner) for inner in options.values() if hasattr(inner, "sampler_function"))])
 
 
-def schedule_of(model, sampler, sigmas: torch.Tensor, cfg: float) -> Schedule:
-    """What is known of sampling a MODEL by a SAMPLER along these sigmas (steps + 1,)."""
+def schedule_of(model, sampler, sigmas: torch.Tensor, cfg: float, shape: Iterable[int] = ()) -> Schedule:
+    """What is known of sampling a MODEL by a SAMPLER along these sigmas (steps + 1,), with latents of this shape (C, *space)."""
     return Schedule(
         total=len(sigmas) - 1,
         sigmas=tuple(sigmas.tolist()),
         sampler=named(sampler),
         prediction=prediction_of(model),
         cfg=cfg,
+        shape=tuple(shape),
         sites=sites_of(model.model.diffusion_model),
     )
 

@@ -159,7 +159,7 @@ class Sampling:
             sigmas = comfy.samplers.KSampler(
                 model, self.steps, "cpu", self.sampler, self.scheduler, self.denoise
             ).sigmas
-        return schedule_of(model, comfy.samplers.sampler_object(self.sampler), sigmas, self.cfg)
+        return schedule_of(model, comfy.samplers.sampler_object(self.sampler), sigmas, self.cfg, self.shapes[0][1:])
 
     def guider(self, model) -> comfy.samplers.CFGGuider:
         """As the host's own samples with these prompts."""

@@ -18,6 +18,7 @@ class Trend:
     def __init__(self, prior: Prior):
         self.tables = prior.tables
         self.steps, self.sigmas = prior.subject.total, tuple(prior.tables["sigmas"].tolist())
+        self.latent = prior.shape
         if not any(self.knows(site) for site in prior.sites):
             raise PriorError("the prior has no mean features; calibrate again with mean_features switched on")
         self._row = {

@@ -138,6 +138,7 @@ class Means:
     """Those features as EOC asks for them."""
 
     steps: int
+    latent: tuple[int, ...] = ()  # any
 
     @property
     def sigmas(self) -> tuple[float, ...]:

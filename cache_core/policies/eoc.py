@@ -29,6 +29,7 @@ class Trends(Protocol):
 
     steps: int  # of the sampler
     sigmas: tuple[float, ...]  # noise level of every evaluation
+    latent: tuple[int, ...]  # shape of one that was sampled, as Schedule.shape; empty where it is not known
 
     def knows(self, site: str) -> bool:
         """Whether any trend of this branch was kept."""
@@ -288,6 +289,9 @@ class EOC(Correction):
                 else "measured at other noise than this run has at its steps"
             )
             return f"its prior was {differ}; calibrate with the settings that you sample with"
+        if schedule.shape and self.trends.latent and schedule.shape != self.trends.latent:  # tokens lie elsewhere
+            there, here = (" x ".join(map(str, shape)) for shape in (self.trends.latent, schedule.shape))
+            return f"its prior was measured on latents of {there} and this run has {here}; calibrate at the size that you sample"
         return super().objection(schedule)
 
     def _fits(self, schedule: Schedule) -> bool:

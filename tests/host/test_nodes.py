@@ -34,7 +34,7 @@ def prior_folder(nodes, tmp_path, monkeypatch):
     return tmp_path
 
 
-def calibrate(host, nodes, model, **changes):
+def calibrate(host, nodes, model, size=(16, 16), **changes):
     label = host.dit.conditioning(torch.tensor([1, 2]))
     null = host.dit.conditioning(torch.tensor([-1, -1]))
     settings = {
@@ -43,7 +43,7 @@ def calibrate(host, nodes, model, **changes):
     }  # fmt: skip
     with torch.inference_mode():
         return nodes["PriorCacheCalibrate"].execute(
-            model, label, null, {"samples": torch.zeros(2, 3, 16, 16)}, **settings | changes
+            model, label, null, {"samples": torch.zeros(2, 3, *size)}, **settings | changes
         )
 
 
@@ -386,6 +386,19 @@ class TestCorrections:
         assert torch.equal(out, host.sample(model, **self.RUN | changed))
         assert len(trace.runs[0].notes) == 1
         assert said in trace.runs[0].notes[0]
+
+    def test_eoc_computes_everything_where_the_picture_has_its_sides_exchanged(self, host, nodes, model):
+        """It has as many tokens, which lie elsewhere."""
+        prior = calibrate(host, nodes, model, (24, 16), steps=9, runs=1, mean_features=True).args[0]
+        policy, notes = nodes["PriorCacheEOC"].execute(self.BASE, prior, 0.5, 0.0).args[0], []
+        for size in ((24, 16), (16, 24)):
+            trace = Trace()
+            out = host.sample(host.attach(model, policy, trace), **self.RUN, size=size)
+            assert torch.equal(out, host.sample(model, **self.RUN, size=size)) == (size == (16, 24))
+            notes.append(trace.runs[0].notes)
+        upright, (turned,) = notes
+        assert upright == []
+        assert "measured on latents of 3 x 24 x 16 and this run has 3 x 16 x 24; calibrate at the size" in turned
 
     @pytest.mark.parametrize(("measured", "sampler"), [("heun", "euler"), ("euler", "heun")])
     def test_eoc_goes_as_far_as_its_prior_is_of_the_same_calls(self, host, nodes, model, measured, sampler):

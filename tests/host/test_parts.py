@@ -113,6 +113,7 @@ def test_plans_are_searched_and_followed(nodes, given, prior):
 
 def test_eoc_corrects_by_such_a_prior_and_is_tuned(nodes, given, prior):
     policy = EOC(FORA(2, "aligned"), Trend(prior), 0.5)
+    assert sample(given, policy)[1].notes == []
     with torch.inference_mode():
         tuned, text = nodes["PriorCacheTune"].execute(policy, *given, seed=40, samplings=6.0, **SETTINGS).args
     exact = sample(given)[0]

@@ -21,6 +21,8 @@ QUARTER, HALF, MOST = (FORA(**PRESETS[name]) for name in ("25 %", "50 %", "75 %"
 class Trends:
     """E at every step and site: one number, or a function of the step."""
 
+    latent = (16, 104, 152)
+
     def __init__(self, trend, steps=20, shape=(1,)):
         self.trend, self.steps, self.shape = trend, steps, shape
         self.sigmas = tuple(float(steps - i) for i in range(steps))
@@ -276,6 +278,14 @@ class TestEOC:
     )
     def test_declines_runs_that_the_prior_does_not_fit(self, policy, run, said):
         assert re.search(said, policy.objection(run))
+
+    def test_a_prior_of_another_shape_of_as_many_tokens_is_declined(self):
+        policy, run = EOC(HALF, Trends(1.0)), schedule()
+        turned = policy.objection(dataclasses.replace(run, shape=(16, 152, 104)))
+        assert "measured on latents of 16 x 104 x 152 and this run has 16 x 152 x 104; calibrate at the size" in turned
+        assert policy.objection(dataclasses.replace(run, shape=(16, 104, 152))) is None
+        policy.trends.latent = ()  # not known
+        assert policy.objection(dataclasses.replace(run, shape=(16, 152, 104))) is None
 
     def test_a_prior_of_other_branches_is_declined(self):
         trends = Trends(1.0)
