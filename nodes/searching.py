@@ -97,11 +97,13 @@ def searches() -> Path:
 
 
 def _digest(value) -> str:
-    """Of tensors and plain values, nested or not, and of policies with what they are made of."""
+    """Of tensors and plain values, nested or not, and of policies with what they are made of: the same in every session."""
     if isinstance(value, torch.Tensor):
         told = f"{tuple(value.shape)}".encode() + value.detach().float().cpu().numpy().tobytes()
     elif isinstance(value, (list, tuple)):
         told = "".join(map(_digest, value)).encode()
+    elif isinstance(value, (set, frozenset)):  # whose order is another one in every session
+        told = "".join(sorted(map(_digest, value))).encode()
     elif isinstance(value, dict):
         told = "".join(f"{name}{_digest(value[name])}" for name in sorted(value, key=str)).encode()
     elif isinstance(value, (CachePolicy, Trend)):

@@ -113,6 +113,19 @@ def test_searches_of_policies_that_read_alike_are_kept_apart(host, model, prior)
     assert remembered(pictures, schedule, same) is not remembered(pictures, schedule, different)
 
 
+def test_a_search_of_what_is_made_of_sets_is_known_again(host):
+    """As L2C is. Sets that are equal are told in another order by another session."""
+    from priorcache.nodes.searching import remembered
+
+    pictures, schedule = torch.zeros(2, 3, 16, 16), Schedule(STEPS)
+    one, again = ({"reused": (frozenset(), frozenset(numbers))} for numbers in ([0, 8], [8, 0]))
+    assert one == again
+    assert repr(one) != repr(again)
+    assert remembered(pictures, schedule, one) is remembered(pictures, schedule, again)
+    other = {"reused": (frozenset(), frozenset([0, 9]))}
+    assert remembered(pictures, schedule, one) is not remembered(pictures, schedule, other)
+
+
 def test_what_was_tried_on_another_noise_schedule_is_not_taken_over(tune, host, model):
     """The shift of a flow model and guidance nodes change neither its weights nor its patches."""
     import comfy_extras.nodes_model_advanced as advanced
