@@ -79,7 +79,13 @@ class PriorCacheGOC(io.ComfyNode):
         elif inflections == "from prior":
             if prior is None:
                 raise SettingError("GOC Policy: inflections = 'from prior' needs one; connect Calibrate or Load Prior.")
-            left_out = found_in(prior), prior.subject.total
+            about = prior.subject
+            if prior.evaluations != about.total:
+                raise SettingError(
+                    f"GOC Policy: the prior's sampler {about.sampler} calls the model {prior.evaluations} times in {about.total} steps, so "
+                    "that its inflections are no steps; calibrate with one such as euler, or set inflections to 'none'."
+                )
+            left_out = found_in(prior), about.total
         return io.NodeOutput(GOC(policy, eta, queue, *left_out, joint=whole_blocks))
 
 

@@ -56,6 +56,11 @@ class L2C(CachePolicy):
                 f"its router was trained with one call of the model per step, and the sampler {told(schedule)} makes several; sample "
                 "with one such as euler, or train a router for this sampler with Train Router"
             )
+        if schedule.sampler and once(schedule) and len(self.reused) != schedule.total:
+            return (
+                f"its router was trained with {len(self.reused)} calls of the model in {self.steps} steps, and the sampler {told(schedule)} "
+                "makes one per step; sample with the one that it was trained with, or train a router for this sampler with Train Router"
+            )
         here = {site.name for site in schedule.sites}
         if here and (strange := here ^ set(self.sites)):
             whose = "the router" if min(strange) in self.sites else "the model"

@@ -455,6 +455,14 @@ class TestCorrections:
         policy = nodes["PriorCacheGOC"].execute(self.BASE, 0.8, "used", "from prior", True, prior).args[0]
         assert (policy.inflections, policy.steps) == ((3, 7), 9)
 
+    def test_goc_takes_no_inflections_that_are_not_steps(self, nodes, prior):
+        """heun calls the model nine times in five steps."""
+        about = dataclasses.replace(prior.subject, sampler="heun", steps=5, made=5)
+        heun = dataclasses.replace(prior, subject=about)
+        with pytest.raises(SettingError, match=r"heun calls the model 9 times in 5 steps.*or set inflections"):
+            nodes["PriorCacheGOC"].execute(self.BASE, 0.8, "used", "from prior", True, heun)
+        assert nodes["PriorCacheGOC"].execute(self.BASE, 0.8, "used", "none", True, heun).args[0] == GOC(self.BASE)
+
     @pytest.mark.parametrize("order", [1, 2])
     def test_taylor_serves_the_whole_network(self, host, model, order):
         base = FORA(2, "aligned", level="model")

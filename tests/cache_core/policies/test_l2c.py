@@ -48,6 +48,15 @@ def test_serves_its_own_run_and_one_of_which_the_branches_are_unknown():
     assert POLICY.objection(Schedule(4)) is None
 
 
+def test_a_router_of_two_calls_per_step_serves_no_sampler_of_one():
+    """Its rows are of other noise: those of heun, which calls the model three times in two steps."""
+    heun = L2C((FULL, (0.0,) * 4, FULL), POLICY.sites, 2)
+    said = heun.objection(Schedule(2, sampler="euler"))
+    assert "trained with 3 calls of the model in 2 steps, and the sampler euler makes one per step; sample" in said
+    assert heun.objection(Schedule(2, sampler="heun")) is None
+    assert heun.objection(Schedule(2)) is None  # unknown
+
+
 def test_declines_when_no_gate_is_low_enough():
     high = L2C((FULL, (0.5,) * 4), POLICY.sites, 2)
     assert "no gate of its router is at or below threshold 0.1, the smallest is 0.5;" in high.objection(Schedule(2))
