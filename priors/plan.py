@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..cache_core.extrapolation import front_loaded, resized, spread, widening
 from ..cache_core.policies import CachePolicy, Forecast
+from ..cache_core.policies.base import MOST_STEPS
 from ..cache_core.policies.forecast import FASTEST, same_noise
 from ..cache_core.sites import Schedule
 from ..errors import SettingError, shown
@@ -22,9 +23,6 @@ from .search import BLOWN, Search
 
 if TYPE_CHECKING:
     from .prior import Prior
-
-MOST = 10_000
-"""Steps of a sampler: the host's own limit."""
 
 LONGEST = 256
 """Steps up to which the cheapest schedule by a Gram matrix is worked out, which takes time and memory by their cube."""
@@ -79,10 +77,10 @@ class Plan:
         """From what `as_dict` gave, out of a file. Raises SettingError, TypeError or KeyError on anything else."""
         plan = Plan(**{f.name: data[f.name] for f in fields(Plan)})
         counts = (plan.steps, plan.evaluations, plan.pictures)
-        if not all(fits(n, int) and n >= 1 for n in counts) or not plan.evaluations <= plan.steps <= MOST:
+        if not all(fits(n, int) and n >= 1 for n in counts) or not plan.evaluations <= plan.steps <= MOST_STEPS:
             raise SettingError(
                 f"a plan that computes {shown(plan.evaluations)} of {shown(plan.steps)} steps, judged on "
-                f"{shown(plan.pictures)} pictures; whole numbers from 1 were expected, and at most {MOST} steps"
+                f"{shown(plan.pictures)} pictures; whole numbers from 1 were expected, and at most {MOST_STEPS} steps"
             )
         if not all(fits(x, float) and x >= 0 for x in (plan.error, plan.unplanned)):
             raise SettingError(

@@ -14,6 +14,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from .. import archives
+from ..cache_core.policies.base import MOST_STEPS
 from ..errors import PriorCacheError, excerpt, shown
 from .files import replace as replace_file
 from .plan import Plan, merged
@@ -313,7 +314,6 @@ def _load(path: Path, only: Sequence[str] | None) -> Prior:
             raise PriorError(f"its subject's {name} is longer than {LONGEST} characters")
         if isinstance(value, (int, float)) and not abs(value) < 2**63:
             raise PriorError(f"its subject's {name} is {shown(value)}; a finite number below 2**63 was expected")
-    _whole(about["subject"].get("made", 0), "subject's made", 0)
     for name in ("sites", "shape", "seeds"):
         if not isinstance(about[name], list):
             raise PriorError(f"its {name} must be a list")
@@ -373,6 +373,9 @@ def _check_tables(prior: Prior) -> None:
             raise PriorError(f"table {shown(name)} holds negative numbers, but it is {NOT_NEGATIVE[name]}")
         if name == "router" and ((table < 0) | (table > 1)).any():
             raise PriorError("table 'router' holds numbers outside of 0 to 1, but they are gates")
+    for name in ("steps", "made"):
+        if not 0 <= (number := getattr(prior.subject, name)) <= MOST_STEPS:
+            raise PriorError(f"its subject's {name} is {shown(number)}; whole numbers from 0 to {MOST_STEPS} are meant")
     if not math.isfinite(prior.subject.cfg) or not math.isfinite(prior.subject.denoise):
         raise PriorError("its cfg or denoise is not a finite number")
 

@@ -18,6 +18,9 @@ from ..sites import MODEL, STACK, Action, Feature, Schedule, Site, Step
 
 LEVELS = ("branch", "stack", "model")
 
+MOST_STEPS = 10_000
+"""Of a sampler: the host's own limit."""
+
 
 class Decline(Exception):
     """Raised by `reuse` or `select` when a policy finds in mid-run that it cannot serve it: one sentence, with the remedy."""
@@ -29,6 +32,12 @@ def check_steps(policy: str, computed: tuple[int, ...], total: int | None) -> No
         raise SettingError(f"{policy}: computed is {shown(computed)}; it must rise from 0, the step that begins")
     if computed and total is not None and computed[-1] >= total:
         raise SettingError(f"{policy}: step {computed[-1]} is computed, but there are {total} steps")
+
+
+def check_total(policy: str, total: int) -> None:
+    """Raise SettingError unless a policy belongs to a number of steps that a sampler may have; 0 stands for any."""
+    if not 0 <= total <= MOST_STEPS:
+        raise SettingError(f"{policy}: steps is {shown(total)}; whole numbers from 0 to {MOST_STEPS} are meant")
 
 
 class Aside(Protocol):

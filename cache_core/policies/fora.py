@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from ...errors import SettingError, shown
 from ..knobs import Knob, Steps
 from ..sites import Action, Schedule, Site, Step
-from .base import CachePolicy, check_steps
+from .base import CachePolicy, check_steps, check_total
 
 PHASES = ("published", "aligned")
 PRESETS = {
@@ -48,6 +48,7 @@ class FORA(CachePolicy):
             raise SettingError(f"FORA: phase is {shown(self.phase)}; choose one of {', '.join(PHASES)}")
         if not 0.0 <= self.start <= self.end <= 1.0:
             raise SettingError(f"FORA: start {self.start} and end {self.end} must satisfy 0 <= start <= end <= 1")
+        check_total("FORA", self.steps)
         check_steps("FORA", self.computed, self.steps)
 
     def decide(self, step: Step, site: Site) -> Action:

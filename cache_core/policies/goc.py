@@ -13,6 +13,7 @@ from ...errors import SettingError, shown
 from ..knobs import Choice, Knob, Mask, choice
 from ..samplers import once, told
 from ..sites import Action, Feature, Schedule, Site, Step
+from .base import check_total
 from .correction import Correction
 
 QUEUES = ("used", "recomputed")
@@ -48,6 +49,7 @@ class GOC(Correction):
             raise SettingError(f"GOC: eta is {self.eta}; a finite number is meant, such as 0.8")
         if self.queue not in QUEUES:
             raise SettingError(f"GOC: queue is {shown(self.queue)}; choose one of {', '.join(QUEUES)}")
+        check_total("GOC", self.steps)
 
     @property
     def features(self) -> int:

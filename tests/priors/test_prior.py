@@ -466,6 +466,19 @@ def test_a_subject_of_wrong_values_is_refused(tmp_path, field, value):
     refused(tmp_path / "subject.safetensors", file_bytes(subject=asdict(SUBJECT) | {field: value}))
 
 
+@pytest.mark.parametrize("field", ["steps", "made"])
+def test_a_number_of_steps_that_no_sampler_has_is_refused(tmp_path, field):
+    """What it will take is told from a list of them, which did not end."""
+    named = {name: table for name, table in tables().items() if name != "schedule"}
+    path = tmp_path / "steps.safetensors"
+    for value in (-1, 10_001, 2**62):
+        path.write_bytes(file_bytes(of=named, subject=asdict(SUBJECT) | {field: value}))
+        with pytest.raises(PriorError, match=f"its subject's {field} is {value}; whole numbers from 0"):
+            Prior.load(path)
+    path.write_bytes(file_bytes(of=named, subject=asdict(SUBJECT) | {field: 10_000}))
+    assert Prior.load(path).subject.total == 10_000
+
+
 @pytest.mark.parametrize("field", [f for f in asdict(SUBJECT) if f not in ("denoise", "made")])
 def test_a_subject_must_have_its_fields(tmp_path, field):
     subject = {k: v for k, v in asdict(SUBJECT).items() if k != field}

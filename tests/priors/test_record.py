@@ -55,6 +55,7 @@ for _ in range(2000):
     [
         ("NoSuchPolicy", {}), ("CachePolicy", {}), ("dataclass", {}), ("__builtins__", {}), ("FORA", {"interval": "2"}),
         ("FORA", {"interval": 0}), ("GOC", {"base": 3}), ("GOC", {"base": {"policy": "open", "settings": {}}}),
+        ("FORA", {"computed": [0, 2], "steps": 10**12}), ("FORA", {"steps": -1}), ("GOC", {"base": record(FORA(2)), "steps": 10**9}),
         ("GOC", {}), ("EOC", {"base": {"policy": "FORA", "settings": {}}}), (NESTED["policy"], NESTED["settings"]),
     ],
 )  # fmt: skip
