@@ -28,6 +28,7 @@ from .prior import Prior, PriorError
 
 TABLE = "router"
 BOUND = 5.0  # what gates are before the sigmoid stays within this, as in the authors' code
+LEAST = 2.0**-24  # what a loss is scaled by at least
 
 
 class RouterError(PriorError):
@@ -183,6 +184,7 @@ class RouterTraining:
         self.evaluations = len(trajectories[0])
         self.pairs = _pairs(trajectories, self.evaluations)
         self.losses: list[tuple[int, float]] = []  # (evaluation, mean square error) of every iteration
+        self.scale = 1.0  # of the loss; smaller once a gradient was beyond the range of half precision
         self._random = random.Random(seed)
         self._waiting: list[int] = []
         self._trained = set() if scores is None else {k for k in self.pairs if not scores[k].isnan().any()}
@@ -218,20 +220,35 @@ class RouterTraining:
         if not self._waiting:
             self._waiting = self._random.sample(list(self.pairs), len(self.pairs))
         k = self._waiting.pop()
-        row, pair, error = self.rows[k], self._random.choice(self.pairs[k]), 0.0
+        row, pair = self.rows[k], self._random.choice(self.pairs[k])
         count = sum(now.out.numel() for _, now in pair)
-        for full, now in pair:
-            features = self._features(full)
-            loss = (self._student(now, row.sigmoid(), features).float() - now.out.float()).square().sum()
-            self._backward(loss)  # of the sum: gradients of the mean would vanish in half precision
-            error += loss.item()
-        row.grad = row.grad / count + self.penalty * torch.autograd.grad(row.sigmoid().sum(), row)[0]
+        error = self._gradient(row, pair)
+        while not row.grad.isfinite().all():
+            self.optimizer.zero_grad()
+            self.scale /= 16
+            if self.scale < LEAST:
+                raise RouterError(
+                    f"what this {type(self.network).__name__} computes at evaluation {k} leaves the range of {pair[0][1].out.dtype}, so that "
+                    "its gates have no gradient; load the model in bfloat16 or float32, then train"
+                )
+            error = self._gradient(row, pair)
+        row.grad = row.grad / self.scale / count + self.penalty * torch.autograd.grad(row.sigmoid().sum(), row)[0]
         self.optimizer.step()
         self.optimizer.zero_grad()
         with torch.no_grad():
             row.clamp_(-BOUND, BOUND)
         self._trained.add(k)
         self.losses.append((k, error / count))
+
+    def _gradient(self, row: nn.Parameter, pair: list[tuple[Call, Call]]) -> float:
+        """The square error of these forwards, whose gradient times `scale` is left in row.grad."""
+        error = 0.0
+        for full, now in pair:
+            features = self._features(full)
+            loss = (self._student(now, row.sigmoid(), features).float() - now.out.float()).square().sum()
+            self._backward(loss * self.scale)  # of the sum: gradients of the mean would vanish in half precision
+            error += loss.item()
+        return error
 
     def _backward(self, loss: Tensor) -> None:
         """Kernels that a host runs in training, too, may have no gradient."""

@@ -158,6 +158,48 @@ def test_an_iteration_moves_the_gates_of_one_step_only():
     assert sorted(k for k, _ in made.losses[:6]) == [1, 1, 3, 3, 5, 5]
 
 
+class TestOverflow:
+    """In half precision a gate's gradient, which is a sum over all elements, may be beyond what can be written."""
+
+    @pytest.fixture
+    def overflowing(self, monkeypatch):
+        """Lets the first so many backward passes leave infinity."""
+
+        def give(count: int) -> None:
+            backward, left = RouterTraining._backward, [count]
+
+            def passed(self, loss):
+                backward(self, loss)
+                if left[0]:
+                    left[0] -= 1
+                    next(row for row in self.rows.values() if row.grad is not None).grad[0] = torch.inf
+
+            monkeypatch.setattr(RouterTraining, "_backward", passed)
+
+        return give
+
+    def test_is_taken_again_of_a_smaller_loss(self, overflowing):
+        network, inputs = dit()
+        plain, made = (training(network, inputs) for _ in range(2))
+        plain.run(3)
+        overflowing(1)
+        made.run(3)
+        assert (plain.scale, made.scale) == (1.0, 1 / 16)
+        assert made.scores()[1::2].isfinite().all()
+        torch.testing.assert_close(made.scores(), plain.scores(), rtol=1e-4, atol=1e-6, equal_nan=True)
+        assert [k for k, _ in made.losses] == [k for k, _ in plain.losses]
+
+    def test_that_never_ends_is_said_and_moves_no_gate(self, overflowing):
+        made = training(*dit())
+        before = {k: row.detach().clone() for k, row in made.rows.items()}
+        overflowing(100)
+        with pytest.raises(RouterError, match=r"range of torch\.float32.*load the model in bfloat16 or float32"):
+            made.run(1)
+        assert made.losses == []
+        assert made.scores().isnan().all()
+        assert all(torch.equal(row, before[k]) for k, row in made.rows.items())
+
+
 def test_steps_that_were_not_reached_have_no_gates():
     made = training(*dit(), steps=6)
     assert made.scores().isnan().all()
