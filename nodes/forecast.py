@@ -129,9 +129,10 @@ class PriorCachePlan(io.ComfyNode):
                 f"Plan Policy: value is {value:g}, and {goal} = {wanted:g} is no goal; give a larger one"
             )
         plan = chosen(prior.plans, **{GOALS[goal]: wanted})
+        policy = policy_of(plan, prior.subject)
         image, small, text = pictured(prior, plan)
         return io.NodeOutput(
-            policy_of(plan, prior.subject),
+            policy,
             image,
             text,
             ui={**ui.PreviewImage(small, cls=cls).as_dict(), "text": (text,)},
@@ -139,8 +140,13 @@ class PriorCachePlan(io.ComfyNode):
 
 
 def policy_of(plan: Plan, about: Subject) -> CachePolicy:
-    """The policy of a plan. Older ones do not say which sampler and guidance they are for; their prior does."""
+    """The policy of a plan. Older ones do not say which sampler and guidance they are for; their prior does.
+
+    Raises SettingError on one that does not tell its noise either, and so not which runs it suits.
+    """
     policy = plan.restored()
+    if isinstance(policy, Forecast) and not policy.sigmas:
+        raise SettingError("this plan does not tell the noise that it was searched for; search again with Search Plans")
     if isinstance(policy, Forecast) and not policy.sampler:
         known = about.sampler in comfy.samplers.KSampler.SAMPLERS
         sampler = named(comfy.samplers.sampler_object(about.sampler)) if known else about.sampler

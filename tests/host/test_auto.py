@@ -231,6 +231,13 @@ class TestWithPriors:
         assert "a plan was searched" in run.notes[0]
         assert "a broken one.safetensors was left out: a broken one.safetensors: not a safetensors file" in told
 
+    def test_a_plan_that_does_not_tell_its_noise_is_passed_by(self, host, model, folder, planned):
+        plans = [replace(p, settings=p.settings | {"sigmas": []}) for p in planned.plans]
+        planned.planned(plans).save(folder / "mine.safetensors")
+        _, run, told = sampled(host, model)
+        assert "mine.safetensors was left out: this plan does not tell the noise that it was searched for" in told
+        assert "there is no plan for this model and goal" in run.notes[0]
+
     def test_of_two_plans_the_one_judged_on_more_pictures_is_taken(self, host, model, folder, planned):
         better = [replace(p, pictures=12) for p in planned.plans]
         planned.save(folder / "a.safetensors")

@@ -460,6 +460,12 @@ class TestNodes:
         with pytest.raises(SettingError, match="Plan Policy: value is"):
             nodes["PriorCachePlan"].execute(prior.planned([plan]), goal, value)
 
+    def test_a_plan_that_does_not_tell_its_noise_is_refused(self, nodes, prior):
+        """In a run of more steps, all behind its last one were extrapolated."""
+        plan = Plan("Forecast", {"computed": [0, 1, 3, 5, 7]}, 10, 5, 0.02, 0.03, 1)
+        with pytest.raises(SettingError, match=r"does not tell the noise .*; search again with Search Plans"):
+            nodes["PriorCachePlan"].execute(prior.planned([plan]), "speed-up", 2.0)
+
     @pytest.mark.usefixtures("undrawn")
     def test_a_plan_serves_another_number_of_steps(self, host, nodes, model, conds, prior):
         planned, *_ = search(nodes, prior, model, conds, samplings=1.0, speedups="2")
