@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import folder_paths
@@ -25,3 +26,9 @@ def located(folder: str, name: str) -> str:
             "(R refreshes it)"
         )
     return path
+
+
+def written(folder: str, name: str) -> tuple[str, int]:
+    """For `fingerprint_inputs`: another one as soon as the file is written anew."""
+    path = folder_paths.get_full_path(folder, name)
+    return name, os.stat(path).st_mtime_ns if path else 0

@@ -25,7 +25,7 @@ from ..priors.router import TABLE, Recorder, RouterError, RouterTraining, gated,
 from ..priors.statistics import Statistics
 from .attach import attach
 from .calibrate import subject
-from .files import located
+from .files import located, written
 from .pictures import as_image
 from .prior import ROUTERS, saved
 from .sampling import Sampling, given, seeded, seeds_from, settings
@@ -74,6 +74,11 @@ class PriorCacheLoadRouter(io.ComfyNode):
             return io.NodeOutput(published.read(path, rule))
         sites = tuple(site.name for site in sites_of(model.model.diffusion_model))
         return io.NodeOutput(published.read(path, rule, subject(model), sites))
+
+    @classmethod
+    def fingerprint_inputs(cls, router_name: str, rule: str = "auto", model=None):
+        """A file that was written anew is loaded anew."""
+        return written(ROUTERS, router_name)
 
 
 class PriorCacheL2C(io.ComfyNode):

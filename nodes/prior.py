@@ -13,7 +13,7 @@ from comfy_api.latest import io
 
 from ..errors import shown
 from ..priors.prior import Prior, PriorError
-from .files import located
+from .files import located, written
 from .types import PRIORS, PriorTable
 
 RESERVED = re.compile(r"(?i)(con|prn|aux|nul|(com|lpt)[\d¹²³])(\..*)?")
@@ -137,8 +137,7 @@ class PriorCacheLoadPrior(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, prior_name: str, model=None):
         """A file that was written anew is loaded anew."""
-        path = folder_paths.get_full_path(FOLDER, prior_name)
-        return (prior_name, os.stat(path).st_mtime_ns) if path else prior_name
+        return written(FOLDER, prior_name)
 
 
 class PriorCacheMergePriors(io.ComfyNode):

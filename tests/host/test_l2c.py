@@ -1,5 +1,7 @@
 """Learning-to-Cache in the real host: training, sampling with what was learned, the published files."""
 
+import os
+
 import pytest
 import subjects
 import torch
@@ -325,3 +327,14 @@ def test_a_published_file_is_listed_loaded_and_used(nodes, models, host, tmp_pat
         nodes["PriorCacheLoadRouter"].execute("router.pt", "auto", models["flux"].model)
     plain = nodes["PriorCacheLoadRouter"].execute("router.pt", "auto").args[0]
     assert torch.equal(plain.tables["router"].nan_to_num(), prior.tables["router"].nan_to_num())
+
+
+def test_a_published_file_written_anew_is_loaded_anew(nodes, tmp_path):
+    file, changed = tmp_path / "router.pt", nodes["PriorCacheLoadRouter"].fingerprint_inputs
+    file.touch()
+    before = changed("router.pt", "auto")
+    assert changed("router.pt", "auto") == before
+    os.utime(file, ns=(1, 1))
+    assert changed("router.pt", "auto") != before
+    file.unlink()
+    changed("router.pt", "auto")  # which says what is missing when it is loaded
