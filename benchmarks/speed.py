@@ -81,8 +81,8 @@ def policies(model, trends: Trended) -> dict[str, CachePolicy | None]:
         "GOC": GOC(base),
         "EOC": EOC(base, trends),
         "Taylor": Taylor(base),
-        "ToCa": ToCa(),
-        "DuCa": DuCa(),
+        "ToCa": ToCa("dit"),
+        "DuCa": DuCa("dit"),
         "Forecast": Forecast(2.0),
     }
 

@@ -84,9 +84,9 @@ def rows(steps: int, aids: Aids) -> dict[str, Row]:
         for order in (1, 2):
             found[f"{name}+taylor-{order}"] = lambda base=base, order=order: Taylor(base(), order)
     for selection in ("random", "small values", "attention"):
-        found[f"toca-{selection.replace(' ', '-')}"] = partial(ToCa, selection=selection)
+        found[f"toca-{selection.replace(' ', '-')}"] = partial(ToCa, "dit", selection=selection)
     for selection in ("random", "small values", "large values"):
-        found[f"duca-{selection.replace(' ', '-')}"] = partial(DuCa, selection=selection)
+        found[f"duca-{selection.replace(' ', '-')}"] = partial(DuCa, "dit", selection=selection)
     fewer = {f"steps-{n}": Row(lambda: None, n) for n in (int(steps * share) for share in (0.75, 0.5, 0.25))}
     return {UNCACHED: Row(lambda: None)} | fewer | {name: Row(make) for name, make in found.items()}
 
@@ -152,8 +152,9 @@ class Tables:
         """The results of a batch as a file."""
         labels = self.bench.labels(batch * self.batch, self.batch)
         found = self.bench.sample(row.model, labels, SEED + batch, row.steps).half().cpu()  # as kept: equal stays equal
-        if row.trace.runs and row.trace.runs[-1].notes:
-            raise RuntimeError(f"{row.name}: {' '.join(row.trace.runs[-1].notes)}")
+        for run in row.trace.runs[-1:]:
+            if wrong := [note for note in run.notes if note != run.remark]:
+                raise RuntimeError(f"{row.name}: {' '.join(wrong)}")
         tables = self.judged(found, load(exact)["latents"] if exact else found, labels)
         kept = {"latents": found} if self.kept(row.name) else {}
         return packed({name: table.cpu() for name, table in (tables | kept).items()}, machine())

@@ -56,7 +56,7 @@ HALF = FORA(**PRESETS["50 %"])
 PAPERS: dict[str, Callable[[Aids], CachePolicy]] = {
     "GOC 1.2 on FORA 50 %": lambda aids: GOC(HALF, 1.2),
     "EOC .01 on FORA 50 %": lambda aids: EOC(HALF, Trend(aids.prior)),
-    "DuCa": lambda aids: DuCa(),
+    "DuCa": lambda aids: DuCa("dit"),
     "FORA 50 %": lambda aids: HALF,
 }
 """What is tuned, with the constants of its authors."""

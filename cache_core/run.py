@@ -102,7 +102,7 @@ class CacheRun:
         self.trace = trace or RunTrace(policy.describe(), schedule.total)
         self.trace.measure, self.trace.store, self.trace.automatic = measure, codec.name, automatic
         if self.remark:
-            self.trace.policy = policy.describe()
+            self.trace.policy, self.trace.remark = policy.describe(), self.remark
             self.trace.notes.append(self.remark)
         wanted = [policy.history, int(measure != "off"), *(o.history for o in self.observers)]
         self.store = FeatureStore(max(wanted), codec, policy.limit)

@@ -63,6 +63,7 @@ class Schedule:
     sites: tuple[Site, ...] = ()  # every branch of the network, in execution order
     cfg: float = 0.0  # the scale of guidance: 1 where there is none, 0 where it is not known
     shape: tuple[int, ...] = ()  # (C, *space) of one latent as it is sampled; of several parts (1, numbers)
+    frames: int = 0  # of the latent of a video: 1 of a picture, 0 where it is not known
     # of every branch and STACK by name, for all conds together, where a policy must know:
     nbytes: dict[str, int] = field(default_factory=dict, hash=False)  # what keeping one output takes
     flops: dict[str, int] = field(default_factory=dict, hash=False)  # operations that computing one takes

@@ -101,6 +101,7 @@ class RunTrace:
     rows: list[Row] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    remark: str | None = None  # the one of them that tells of no mishap: what the policy had to say beforehand
     complete: bool = False
     _marks: list[tuple] = field(default_factory=list, repr=False)
 

@@ -22,7 +22,7 @@ from ..cache_core.sites import FLOW, MODEL, OF, Action, Schedule
 from ..cache_core.trace import RunTrace, Trace, human_bytes
 from ..priors.record import recorded
 from .dit import refuse_labels
-from .memory import beyond, bytes_aside, expected_bytes, guidance_of, informed, parts_of
+from .memory import beyond, bytes_aside, expected_bytes, frames_of, guidance_of, informed, parts_of
 from .noise import Noise, walks
 from .rivals import CacheError, refuse_rivals
 
@@ -91,9 +91,10 @@ def attach(
             if trace is not None:
                 trace.renew(*_origin())
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
-        parts = parts_of(guider, noise.shape, kwargs.get("latent_shapes"))
+        shapes = kwargs.get("latent_shapes") or [noise.shape]
+        parts = parts_of(guider, noise.shape, shapes)
         shape = () if noise.is_nested else noise.shape[1:]
-        schedule = schedule_of(guider.model_patcher, sampler, sigmas, guidance_of(guider), shape)
+        schedule = schedule_of(guider.model_patcher, sampler, sigmas, guidance_of(guider), shape, shapes)
         schedule = informed(schedule, guider.model_patcher, policy, parts, CODECS[store])
         run = CacheRun(
             policy,
@@ -363,8 +364,13 @@ def named(sampler) -> str:
     return OF.join([name, *(named(inner) for inner in options.values() if hasattr(inner, "sampler_function"))])
 
 
-def schedule_of(model, sampler, sigmas: torch.Tensor, cfg: float, shape: Iterable[int] = ()) -> Schedule:
-    """What is known of sampling a MODEL by a SAMPLER along these sigmas (steps + 1,), with latents of this shape (C, *space)."""
+def schedule_of(
+    model, sampler, sigmas: torch.Tensor, cfg: float, shape: Iterable[int] = (), parts: Iterable[tuple[int, ...]] = ()
+) -> Schedule:
+    """What is known of sampling a MODEL by a SAMPLER along these sigmas (steps + 1,).
+
+    shape: (C, *space) of the latent as it is sampled. parts: (B, C, *space) of it, or of each of its parts.
+    """
     return Schedule(
         total=len(sigmas) - 1,
         sigmas=tuple(sigmas.tolist()),
@@ -373,6 +379,7 @@ def schedule_of(model, sampler, sigmas: torch.Tensor, cfg: float, shape: Iterabl
         cfg=cfg,
         shape=tuple(shape),
         sites=sites_of(model.model.diffusion_model),
+        frames=frames_of(part[1:] for part in parts),
     )
 
 

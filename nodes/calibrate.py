@@ -93,10 +93,11 @@ class PriorCacheCalibrate(io.ComfyNode):
 
         if scope not in SCOPES:
             raise SettingError(f"Calibrate: scope is {shown(scope)}; choose one of {', '.join(SCOPES)}")
-        statistics = Statistics(longest_gap, mean_features, policy if mean_features else None, SCOPES[scope])
         sample = Sampling.of(
             model, positive, negative, latent_image, steps, cfg, sampler_name, scheduler, denoise, sigmas=sigmas
         )
+        kept = policy.prepared(sample.schedule(model)) if policy is not None and mean_features else None
+        statistics = Statistics(longest_gap, mean_features, kept, SCOPES[scope])
         steps = sample.steps
         progress = comfy.utils.ProgressBar(runs * steps)
         prior = calibrated(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..cache_core.policies import DuCa, ToCa
-from ..cache_core.policies.toca import SELECTIONS
+from ..cache_core.policies.toca import AUTO, SELECTIONS
 from .types import POLICIES, Policy
 
 MODES = {"corrected": False, "as published": True}
@@ -15,9 +15,9 @@ def _inputs(policy: type[ToCa]) -> list[io.Input]:
     return [
         io.Combo.Input(
             "preset",
-            options=list(policy.presets),
-            default="dit",
-            tooltip="The authors' constants for one model: schedule, shares per step and layer, which branches. Others take the one that is most alike.",
+            options=[AUTO, *policy.presets],
+            default=AUTO,
+            tooltip="The authors' constants for one model: schedule, shares per step and layer, which branches. auto: those for the model that is most alike yours; the log and Inspect say which.",
         ),
         io.Int.Input(
             "interval",

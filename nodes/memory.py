@@ -119,10 +119,15 @@ def informed(schedule: Schedule, model, policy: CachePolicy, parts: list[Part], 
     """With what keeping and computing takes, and with the room for it, where a policy must know."""
     if not policy.sized(schedule):
         return schedule
-    nbytes = bytes_of_sites(model, policy, schedule.total, parts, codec)
+    nbytes = bytes_of_sites(model, policy.prepared(schedule), schedule.total, parts, codec)
     flops = flops_of_sites(model, parts)
     room = _memory(model, codec) - model.model_size()
     return replace(schedule, nbytes=_by_name(nbytes), flops=_by_name(flops), room=room)
+
+
+def frames_of(latents: Iterable[tuple[int, ...]]) -> int:
+    """Of the video among latents (C, *space): 1 where there is none, 0 where there are no latents."""
+    return max((latent[1] if len(latent) == 4 else 1 for latent in latents), default=0)
 
 
 def _by_name(table: dict[Site, int]) -> dict[str, int]:
@@ -183,9 +188,9 @@ def usual(model) -> dict[str, list[Part]]:
 
 def supposed(model, policy: CachePolicy, parts: list[Part], codec: Codec) -> Schedule:
     """A run with these conds, of as many steps as the policy was made for, else of a usual number."""
-    return informed(
-        Schedule(made_for(policy), sites=sites_of(model.model.diffusion_model)), model, policy, parts, codec
-    )
+    sites, latents = sites_of(model.model.diffusion_model), (latent for part in parts for latent in part.latents)
+    schedule = Schedule(made_for(policy), sites=sites, frames=frames_of(latents))
+    return informed(schedule, model, policy, parts, codec)
 
 
 def made_for(policy: CachePolicy | None) -> int:

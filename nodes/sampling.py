@@ -159,7 +159,8 @@ class Sampling:
             sigmas = comfy.samplers.KSampler(
                 model, self.steps, "cpu", self.sampler, self.scheduler, self.denoise
             ).sigmas
-        return schedule_of(model, comfy.samplers.sampler_object(self.sampler), sigmas, self.cfg, self.shapes[0][1:])
+        sampler, (packed, each) = comfy.samplers.sampler_object(self.sampler), self.shapes
+        return schedule_of(model, sampler, sigmas, self.cfg, packed[1:], each)
 
     def guider(self, model) -> comfy.samplers.CFGGuider:
         """As the host's own samples with these prompts."""

@@ -19,7 +19,8 @@ def errors(prior: Prior, policy: CachePolicy, sites: Iterable[Site]) -> tuple[tu
     """
     prior.need_branches()
     total, count = prior.subject.total, prior.evaluations
-    policy = policy.prepared(Schedule(total))
+    sites = tuple(sites)
+    policy = policy.prepared(Schedule(total, sites=sites))
     steps = [Step(t, total, t / count, 0.0) for t in range(count)]
     squares = [prior.reuse_error(gap).square() for gap in range(1, len(prior.tables["difference"]) + 1)]
     found = []

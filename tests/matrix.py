@@ -79,8 +79,8 @@ POLICIES: dict[str, Callable[[Ground], CachePolicy]] = {
     "EOC": lambda ground: EOC(BASE, trends=ground.trends),
     "L2C": routed,
     "Taylor": lambda _: Taylor(BASE),
-    "ToCa": lambda _: ToCa(ratio=0.3),
-    "DuCa": lambda _: DuCa(ratio=0.3),
+    "ToCa": lambda _: ToCa("dit", ratio=0.3),
+    "DuCa": lambda _: DuCa("dit", ratio=0.3),
     "Forecast": lambda _: Forecast(),
 }
 """Every policy that has a file, once per thing that it can be asked about."""

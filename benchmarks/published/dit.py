@@ -180,7 +180,7 @@ def tokens(cls: type[ToCa], selection: str, interval: int) -> OfDiT:
         "cache_type": KINDS[selection], "fresh_ratio": ratio, "fresh_threshold": interval, "ratio_scheduler": schedule,
         "force_fresh": "global", "soft_fresh_weight": 0.25, "test_FLOPs": False,
     }  # fmt: skip
-    policy = partial(cls, interval=interval, selection=selection, faithful=True)
+    policy = partial(cls, "dit", interval=interval, selection=selection, faithful=True)
     return OfDiT(source, 50, policy, told, (random,) if selection == "random" else ())
 
 

@@ -131,7 +131,7 @@ class CachePolicy(ABC):
         return self.limit is not None
 
     def remark(self, schedule: Schedule) -> str | None:
-        """One sentence for the trace where `prepared` gives another policy; asked before it."""
+        """What the trace is to say where `prepared` gives another policy, or the settings will harm such a run; asked before it."""
         return None
 
     def objection(self, schedule: Schedule) -> str | None:

@@ -109,10 +109,14 @@ class Budget(Wrapper):
         return frozenset(step for step in later if self.base.decide(step, STACK) is Action.REUSE)
 
     def remark(self, schedule: Schedule) -> str | None:
-        """What was chosen, once the sizes are known."""
+        """What was chosen, once the sizes are known, and what base has to say."""
         ready = self.prepared(schedule)
-        if self.sites or not ready.sites or ready.objection(schedule):
+        if ready.objection(schedule):
             return None
+        own = "" if self.sites else self._chosen(ready, schedule)
+        return " ".join(filter(None, (own, super().remark(schedule)))) or None
+
+    def _chosen(self, ready: Budget, schedule: Schedule) -> str:
         served = [*(site.name for site in schedule.sites), *([STACK.name] if self.base.serves(STACK) else [])]
         held, whole = (sum(schedule.nbytes[n] for n in names) * self.history for names in (ready.sites, served))
         branches = sum(name != STACK.name for name in ready.sites)

@@ -12,7 +12,7 @@ PRESETS = {
     "dit": replace(DIT, ratio=0.05, bonus=0.8),
     "pixart": replace(PIXART, ratio=0.75, drift=(1.0, 0.0)),
     "flux": replace(FLUX, interval=5, staleness=0.0, odd="a"),
-    "hunyuan video": replace(FLUX, interval=5, staleness=0.0, warmup=1),
+    "hunyuan video": replace(FLUX, interval=5, staleness=0.0, warmup=1, video=True),
 }
 """From the authors' commands and code; of the last two, the share per layer is that of their ToCa for Flux.
 

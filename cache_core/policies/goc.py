@@ -12,13 +12,15 @@ from torch import Tensor
 from ...errors import SettingError, shown
 from ..knobs import Choice, Knob, Mask, choice
 from ..samplers import once, told
-from ..sites import Action, Feature, Schedule, Site, Step
+from ..sites import MODEL, STACK, Action, Feature, Schedule, Site, Step
 from .base import check_total
 from .correction import Correction
 
 QUEUES = ("used", "recomputed")
 ETAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.6)
 """What a search tries; 0.8 and 1.2 are the authors'."""
+RUINOUS, LONG = 0.8, 3
+"""With the queue as used, from which eta on so many reused steps in a row ruined the pictures; .5 did not (docs/papers.md)."""
 PUBLISHED_INFLECTIONS, PUBLISHED_STEPS = (17,), 20
 """The authors' constant for DiT-XL/2, DDIM 20: they correct 3, 5, ..., 15 and 19, so every second step but 17."""
 
@@ -79,6 +81,40 @@ class GOC(Correction):
         if len(past) < 2 or not self.applies(step, site):
             return newest
         return torch.lerp(past[1].value, newest, 1 + self.eta)  # past the newest, in one pass
+
+    def remark(self, schedule: Schedule) -> str | None:
+        """With a warning where more steps in a row are corrected than the queue of what was used bears."""
+        return " ".join(filter(None, (super().remark(schedule), self._warning(schedule)))) or None
+
+    def _warning(self, schedule: Schedule) -> str | None:
+        if self.queue != "used" or self.eta < RUINOUS:
+            return None
+        ready = self.prepared(schedule)
+        row = ready.longest(schedule)
+        if row < LONG or ready.objection(schedule):
+            return None
+        return (
+            f"{ready.describe()} corrects {row} steps in a row, each by the corrected one before it: with {LONG} in a row an eta of "
+            f"{RUINOUS:g} or more ruined the pictures (docs/papers.md); set eta of GOC Policy to 0.25, or its queue to recomputed "
+            "and eta to 0.5."
+        )
+
+    def longest(self, schedule: Schedule) -> int:
+        """At how many steps in a row it will correct one output at most; asked when prepared."""
+        served = [site for site in (*schedule.sites, STACK, MODEL) if self.serves(site)] or [MODEL]
+        return max(self._row(schedule, site) for site in served)
+
+    def _row(self, schedule: Schedule, site: Site) -> int:
+        row = longest = computed = 0
+        for step in schedule.evaluations:
+            if site != STACK and step.index and self.serves(STACK) and self.decide(step, STACK) is Action.REUSE:
+                continue  # no branch is asked about
+            action = self.decide(step, site) if step.index else Action.COMPUTE
+            computed += action is Action.COMPUTE
+            corrected = action is Action.REUSE and computed > 1 and self.applies(step, site)
+            row = row + 1 if corrected else 0
+            longest = max(longest, row)
+        return longest
 
     def opened(self, schedule: Schedule) -> GOC:
         return replace(super().opened(schedule), steps=self.steps or schedule.total)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -47,6 +49,7 @@ class Preset:
     cell: int = 1  # the best token of each cell x cell
     bonus: float = 0.0  # has its score raised by this share
     odd: str = "c"  # type of a step whose count is odd; that of the even ones is the other
+    video: bool = False  # whether that model makes videos
 
     def index(self, step: int, total: int) -> int:
         return total - 1 - step if self.counts == "down" else step
@@ -80,6 +83,29 @@ PRESETS = {
 }
 """From the authors' commands and code. The single-stream blocks of Flux, whose one branch holds attention, are reused, where
 the authors compute the MLP of some tokens of them."""
+
+AUTO = "auto"
+"""In place of a preset: that of the model which is most alike the one that is sampled."""
+
+
+def fitting(preset: Preset, schedule: Schedule) -> bool:
+    """Whether the network of a run has every branch of which a preset computes some tokens."""
+    names = {site.branch for site in schedule.sites}
+    return all(any(name.endswith(end) for name in names) for end, _ in preset.branches)
+
+
+def alike(presets: Mapping[str, Preset], schedule: Schedule) -> str:
+    """The name of the preset of the model that is most alike that of a run: of those that fit, the one of most branches.
+
+    Of two such the one for videos where the run is of one, else the other; the first where none fits.
+    """
+
+    def likeness(name: str) -> tuple[int, bool]:
+        preset = presets[name]
+        fits = fitting(preset, schedule)
+        return fits * len(preset.branches), fits and preset.video == (schedule.frames > 1)
+
+    return max(presets, key=likeness)
 
 
 OPEN = {
@@ -129,7 +155,8 @@ def _cached(preset: Preset, count: int, aggressive: bool) -> str:
 class ToCa(CachePolicy):
     """Between full steps, reuse attention, and compute the MLP (PixArt: and cross-attention) of some tokens anew.
 
-    interval and ratio replace the preset's. selection says which tokens: "random" draws the same for all rows of a
+    preset: the authors' constants for one model; "auto" takes those for the model that is most alike that of a run, and the
+    first until then. interval and ratio replace the preset's. selection says which tokens: "random" draws the same for all rows of a
     branch at a step; "small values" and "large values" go by the norm of the value vectors, "attention" by the
     attention received (both ToCa's s1 and these as they were at the last full step), "entropy" by that of the attention
     to the text (s2), as it was then, too, where the authors enter the rows of what was computed since. Each row then chooses for itself. Tokens passed by become likelier (s3), the best of each cell of
@@ -141,7 +168,7 @@ class ToCa(CachePolicy):
     the preset's where they are not negative.
     """
 
-    preset: str = "dit"
+    preset: str = AUTO
     interval: int = 0
     ratio: float = -1.0
     selection: str = "random"
@@ -153,12 +180,14 @@ class ToCa(CachePolicy):
 
     presets: ClassVar[dict[str, Preset]] = PRESETS
     aggressive: ClassVar[bool] = False
+    before: ClassVar[Mapping[str, object]] = MappingProxyType({"preset": "dit"})
 
     def __post_init__(self):
         super().__post_init__()
         name = type(self).__name__
-        if self.preset not in self.presets:
-            raise SettingError(f"{name}: preset is {shown(self.preset)}; choose one of {', '.join(self.presets)}")
+        if self.preset not in (AUTO, *self.presets):
+            choices = ", ".join((AUTO, *self.presets))
+            raise SettingError(f"{name}: preset is {shown(self.preset)}; choose one of {choices}")
         if self.selection not in SELECTIONS:
             raise SettingError(f"{name}: selection is {shown(self.selection)}; choose one of {', '.join(SELECTIONS)}")
         if self.interval < 0:
@@ -176,7 +205,7 @@ class ToCa(CachePolicy):
             )
         if wrong := [s for s in self.steps if s not in ("F", "c", "a", "F0+c", "F0+a")]:
             raise SettingError(f"{name}: a step is {shown(wrong[0])}; there are F, c, a, F0+c and F0+a")
-        preset = self.presets[self.preset]
+        preset = self.presets[next(iter(self.presets)) if self.preset == AUTO else self.preset]
         shares = {name: getattr(self, name) for name in OPEN if getattr(self, name) >= 0}
         settings = replace(preset, interval=self.interval or preset.interval, **shares)
         object.__setattr__(self, "settings", settings)
@@ -185,8 +214,24 @@ class ToCa(CachePolicy):
     def marks(self) -> str:
         return SELECTIONS[self.selection]
 
+    def suited(self, schedule: Schedule) -> ToCa:
+        """The same with the preset for such a run, where that was left open."""
+        return replace(self, preset=alike(self.presets, schedule)) if self.preset == AUTO else self
+
     def prepared(self, schedule: Schedule) -> ToCa:
-        return self if self.steps else replace(self, steps=self.planned(schedule.total))
+        ready = self.suited(schedule)
+        return ready if ready.steps else replace(ready, steps=ready.planned(schedule.total))
+
+    def remark(self, schedule: Schedule) -> str | None:
+        """Which preset was taken, where that was left open, and why."""
+        ready = self.prepared(schedule)
+        if self.preset != AUTO or ready.objection(schedule):
+            return None
+        why = "no preset knows the branches of this model"
+        if fitting(ready.settings, schedule):
+            known = " and ".join(end for end, _ in ready.settings.branches)
+            why = f"of all presets it knows most branches of this model ({known}){', and is for videos' * ready.settings.video}"
+        return f"{self.describe()} chose {ready.describe()}: {why}."
 
     def planned(self, total: int) -> tuple[str, ...]:
         return plan(self.settings, total, self.aggressive, self.faithful)
@@ -240,8 +285,9 @@ class ToCa(CachePolicy):
         return marks / marks.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
     def opened(self, schedule: Schedule) -> ToCa:
-        s = self.settings
-        return replace(self, interval=s.interval, **{name: getattr(s, name) for name in OPEN})
+        ready = self.suited(schedule)
+        s = ready.settings
+        return replace(ready, interval=s.interval, **{name: getattr(s, name) for name in OPEN})
 
     def knobs(self, schedule: Schedule) -> tuple[Knob, ...]:
         """A selection that needs attention maps is offered only to one that had one."""
@@ -261,7 +307,10 @@ class ToCa(CachePolicy):
 
     def describe(self) -> str:
         s, faithful = self.settings, ", faithful" if self.faithful else ""
-        return f"{type(self).__name__} N={s.interval} r={s.ratio:g} ({self.preset}, {self.selection}{faithful})"
+        known = self.preset != AUTO
+        interval = f" N={s.interval}" if known or self.interval else ""
+        ratio = f" r={s.ratio:g}" if known or self.ratio >= 0 else ""
+        return f"{type(self).__name__}{interval}{ratio} ({self.preset}, {self.selection}{faithful})"
 
 
 def drawn(step: Step, site: Site, tokens: int) -> Tensor:

@@ -68,7 +68,7 @@ def test_the_engine_executes_what_toca_and_duca_say():
     branches, rest = flops.expected(XL, 32)
     width, tokens, rows = XL.hidden_size, 256, 2
     modulation, token = rows * XL.depth * 12 * width**2, rows * 16 * width**2
-    policy = DuCa(steps=("F", "c", "a", "F0+c"))
+    policy = DuCa("dit", steps=("F", "c", "a", "F0+c"))
     layers = [Site(f"blocks.{i}.mlp", i, XL.depth) for i in range(XL.depth)]
     kept = [[int(policy.share(Step(s, 4, s / 4, 1.0), site) * tokens) for site in layers] for s in range(4)]
     by_hand = branches + sum(kept[1]) * token - modulation + branches // XL.depth + sum(kept[3][1:]) * token + 4 * rest
@@ -77,7 +77,7 @@ def test_the_engine_executes_what_toca_and_duca_say():
 
 def test_what_declines_is_not_counted_as_if_it_served():
     with pytest.raises(RuntimeError, match=r"computed everything: its 3 step types"):
-        flops.sampling(DuCa(steps=("F", "c", "a")), SHALLOW, 4, 32)
+        flops.sampling(DuCa("dit", steps=("F", "c", "a")), SHALLOW, 4, 32)
 
 
 def published(policy: ToCa, total: int) -> float:
@@ -103,22 +103,22 @@ LONG = "dit, 250 steps"
 @pytest.mark.parametrize(
     ("policy", "total", "expected"),
     [
-        (ToCa(ratio=0, interval=1), 50, 23.735),
-        (ToCa(faithful=True), 50, 10.233),
-        (ToCa(), 50, 11.125),
+        (ToCa("dit", ratio=0, interval=1), 50, 23.735),
+        (ToCa("dit", faithful=True), 50, 10.233),
+        (ToCa("dit"), 50, 11.125),
         (ToCa(LONG, faithful=True), 250, 43.4206),
         (ToCa(LONG), 250, 44.260),
         (ToCa(LONG, 1, faithful=True), 250, 103.5496),
         (ToCa(LONG, 1), 250, 103.953),
-        (DuCa(faithful=True), 50, 9.575),
-        (DuCa(), 50, 10.490),
-        (DuCa(interval=4, faithful=True), 50, 7.66),
-        (DuCa(interval=5, faithful=True), 50, 6.32),
-        (DuCa(interval=6, faithful=True), 50, 5.86),
-        (DuCa(interval=6, ratio=0.07, faithful=True), 50, 6.29),
-        (ToCa(interval=2, ratio=0), 50, 12.354),
-        (ToCa(interval=3, ratio=0), 50, 8.560),
-        (ToCa(interval=5, ratio=0), 50, 5.240),
+        (DuCa("dit", faithful=True), 50, 9.575),
+        (DuCa("dit"), 50, 10.490),
+        (DuCa("dit", interval=4, faithful=True), 50, 7.66),
+        (DuCa("dit", interval=5, faithful=True), 50, 6.32),
+        (DuCa("dit", interval=6, faithful=True), 50, 5.86),
+        (DuCa("dit", interval=6, ratio=0.07, faithful=True), 50, 6.29),
+        (ToCa("dit", interval=2, ratio=0), 50, 12.354),
+        (ToCa("dit", interval=3, ratio=0), 50, 8.560),
+        (ToCa("dit", interval=5, ratio=0), 50, 5.240),
     ],
     ids=lambda value: value.describe() if isinstance(value, ToCa) else "",
 )

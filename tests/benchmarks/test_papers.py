@@ -193,6 +193,13 @@ def test_a_batch_may_be_sampled_in_parts(papers, tiny, tmp_path):
     assert whole["fora-75"]["relative_l2"] == pytest.approx(parts["fora-75"]["relative_l2"], rel=1e-3)
 
 
+def test_a_row_whose_policy_warns_of_itself_is_measured_all_the_same(papers, tiny, tmp_path):
+    name, more = "fora-75+goc-used-1.2", ["--images", "12", "--batch", "12", "--rounds", "0"]
+    papers.main(["--model", str(tiny), "--out", str(tmp_path), *COMMON, "--steps", "9", *more, "--rows", name])
+    report = json.loads((tmp_path / "tiny-9" / "results.json").read_text())
+    assert report["rows"][name]["relative_l2"] > 0
+
+
 def test_time_that_is_up_ends_a_run_between_batches(papers, tiny, tmp_path):
     papers.main(["--model", str(tiny), "--out", str(tmp_path), *COMMON, "--rows", "fora-50", "--minutes", "0"])
     assert list(tmp_path.rglob("batch*")) == []

@@ -65,7 +65,7 @@ def sampled(network, called, inputs, adapter, policy, steps=3, **settings) -> tu
     [
         *((architecture, FORA(2)) for architecture in PLAIN if architecture not in FAILING),
         *((architecture, FORA(2, level="stack")) for architecture in ("dit", "flux", "ltxav")),
-        *((architecture, ToCa()) for architecture in ("dit", "pixartms")),
+        *((architecture, ToCa("dit")) for architecture in ("dit", "pixartms")),
     ],
     ids=lambda value: value if isinstance(value, str) else value.describe(),
 )

@@ -55,12 +55,12 @@ POLICIES = [
     L2C(((1.0,) * 4, (0.0, 1.0) * 2) * 4 + ((1.0,) * 4,), NAMES, STEPS),
     GOC(HALF),
     EOC(HALF, Trends()),
-    EOC(ToCa(ratio=0.5), Trends()),
+    EOC(ToCa("dit", ratio=0.5), Trends()),
     Taylor(HALF, 2),
-    Taylor(ToCa(ratio=0.5)),
-    *(ToCa(ratio=0.5, selection=s) for s in ("random", "small values", "attention")),
-    DuCa(ratio=0.5),
-    GOC(DuCa(ratio=0.5, selection="large values")),
+    Taylor(ToCa("dit", ratio=0.5)),
+    *(ToCa("dit", ratio=0.5, selection=s) for s in ("random", "small values", "attention")),
+    DuCa("dit", ratio=0.5),
+    GOC(DuCa("dit", ratio=0.5, selection="large values")),
     Forecast(2.0),
     Taylor(FORA(2, "aligned", level="model"), 2),
     Budget(HALF, 100.0, (), ("blocks.0.mlp",)),
@@ -144,7 +144,7 @@ def test_nothing_is_on_the_wrong_device_and_nobody_waits(policy):
 
 
 @pytest.mark.parametrize("measure", ["errors", "truth"])
-@pytest.mark.parametrize("policy", [HALF, GOC(HALF), ToCa(ratio=0.5)], ids=CachePolicy.describe)
+@pytest.mark.parametrize("policy", [HALF, GOC(HALF), ToCa("dit", ratio=0.5)], ids=CachePolicy.describe)
 def test_measured_errors_stay_on_the_device(policy, measure):
     run, waits = sampled(policy, torch.float16, "8 bit", measure)
     assert waits == []

@@ -161,6 +161,12 @@ class TestDuCa:
         assert policy.settings == DuCa("flux").settings
         assert turned(policy, "bonus", 0.4).settings.bonus == 0.4
 
+    def test_a_preset_that_was_left_open_is_written_out_too(self):
+        joint = tuple(Site(f"blocks.0.{name}", 0, 1) for name in ("attn", "img_mlp", "txt_mlp"))
+        run = dataclasses.replace(SCHEDULE, sites=joint)
+        assert DuCa().opened(run) == DuCa("flux").opened(run)
+        assert GOC(DuCa()).opened(run).base == DuCa("flux").opened(run)
+
     def test_attention_maps_are_asked_for_only_where_they_were(self):
         for selection, offered in (("random", False), ("attention", True)):
             knobs = {knob.name: knob for knob in DuCa(selection=selection).opened(SCHEDULE).knobs(SCHEDULE)}

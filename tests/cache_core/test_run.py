@@ -45,7 +45,7 @@ def test_a_miss_computes_whatever_the_policy_says():
 
 def test_the_true_error_of_tokens_computed_anew_is_that_of_the_mixture():
     """All tokens computed anew leave none, whatever reuse alone would have made."""
-    run = CacheRun(ToCa(ratio=1.0, steps=("F", "c", "F")), 3, measure="truth")
+    run = CacheRun(ToCa("dit", ratio=1.0, steps=("F", "c", "F")), 3, measure="truth")
     for i in range(3):
         with run.evaluation(3.0 - i, i / 3):
             forward = run.next_forward([(0, "u")])
@@ -371,7 +371,7 @@ class Watching:
 @pytest.mark.parametrize("measure", ["off", "errors"])
 def test_what_an_observer_keeps_changes_nothing(measure):
     """A policy is given as many past outputs as it asks for, whoever wants more."""
-    policy = Taylor(ToCa(ratio=0.1, steps=("F", "F", "F", "c", "c", "c", "F", "c")))
+    policy = Taylor(ToCa("dit", ratio=0.1, steps=("F", "F", "F", "c", "c", "c", "F", "c")))
 
     def outs(*observers):
         run, found = CacheRun(policy, 8, measure=measure, observers=observers), []

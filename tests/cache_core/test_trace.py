@@ -117,8 +117,8 @@ class TestKinds:
 
     def test_tokens_computed_are_partial_even_where_the_rest_is_corrected(self):
         steps = ("F", "c") * 3
-        assert kinds_of(ToCa(ratio=1.0, steps=steps)) == ["computed", "partial"] * 3
-        assert kinds_of(GOC(ToCa(ratio=1.0, steps=steps))) == ["computed", "partial"] * 3
+        assert kinds_of(ToCa("dit", ratio=1.0, steps=steps)) == ["computed", "partial"] * 3
+        assert kinds_of(GOC(ToCa("dit", ratio=1.0, steps=steps))) == ["computed", "partial"] * 3
 
     def test_every_policy_names_its_changes_by_a_kind(self):
         assert {p.changes for p in (FORA, GOC, EOC, Taylor, Forecast, ToCa)} <= set(KINDS)
@@ -210,7 +210,7 @@ class TestCost:
         assert RunTrace("test", 2).cost() == 1.0
 
     def test_a_run_notes_the_share_of_tokens(self):
-        policy, site = ToCa(ratio=0.05, steps=("F", "c", "F", "F")), Site("blocks.0.mlp", 0, 1)
+        policy, site = ToCa("dit", ratio=0.05, steps=("F", "c", "F", "F")), Site("blocks.0.mlp", 0, 1)
         run = CacheRun(policy, 4)
         for step in range(4):
             with run.evaluation(4.0 - step, step / 4):

@@ -158,7 +158,7 @@ def test_a_compiled_model_keeps_its_graph(host):
     alone = whole(model, backend)
     stock = host.sample(alone, steps=6)
     before = calls[:]
-    for policy in (ALIGNED, Mixed(2), ToCa(), FORA(2, "aligned", level="stack")):
+    for policy in (ALIGNED, Mixed(2), ToCa("dit"), FORA(2, "aligned", level="stack")):
         host.sample(host.attach(alone, policy))
     calls.clear()
     assert torch.equal(host.sample(alone, steps=6), stock)

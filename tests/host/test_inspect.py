@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from priorcache.cache_core.policies import FORA, GOC, DuCa, Forecast, Full
+from priorcache.cache_core.policies import FORA, GOC, DuCa, Forecast, Full, ToCa
 from priorcache.cache_core.trace import Trace
 from priorcache.priors.plan import Plan
 
@@ -54,7 +54,7 @@ def traces(host):
         "full": (Full(), "errors"),
         "fora": (FORA(2, "aligned"), "truth"),
         "goc": (GOC(FORA(2, "aligned")), "truth"),
-        "duca": (DuCa(), "errors"),
+        "duca": (DuCa("dit"), "errors"),
         "forecast": (Forecast(2.0), "errors"),
         "forecast of 8": (Forecast(2.0), "errors"),
     }
@@ -85,6 +85,22 @@ def test_every_policy_is_drawn_and_told(inspect, output, traces, name, kinds):
     assert all(kind in text for kind in kinds - {"computed"})
     assert len(re.split(r"(?<=\.) (?=[A-Z])", text)) == 3
     assert output.names() == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (ToCa(), "ToCa (auto, random) chose ToCa N=3 r=0.07 (dit, random): of all presets it knows most branches"),
+        (GOC(FORA(4, "aligned")), "GOC 0.8 (used) on FORA N=4 (aligned) corrects 3 steps in a row, each by the "),
+    ],
+    ids=["preset", "three in a row"],
+)
+def test_what_a_policy_had_to_say_beforehand_is_told(host, inspect, policy, said):
+    trace = Trace()
+    host.sample(host.attach(host.model(), policy, trace, "errors"), steps=10, batch=1, labels=(1,))
+    text = inspect(trace).args[1]
+    assert said in text
+    assert len(re.split(r"(?<=\.) (?=[A-Z])", text)) == 3
 
 
 def test_why_nothing_was_skipped(inspect, traces):

@@ -14,7 +14,7 @@ from priorcache.priors.trend import Trend
 from safetensors.torch import save_file
 
 DEVICES = [torch.device("cpu"), torch.device("cpu", 0)]
-REUSING = (FORA(2), FORA(2, level="model"), ToCa(interval=2))
+REUSING = (FORA(2), FORA(2, level="model"), ToCa("dit", interval=2))
 
 
 @pytest.fixture

@@ -307,6 +307,12 @@ class TestTokenPolicies:
         made = node.execute("pixart", 4, 0.5, "small values", "as published").args[0]
         assert made == kind("pixart", 4, 0.5, "small values", faithful=True)
 
+    @pytest.mark.parametrize(("name", "kind"), [("PriorCacheDuCa", DuCa), ("PriorCacheToCa", ToCa)])
+    def test_a_new_node_leaves_the_preset_to_the_model_and_every_other_stays(self, nodes, name, kind):
+        preset = nodes[name].GET_SCHEMA().inputs[0]
+        assert (preset.id, preset.default, preset.options) == ("preset", "auto", ["auto", *kind.presets])
+        assert next(iter(kind.presets)) == "dit"
+
     @pytest.mark.parametrize("name", ["PriorCacheDuCa", "PriorCacheToCa"])
     def test_every_preset_and_selection_is_offered_and_works(self, nodes, name):
         preset, _, _, selection, _ = nodes[name].GET_SCHEMA().inputs

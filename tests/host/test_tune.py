@@ -56,7 +56,7 @@ def sampled(host, model, policy, seed=40):
 
 
 def given(kind: str, prior):
-    return {"GOC": GOC(BASE, 1.6), "EOC": EOC(BASE, Trend(prior), 0.5), "DuCa": DuCa(interval=3, ratio=0.2)}[kind]
+    return {"GOC": GOC(BASE, 1.6), "EOC": EOC(BASE, Trend(prior), 0.5), "DuCa": DuCa("dit", 3, 0.2)}[kind]
 
 
 @pytest.mark.parametrize("kind", ["GOC", "EOC", "DuCa"])

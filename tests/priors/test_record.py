@@ -1,18 +1,19 @@
 """Policies told as JSON and made again."""
 
 import json
+from dataclasses import replace
 
 import contract
 import pytest
 from priorcache.cache_core.policies import EOC, FORA, GOC, L2C, Budget, DuCa, Forecast, Full, Taylor, ToCa
-from priorcache.cache_core.sites import Schedule
+from priorcache.cache_core.sites import Schedule, Site
 from priorcache.errors import SettingError
 from priorcache.priors.record import record, recorded, restored
 
 SCHEDULE = Schedule(16, tuple(16 - float(i) for i in range(17)), "euler", "FLOW")
 POLICIES = [
     Full(), FORA(3, "aligned", end=0.5, level="stack"), Forecast(2.5), Forecast(2.0, order=1, coordinate="log snr"),
-    GOC(FORA(2), eta=0.5), Taylor(FORA(2, level="model"), order=2), ToCa(), DuCa(),
+    GOC(FORA(2), eta=0.5), Taylor(FORA(2, level="model"), order=2), ToCa(), ToCa("flux", 4), DuCa(),
     Budget(GOC(FORA(2)), 512.0, (("blocks.0.attn", 0.25),), ("blocks.0.attn", "blocks.1.mlp")),
 ]  # fmt: skip
 
@@ -35,6 +36,21 @@ def test_a_record_of_before_correctors_is_made_again_without_one():
     told = record(Forecast(2.0).prepared(SCHEDULE))["settings"]
     assert told.pop("corrector") == "quadratic"
     assert restored("Forecast", told).prepared(SCHEDULE).corrector == "off"
+
+
+@pytest.mark.parametrize("kind", [ToCa, DuCa])
+class TestPresets:
+    def test_a_record_without_one_is_made_again_with_what_was_the_default(self, kind):
+        told = record(kind("dit", 4))["settings"]
+        assert told.pop("preset") == "dit"
+        assert restored(kind.__name__, told) == kind("dit", 4)
+
+    def test_a_record_of_a_run_has_the_one_that_was_chosen(self, kind):
+        sites = tuple(Site(f"blocks.0.{name}", 0, 1) for name in ("attn", "cross_attn", "mlp"))
+        told = record(kind().prepared(replace(SCHEDULE, sites=sites)))
+        assert told["settings"]["preset"] == "pixart"
+        again = restored(told["policy"], told["settings"]).prepared(SCHEDULE)  # whatever model it is replayed on
+        assert again == kind("pixart").prepared(SCHEDULE)
 
 
 @pytest.mark.parametrize("kind", [L2C, EOC])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from priorcache.cache_core.policies import FORA, L2C
+from priorcache.cache_core.policies import FORA, L2C, ToCa
 from priorcache.cache_core.sites import Site
 from priorcache.priors.prior import Prior, PriorError, Subject
 from priorcache.priors.reuse import errors
@@ -51,3 +51,9 @@ def test_what_is_never_reused_or_unknown_is_left_out(prior):
     router = L2C(((1.0, 1.0), (0.0, 1.0)) * 3, names, STEPS)
     assert [name for name, _ in errors(prior, router, SITES)] == ["blocks.0.attn"]
     assert errors(prior, router, [Site("blocks.9.attn", 9, 10)]) == ()
+
+
+def test_of_a_preset_that_is_left_open_those_at_the_steps_of_the_one_for_this_model(prior):
+    names = ("blocks.0.img_mlp", "blocks.0.txt_mlp")
+    joint, known = tuple(Site(name, 0, 1) for name in names), replace(prior, sites=names)
+    assert errors(known, ToCa(), joint) == errors(known, ToCa("flux"), joint) != errors(known, ToCa("dit"), joint)

@@ -57,7 +57,7 @@ class TestChoice:
     def test_asks_of_each_step_once_whether_it_skips_all_blocks(self, monkeypatch):
         decide, asked = DuCa.decide, []
         monkeypatch.setattr(DuCa, "decide", lambda *of: (asked.append(of[2]), decide(*of))[1])
-        assert STACK.name in kept(Budget(DuCa(), 4), replace(RUN, total=100))
+        assert STACK.name in kept(Budget(DuCa("dit"), 4), replace(RUN, total=100))
         assert asked.count(STACK) == 99
 
     def test_counts_every_output_that_a_correction_keeps(self):
@@ -74,8 +74,8 @@ class TestChoice:
         assert kept(Budget(router, 4)) == {A0, A1}
 
     def test_all_blocks_at_once_come_first(self):
-        assert kept(Budget(DuCa(interval=4), 1)) == {STACK.name}
-        assert kept(Budget(DuCa(interval=4), 2)) > {STACK.name}
+        assert kept(Budget(DuCa("dit", interval=4), 1)) == {STACK.name}
+        assert kept(Budget(DuCa("dit", interval=4), 2)) > {STACK.name}
         assert STACK.name not in kept(Budget(BASE, 4))
 
     def test_stays_what_it_is_when_prepared_again(self):
@@ -87,11 +87,20 @@ class TestChoice:
             "Budget 2 MiB on FORA N=2 (aligned) keeps 2 of 4 branches, 2.0 MiB of 4.0 MiB; "
             "33% of the blocks' arithmetic is reused instead of 50%."
         )
-        policy = Budget(DuCa(interval=4), 1)
+        policy = Budget(DuCa("dit", interval=4), 1)
         total = [policy.base.decide(Step(i, 10, i / 10, 0.0), STACK) for i in range(10)].count(Action.REUSE)
         assert f"0 of 4 branches and the state after all blocks, 1.0 MiB of 5.0 MiB; {total * 10}%" in policy.remark(
             RUN
         )
+
+    def test_what_its_base_has_to_say_is_said_as_well(self):
+        told = Budget(DuCa(), 4).remark(RUN)
+        assert told.startswith("Budget 4 MiB on DuCa (auto, random) keeps ")
+        assert told.endswith(f" {DuCa().remark(RUN)}")
+        base = GOC(FORA(4, "aligned"))
+        assert base.remark(RUN)
+        assert Budget(base, 4, sites=(A0,)).remark(RUN) == base.remark(RUN)
+        assert CacheRun(Budget(DuCa(), 4), RUN).trace.policy == "Budget 4 MiB on DuCa N=3 r=0.05 (dit, random)"
 
     def test_what_is_too_small_or_unknown_declines(self):
         for policy, schedule, why in (
@@ -108,7 +117,7 @@ class TestChoice:
 
 
 class TestComposition:
-    @pytest.mark.parametrize("base", [BASE, GOC(BASE), Taylor(BASE), DuCa()], ids=lambda p: p.describe())
+    @pytest.mark.parametrize("base", [BASE, GOC(BASE), Taylor(BASE), DuCa("dit")], ids=lambda p: p.describe())
     def test_decides_and_reuses_as_its_base(self, base):
         policy, steps = Budget(base, 2), [Step(i, 10, i / 10, 10.0 - i) for i in range(10)]
         past = [Feature(torch.tensor([[[float(t) ** 2]]]), steps[t], True) for t in (4, 2, 0)]

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from priorcache.cache_core import courier
-from priorcache.cache_core.policies import EOC, FORA, GOC, Full, Taylor, eoc
+from priorcache.cache_core.policies import EOC, FORA, GOC, DuCa, Full, Taylor, ToCa, eoc
 from priorcache.cache_core.policies.fora import PRESETS
 from priorcache.cache_core.policies.goc import PUBLISHED_INFLECTIONS
 from priorcache.cache_core.run import CacheRun
@@ -215,6 +215,56 @@ class TestGOC:
                     forward.branch(site, lambda x, t=t: x + t + 1, torch.zeros(1, 1))
         at = {row.step: row.error for row in run.trace.rows if row.error is not None}
         assert at[4].item() == pytest.approx(1 / 5)  # 3 + .5 * 2 for 5: plain reuse would lack 2
+
+    @pytest.mark.parametrize(
+        ("policy", "row"),
+        [
+            (GOC(MOST), 3),
+            (GOC(FORA(4)), 3),
+            (GOC(FORA(5, "aligned"), 1.2), 4),
+            (GOC(FORA(4, "aligned", level="model")), 3),
+            (GOC(FORA(4, "aligned", level="stack")), 3),
+            (GOC(ToCa("dit", steps=("F", "c", "c", "c") * 5)), 3),  # attention
+        ],
+        ids=lambda value: value.describe() if isinstance(value, GOC) else "",
+    )
+    def test_three_corrections_in_a_row_are_warned_of(self, policy, row):
+        run = CacheRun(policy, schedule(sites=DIT_XL[:2]))
+        assert run.declined is None
+        (note,) = run.trace.notes
+        assert note == run.trace.remark
+        assert note.startswith(f"{policy.describe()} corrects {row} steps in a row, each by the corrected one before ")
+        assert "set eta of GOC Policy to 0.25, or its queue to recomputed and eta to 0.5." in note
+
+    @pytest.mark.parametrize(
+        "policy",
+        [
+            GOC(HALF, 1.2),
+            GOC(FORA(3, "aligned")),
+            GOC(MOST, 0.5),
+            GOC(MOST, 0.8, "recomputed"),
+            GOC(MOST, inflections=tuple(range(20))),
+            GOC(DuCa("dit", steps=("F", "c", "a", "c") * 5)),  # at "a" no branch is asked about
+            GOC(MOST, inflections=(17,), steps=50),  # computes everything, and says why
+        ],
+        ids=lambda policy: policy.describe(),
+    )
+    def test_others_are_not(self, policy):
+        run = CacheRun(policy, schedule(sites=DIT_XL[:2]))
+        assert run.remark is None
+        assert bool(run.trace.notes) == bool(run.declined)
+
+    def test_the_first_steps_in_a_row_have_no_movement_to_go_on_with(self):
+        assert GOC(MOST).remark(schedule(4)) is None
+        assert "3 steps in a row" in GOC(MOST).remark(schedule(8))
+
+    def test_what_it_warns_of_goes_astray_on_linear_features_and_what_it_advises_does_not(self):
+        def error(policy) -> float:
+            return abs(sample(policy, linear)[19][0].item() - linear(19, SITE))
+
+        assert error(GOC(MOST)) > 10 * error(MOST)
+        for advised in (GOC(MOST, 0.25), GOC(MOST, 0.5, "recomputed")):
+            assert error(advised) < error(MOST)
 
     def test_inflections_are_declined_where_a_step_is_several_calls(self):
         run = dataclasses.replace(schedule(20), sampler="heun")

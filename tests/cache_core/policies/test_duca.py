@@ -20,11 +20,11 @@ def string(policy: ToCa, total: int) -> str:
 
 
 def test_dit_ddim_50_as_published():
-    assert string(DuCa(faithful=True), 50) == PUBLISHED_DIT
+    assert string(DuCa("dit", faithful=True), 50) == PUBLISHED_DIT
 
 
 def test_dit_ddim_50_with_one_decision_per_step():
-    assert string(DuCa(), 50) == PUBLISHED_DIT.replace("F0+c", "F").replace("F0+a", "F")
+    assert string(DuCa("dit"), 50) == PUBLISHED_DIT.replace("F0+c", "F").replace("F0+a", "F")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_which_kind_comes_first_is_the_models(policy, total, expected):
 
 
 def test_where_blocks_cannot_be_skipped_their_branches_are_reused():
-    policy, now = DuCa(steps=("F", "a")), Step(1, 2, 0.5, 1.0)
+    policy, now = DuCa("dit", steps=("F", "a")), Step(1, 2, 0.5, 1.0)
     assert policy.decide(now, STACK) is Action.REUSE
     assert {policy.decide(now, Site(f"blocks.0.{b}", 0, 2)) for b in ("attn", "mlp")} == {Action.REUSE}
 
@@ -50,7 +50,7 @@ def test_aggressive_steps_run_the_final_layer_on_the_state_of_the_step_before():
     network, inputs = dit()
     seen, adapter = [], adapter_for(network)
     network.final_layer.register_forward_hook(lambda _, args, out: seen.append(args[0].clone()))
-    run = CacheRun(DuCa(steps=("F", "c", "a", "a", "F", "a"), ratio=0.2), 6)
+    run = CacheRun(DuCa("dit", steps=("F", "c", "a", "a", "F", "a"), ratio=0.2), 6)
     with torch.inference_mode():
         for i in range(6):
             with run.evaluation(6.0 - i, i / 6), installed(adapter, network, run.next_forward([(0, "a"), (1, "b")])):

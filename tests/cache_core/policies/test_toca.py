@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import architectures
 import pytest
 import torch
 from architectures.dit import dit
-from priorcache.cache_core.adapters import adapter_for, installed
+from priorcache.cache_core.adapters import adapter_for, installed, sites_of
 from priorcache.cache_core.policies import FORA, DuCa, ToCa
 from priorcache.cache_core.policies.toca import spread
 from priorcache.cache_core.run import CacheRun
@@ -33,10 +34,10 @@ PUBLISHED_DIT = (
 
 class TestSchedule:
     def test_dit_ddim_50_as_published(self):
-        assert string(ToCa(faithful=True), 50) == PUBLISHED_DIT
+        assert string(ToCa("dit", faithful=True), 50) == PUBLISHED_DIT
 
     def test_dit_ddim_50_with_one_decision_per_step(self):
-        assert string(ToCa(), 50) == PUBLISHED_DIT.replace("F0+c", "F")
+        assert string(ToCa("dit"), 50) == PUBLISHED_DIT.replace("F0+c", "F")
 
     def test_dit_ddpm_250_as_published(self):
         steps = ToCa("dit, 250 steps", faithful=True).prepared(Schedule(250)).steps
@@ -57,12 +58,12 @@ class TestSchedule:
         assert computed(ToCa(preset, 3, ratio=0), 50) == expected
 
     def test_given_steps_take_the_place_of_the_schedule(self):
-        policy = ToCa(steps=("F", "c", "F", "c")).prepared(Schedule(4))
+        policy = ToCa("dit", steps=("F", "c", "F", "c")).prepared(Schedule(4))
         assert policy.steps == ("F", "c", "F", "c")
         assert policy.objection(Schedule(5))
 
     def test_the_first_block_alone_takes_a_hiccup_for_full(self):
-        policy = ToCa(steps=("F", "F0+c"))
+        policy = ToCa("dit", steps=("F", "F0+c"))
         assert policy.decide(step(1, 2), MLP) is Action.COMPUTE
         assert policy.decide(step(1, 2), Site("blocks.1.mlp", 1, 3)) is Action.PARTIAL
 
@@ -71,15 +72,15 @@ class TestTokens:
     @pytest.mark.parametrize(
         ("policy", "index", "expected"),
         [
-            (ToCa(), 38, (0, 0, 0, 0)),
-            (ToCa(), 37, (1, 1, 1, 2)),
-            (ToCa(), 30, (21, 25, 28, 32)),
-            (ToCa(), 20, (50, 58, 66, 75)),
-            (ToCa(), 10, (78, 91, 105, 118)),
-            (ToCa(), 1, (104, 122, 139, 156)),
-            (DuCa(), 30, (15, 17, 20, 23)),
-            (DuCa(), 10, (56, 65, 75, 84)),
-            (DuCa(), 1, (74, 87, 99, 112)),
+            (ToCa("dit"), 38, (0, 0, 0, 0)),
+            (ToCa("dit"), 37, (1, 1, 1, 2)),
+            (ToCa("dit"), 30, (21, 25, 28, 32)),
+            (ToCa("dit"), 20, (50, 58, 66, 75)),
+            (ToCa("dit"), 10, (78, 91, 105, 118)),
+            (ToCa("dit"), 1, (104, 122, 139, 156)),
+            (DuCa("dit"), 30, (15, 17, 20, 23)),
+            (DuCa("dit"), 10, (56, 65, 75, 84)),
+            (DuCa("dit"), 1, (74, 87, 99, 112)),
             (ToCa("dit, 250 steps"), 248, (48, 34, 19, 5)),
             (ToCa("dit, 250 steps"), 125, (80, 56, 32, 8)),
             (ToCa("dit, 250 steps"), 1, (112, 79, 45, 12)),
@@ -113,6 +114,82 @@ class TestTokens:
         assert policy.share(now, Site("double_blocks.18.img_mlp", 18, 57)) == pytest.approx(0.1 * (1.5 - 18 / 27) * 0.4)
 
 
+CASES = architectures.cases()
+PLAIN = {architecture: name for name, (architecture, _) in reversed(CASES.items())}
+ALIKE = {
+    "dit": ("dit", "ernie_image", "ideogram4", "krea2", "lumina", "minimax_h3", "omnigen2"),
+    "pixart": (
+        "ace_step", "ace_step15", "cosmos_predict2", "hunyuan_dit", "kandinsky5", "ltxav", "ltxv", "pixartms", "wan",
+    ),
+    "flux": ("auraflow", "flux", "hidream", "joyimage", "lens", "mochi", "qwen_image", "sd3"),
+}  # fmt: skip
+"""The preset of every architecture: its first case."""
+EACH = [(name, preset) for preset, kin in ALIKE.items() for name in map(PLAIN.get, kin)]
+FLUX = tuple(Site(f"double_blocks.{i}.{name}", i, 2) for i in range(2) for name in ("attn", "img_mlp", "txt_mlp"))
+WORDS = tuple(Site(f"blocks.0.{name}", 0, 1) for name in ("attn", "cross_attn", "mlp"))
+
+
+class TestAuto:
+    def test_every_architecture_is_alike_something(self):
+        assert sorted(PLAIN) == sorted(name for kin in ALIKE.values() for name in kin)
+
+    @pytest.mark.parametrize(("name", "preset"), [*EACH, ("boogu", "flux"), ("hunyuan video", "flux")])
+    def test_takes_the_constants_of_the_model_most_alike_and_computes_tokens_by_them(self, request, name, preset):
+        architecture, make = CASES[name]
+        if architecture not in architectures.WITHOUT_HOST:
+            request.getfixturevalue("comfy")
+        with torch.inference_mode():
+            sites = sites_of(make()[0])
+        for kind, frames in ((ToCa, 1), (ToCa, 9), (DuCa, 1), (DuCa, 9)):
+            ready = kind().prepared(Schedule(50, sites=sites, frames=frames))
+            of_video = kind is DuCa and frames > 1 and preset == "flux"
+            assert ready.preset == ("hunyuan video" if of_video else preset)
+            assert ready == kind(ready.preset).prepared(Schedule(50))
+            actions = {ready.decide(step(i, 50), site) for i in range(50) for site in sites}
+            assert Action.PARTIAL in actions
+
+    def test_what_is_set_beside_it_replaces_that_of_the_preset(self):
+        ready = ToCa(interval=6, ratio=0.3).prepared(Schedule(50, sites=FLUX))
+        assert ready == ToCa("flux", 6, 0.3).prepared(Schedule(50))
+        assert (ready.settings.interval, ready.settings.ratio, ready.settings.warmup) == (6, 0.3, 3)
+
+    def test_one_that_is_named_is_taken_whatever_the_model(self):
+        policy, run = ToCa("dit"), Schedule(50, sites=FLUX)
+        assert policy.prepared(run).preset == "dit"
+        assert policy.remark(run) is None
+
+    @pytest.mark.parametrize("sites", [(), (Site("blocks.0.attn", 0, 1),)])
+    def test_where_none_is_alike_the_first_is_taken_and_said_to_be_none(self, sites):
+        run = Schedule(50, sites=sites)
+        assert ToCa().prepared(run) == ToCa("dit").prepared(run)
+        assert "N=3 r=0.07 (dit, random): no preset knows the branches of this model." in ToCa().remark(run)
+
+    @pytest.mark.parametrize(
+        ("policy", "sites", "frames", "became", "why"),
+        [
+            (ToCa(), FLUX, 1, "ToCa N=4 r=0.1 (flux, random)", "(img_mlp and txt_mlp)"),
+            (ToCa(), (MLP,), 1, "ToCa N=3 r=0.07 (dit, random)", "(mlp)"),
+            (DuCa(interval=4), WORDS, 9, "DuCa N=4 r=0.75 (pixart, random)", "(cross_attn and mlp)"),
+            (DuCa(), FLUX, 9, "DuCa N=5 r=0.1 (hunyuan video, random)", "(img_mlp and txt_mlp), and is for videos"),
+        ],
+        ids=["flux", "dit", "pixart", "hunyuan video"],
+    )
+    def test_the_trace_says_which_was_taken_and_why(self, policy, sites, frames, became, why):
+        run = CacheRun(policy, Schedule(50, sites=sites, frames=frames))
+        assert run.trace.policy == run.policy.describe() == became
+        expected = f"{policy.describe()} chose {became}: of all presets it knows most branches of this model {why}."
+        assert run.trace.notes == [run.trace.remark] == [expected]
+
+    def test_before_a_run_it_is_called_what_it_is(self):
+        assert ToCa().describe() == "ToCa (auto, random)"
+        assert DuCa(interval=4, ratio=0.2, faithful=True).describe() == "DuCa N=4 r=0.2 (auto, random, faithful)"
+
+    def test_a_run_that_is_computed_in_full_chose_nothing(self):
+        run = CacheRun(ToCa(), Schedule(2, sites=FLUX))
+        assert "leaves nothing to reuse" in run.declined
+        assert (run.trace.policy, run.remark, len(run.trace.notes)) == ("ToCa (auto, random)", None, 1)
+
+
 def chosen(policy: ToCa, rows: int = 2, age=None, marks=None, index: int = 45, tokens: int = 16) -> list[list[int]]:
     x = torch.zeros(rows, tokens, 1)
     where = policy.select(step(index, 50), MLP, x, [Feature(x, step(0, 50), True, age, marks)])
@@ -122,17 +199,17 @@ def chosen(policy: ToCa, rows: int = 2, age=None, marks=None, index: int = 45, t
 class TestSelection:
     def test_random_is_the_same_for_all_rows_and_for_ever_and_not_at_every_step(self):
         before = torch.get_rng_state()
-        first, second = chosen(ToCa())
+        first, second = chosen(ToCa("dit"))
         assert first == second
-        assert [first, second] == chosen(ToCa())
-        assert chosen(ToCa(), rows=1) == [first]
-        assert chosen(ToCa(), index=47)[0] != first
+        assert [first, second] == chosen(ToCa("dit"))
+        assert chosen(ToCa("dit"), rows=1) == [first]
+        assert chosen(ToCa("dit"), index=47)[0] != first
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_tokens_passed_by_for_long_come_first(self):
         age = torch.zeros(2, 16, dtype=torch.int16)
         age[0, [3, 9]], age[1, [5, 6]] = 100, 100
-        policy = ToCa(ratio=0.06)
+        policy = ToCa("dit", ratio=0.06)
         found = chosen(policy, age=age)
         assert {3, 9} <= set(found[0])
         assert {5, 6} <= set(found[1])
@@ -143,16 +220,16 @@ class TestSelection:
     )
     def test_marks_decide(self, selection, best):
         marks = torch.arange(16.0).expand(2, -1)
-        policy = ToCa(selection=selection, ratio=1 / 32)
+        policy = ToCa("dit", selection=selection, ratio=1 / 32)
         assert all(best in row for row in chosen(policy, marks=marks))
 
     @pytest.mark.parametrize(("faithful", "best"), [(True, [0, 1]), (False, [0, 2])])
     def test_as_published_the_order_of_pictures_is_that_of_the_code(self, faithful, best):
-        policy = ToCa(selection="small values", ratio=1 / 32, faithful=faithful)
+        policy = ToCa("dit", selection="small values", ratio=1 / 32, faithful=faithful)
         assert chosen(policy, marks=torch.arange(2.0, 18).expand(2, -1)) == [best] * 2
 
     def test_without_marks_it_is_random(self):
-        assert chosen(ToCa(selection="small values")) == chosen(ToCa())
+        assert chosen(ToCa("dit", selection="small values")) == chosen(ToCa("dit"))
 
     def test_the_best_of_each_cell_is_raised(self):
         score = torch.tensor([[1.0, 2.0, 5.0, 4.0], [0.0, 1.5, 3.0, 1.0]]).repeat_interleave(2, 0).reshape(1, 16)
@@ -197,7 +274,7 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 
 def test_without_tokens_it_is_fora_bit_for_bit():
-    assert equal(sample(ToCa(interval=3, ratio=0))[0], sample(FORA(3))[0])
+    assert equal(sample(ToCa("dit", interval=3, ratio=0))[0], sample(FORA(3))[0])
 
 
 def test_with_all_tokens_of_the_mlp_only_attention_is_old():
@@ -222,7 +299,7 @@ def test_with_all_tokens_of_the_mlp_only_attention_is_old():
 
 @pytest.mark.parametrize("selection", ["random", "small values", "large values", "attention"])
 def test_conds_may_be_regrouped_between_steps(selection):
-    policy = ToCa(selection=selection, steps=("F", "c", "c", "c", "F", "c"), ratio=0.2)
+    policy = ToCa("dit", selection=selection, steps=("F", "c", "c", "c", "F", "c"), ratio=0.2)
     together, run = sample(policy)
     for a, b in zip(together, sample(policy, apart=True)[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -230,5 +307,5 @@ def test_conds_may_be_regrouped_between_steps(selection):
 
 
 def test_a_step_whose_share_is_no_whole_token_reuses():
-    _, run = sample(ToCa(ratio=1e-3, steps=("F", "c", "F", "c", "F", "c")))
+    _, run = sample(ToCa("dit", ratio=1e-3, steps=("F", "c", "F", "c", "F", "c")))
     assert {r.action for r in run.trace.rows} == {Action.COMPUTE, Action.REUSE}

@@ -40,7 +40,7 @@ def anyone(request):
 
 @pytest.mark.parametrize(
     ("base", "cfg"),
-    [(BASE, 1.0), (BASE, 2.0), (Taylor(BASE), 2.0), (ToCa(ratio=0.3, selection="small values"), 2.0)],
+    [(BASE, 1.0), (BASE, 2.0), (Taylor(BASE), 2.0), (ToCa("dit", ratio=0.3, selection="small values"), 2.0)],
     ids=["FORA, cfg 1", "FORA", "Taylor", "ToCa"],
 )
 def test_is_kept_in_every_store_and_used_up(host, anyone, base, cfg):

@@ -34,7 +34,7 @@ def test_counts_reference_latents(host, flux):
 @pytest.mark.parametrize("name", [*ALL, "flux2"])
 @pytest.mark.parametrize(
     "policy",
-    [BASE, Taylor(BASE, 2), GOC(ToCa(ratio=0.3, selection="small values")), DuCa(ratio=0.3), Forecast()],
+    [BASE, Taylor(BASE, 2), GOC(ToCa("dit", ratio=0.3, selection="small values")), DuCa("dit", ratio=0.3), Forecast()],
     ids=lambda policy: policy.describe(),
 )
 def test_is_within_five_percent_whatever_is_kept_and_noted(host, request, name, policy):
