@@ -168,7 +168,11 @@ def summary(prior: Prior) -> str:
         mean, _ = statistics_over_sites(errors)
         calm, wild = int(np.nanargmin(mean)), int(np.nanargmax(mean))
         s, t = np.unravel_index(np.nanargmax(errors), errors.shape)
-        most = f", and the branch that moves most is {prior.sites[s]}, step {t} ({errors[s, t]:.3f})" if prior.sites else ""
+        most = (
+            f", and the branch that moves most is {prior.sites[s]}, step {t} ({errors[s, t]:.3f})"
+            if prior.sites
+            else ""
+        )
         said.append(
             f"Reusing the step before costs {np.nanmean(errors):.3f} on average, least at step {calm} ({mean[calm]:.3f}), "
             f"most at step {wild} ({mean[wild]:.3f}){most}."

@@ -55,9 +55,7 @@ class Statistics:
     mean changes, and only where this policy does not compute.
     """
 
-    def __init__(
-        self, gaps: int = 2, features: bool = False, policy: CachePolicy | None = None, branches: bool = True
-    ):
+    def __init__(self, gaps: int = 2, features: bool = False, policy: CachePolicy | None = None, branches: bool = True):
         if gaps < 1:
             raise ValueError(f"Statistics: gaps is {gaps}; the shortest reuse distance is 1")
         if features and not branches:

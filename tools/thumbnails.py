@@ -113,7 +113,11 @@ def main() -> None:
             if "Cached" in ids:
                 picture = compared(server, result, ids)
             else:
-                drawn = next(ids[title] for title in ("PriorCacheCalibrate", "PriorCacheSweep", "PriorCacheInspect") if title in ids)
+                drawn = next(
+                    ids[title]
+                    for title in ("PriorCacheCalibrate", "PriorCacheSweep", "PriorCacheInspect")
+                    if title in ids
+                )
                 picture = measured(server, result, drawn)
             path = ROOT / "workflows" / f"{name}.jpg"
             picture.save(path, quality=88, optimize=True)

@@ -60,7 +60,10 @@ class TestWithoutPriors:
         assert torch.equal(out, host.sample(host.attach(model, Forecast(2.0)), **SETTINGS))
         assert run.policy == "Forecast, 5 computed, linear in step"
         assert run.notes == [f"auto 2x chose {run.policy}: no plan was searched for this model and goal."]
-        assert "- Samplers that add no noise and call the model once per step, such as euler or dpmpp_2m: Forecast 2x." in told
+        assert (
+            "- Samplers that add no noise and call the model once per step, such as euler or dpmpp_2m: Forecast 2x."
+            in told
+        )
         assert "No plan was searched for this model and goal, and none is needed" in told
         assert "auto 2x chose" in summary(run)
         assert run.automatic
@@ -141,7 +144,10 @@ class TestWithPriors:
         assert f"chose {run.policy}: a plan was searched for this model" in run.notes[0]
         assert "from mine.safetensors (euler, karras, 10 steps, cfg 1.5; 2 pictures)" in run.notes[0]
         assert "A run like that of its prior: the plan of 5 of 10 steps" in told
-        assert "- Other samplers that add no noise and call the model once per step, such as euler or dpmpp_2m: Forecast 2x." in told
+        assert (
+            "- Other samplers that add no noise and call the model once per step, such as euler or dpmpp_2m: Forecast 2x."
+            in told
+        )
 
     @pytest.mark.parametrize(
         ("changes", "difference"),

@@ -53,7 +53,10 @@ class TestSchemas:
             if name != "folder_paths":
                 schema = node.GET_SCHEMA()
                 assert name.startswith("PriorCache")
-                assert schema.category in ("PriorCache", *(f"PriorCache/{g}" for g in ("policies", "priors", "loaders", "demo")))
+                assert schema.category in (
+                    "PriorCache",
+                    *(f"PriorCache/{g}" for g in ("policies", "priors", "loaders", "demo")),
+                )
                 assert schema.description
                 assert schema.search_aliases
 
@@ -575,8 +578,9 @@ def test_seeds_stay_unless_somebody_wants_them_to_change(nodes):
     ("name", "loader"), [("shapes-dit", "LoadDiT"), ("shapes-pixart", "LoadPixArt"), ("shapes-flux", "UNETLoader")]
 )
 def test_a_demo_model_is_the_file_that_comes_with_the_pack(nodes, name, loader, monkeypatch):
-    import nodes as host_nodes
     from pack import ROOT
+
+    import nodes as host_nodes
 
     folders = nodes["folder_paths"].folder_names_and_paths
     monkeypatch.setitem(folders, "diffusion_models", ([str(ROOT / "demo")], {".safetensors"}))

@@ -281,7 +281,7 @@ def test_a_model_without_known_blocks_still_gives_its_outer_tables():
 
 
 def test_the_network_alone_is_measured_as_beside_branches_and_holds_nothing_of_them():
-    _, derivatives, feature, derivative = random_model(0)
+    _, _, feature, derivative = random_model(0)
     whole, alone = Statistics(gaps=2), Statistics(gaps=2, branches=False)
     for statistics in (whole, alone):
         sample(statistics, feature, derivative)
