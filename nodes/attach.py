@@ -214,11 +214,11 @@ def _run_of(options: dict | None) -> _Sampling | None:
 
 
 def _prepare_sampling(executor, model, noise_shape, conds, *args, model_options=None, **kwargs):
-    """The host loads a model by what it expects to need for so many pictures: the cache asks for some more pictures."""
+    """The host loads a model by what it expects to need for so many pictures; the cache counts as more, in fractions."""
     sampling = _run_of((model_options or {}).get("transformer_options"))
     if sampling is not None and sampling.reserve:
         one = model.model.memory_required([1, *noise_shape[1:]])
-        more = math.ceil(sampling.reserve / one) if one > 0 else 0  # a node may set the host's factor to 0
+        more = sampling.reserve / one if one > 0 else 0  # a node may set the host's factor to 0
         noise_shape = [noise_shape[0] + more, *noise_shape[1:]]
     return executor(model, noise_shape, conds, *args, model_options=model_options, **kwargs)
 
