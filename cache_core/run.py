@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from threading import RLock
@@ -321,12 +321,23 @@ class Forward:
         self._actions: dict[str, Action] = {}
         self._marks: dict[str, Tensor] = {}
         self._changed: set[str] = set()  # sites whose past the policy did not take as it was
+        self._had: set[str] = set()  # sites that had their turn
+        self.theirs: Container[Site] = ()  # of blocks that another node replaced, which may run as often as it likes
 
     def whole(self, rows: Tensor) -> bool:
         """Whether these are all rows of the forward; of some of them it is not known whose they are, and the run declines."""
         if self.rows in (0, rows.shape[0]):
             return True
         self.run.decline("another node runs some of the pictures through a part of the blocks of this model")
+        return False
+
+    def first(self, site: Site) -> bool:
+        """Whether a site has its first turn in this forward; what comes in a second one has no past, and the run declines."""
+        if site.name not in self._had:
+            self._had.add(site.name)
+            return True
+        if self.run.policy.history and site not in self.theirs:
+            self.run.decline("another node runs blocks of this model several times in one pass")
         return False
 
     def action(self, site: Site) -> Action:
@@ -348,11 +359,13 @@ class Forward:
 
         tokenwise: fn may be called with some of the tokens of x (B, N, D) alone; where it may not, PARTIAL computes.
         """
-        action, out = self.action(site) if self.whole(x) else Action.COMPUTE, None
+        if not (self.whole(x) and self.first(site)):
+            return fn(x)
+        action, out = self.action(site), None
         if action is Action.REUSE or (action is Action.PARTIAL and tokenwise):
             out, where = self.approximate(site, action, x)
         if out is None:
-            return self.computed(site, fn(x))
+            return self._computed(site, fn(x))
         some = where is not None and where.shape[1] > 0
         fresh = fn(x.gather(1, where[..., None].expand(-1, -1, x.shape[-1]))) if some else None
         exact = fn(x) if self.run.measure == "truth" else None
@@ -401,9 +414,12 @@ class Forward:
             run.store.passed_by(site, self.streams)
         return out
 
-    @_alone
     def computed(self, site: Site, out: Tensor) -> Tensor:
-        """Take note of an output that was computed, here or by the host's own forward."""
+        """Take note of an output that was computed by the host's own forward."""
+        return self._computed(site, out) if self.whole(out) and self.first(site) else out
+
+    @_alone
+    def _computed(self, site: Site, out: Tensor) -> Tensor:
         run = self.run
         if self.whole(out) and (run.keeps or run.trace.rows):
             error = self._keep(site, out, computed=True) if run.keeps else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
@@ -178,6 +179,8 @@ class Routes:
         noted = bool(run.keeps or run.trace.rows)
         foreign = [replaced(block.module) for block in self.blocks]
         self._tell(sum(foreign))
+        if any(foreign):
+            cache.theirs = {site for block in compress(self.blocks, foreign) for site in block.sites.values()}
         if self.stack and not any(foreign) and self.stack.skips(cache):
             return self.stack.forwards(cache), False
         for i, (block, theirs) in enumerate(zip(self.blocks, foreign, strict=True)):

@@ -66,6 +66,7 @@ class Stack:
                 truth = routes.cache.run.measure == "truth"
                 exact = routes.originals[block.module](*args, **kwargs) if truth else None
                 out[picture] = routes.adapter.hidden(self.replace(exact), out[picture])
+                self.output = None  # of this run of the blocks: another one in the same forward is computed
             return tuple(out) if len(out) > 1 else out[0]
 
         return passing

@@ -443,6 +443,20 @@ def test_conds_in_passes_of_their_own_get_nothing_of_each_other(case, kind):
                     assert torch.equal(network(**own), alone[key][step])
 
 
+@pytest.mark.parametrize("kind", [FORA, Skipping])
+@BOOKKEEPING
+def test_where_a_network_runs_twice_in_one_forward_the_second_run_is_computed(case, kind):
+    network, inputs, adapter = case
+    run, given = CacheRun(kind(2, "aligned"), 4), inputs(0)
+    conds = ((0, "a"), (1, "b"))[: count(given)]
+    sample(network, inputs, adapter, run, steps=1)
+    with run.evaluation(0.5, 0.25), installed(adapter, network, run.next_forward(conds, count(given))):
+        first, second = (network(**inputs(1)) for _ in range(2))
+    assert_close(second, network(**inputs(1)))
+    assert not torch.equal(first, second)
+    assert kind is Skipping or "several times in one pass" in run.trace.notes[0]
+
+
 ROUGH = {
     "hidream long prompt", "hunyuan video 1.5", "ltxv guide frame", "ltx-2 guide frame", "ltx-2 streams apart",
     "ltx-2 sound alone", "ltx-2 video alone", "z-image omni, one reference",

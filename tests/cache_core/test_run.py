@@ -167,6 +167,39 @@ def test_a_second_pass_in_one_evaluation_has_its_own_memory():
     assert seen == [1.0, 101.0, 1.0, 101.0]
 
 
+@pytest.mark.parametrize(("since", "seen"), [(0, [0, 100, 1, 101, 2, 102, 3, 103]), (1, [0, 0, 101, 2, 102, 3, 103])])
+@pytest.mark.parametrize("measure", ["off", "errors"])
+def test_what_runs_twice_in_one_forward_is_computed_and_told_of_once(since, seen, measure):
+    """As where a hook calls its block twice: the second call is not the function that the first one is."""
+    run, found = CacheRun(Taylor(ALIGNED), 4, measure=measure), []
+    for i in range(4):
+        with run.evaluation(4.0 - i, i / 4):
+            forward = run.next_forward([(0, "u")])
+            for value in (i, 100 + i)[: 1 + (i >= since)]:
+                found.append(forward.branch(SITE, lambda x, v=value: x * 0 + v, torch.ones(1, 1)).item())
+    assert found == seen
+    (note,) = run.trace.notes
+    assert note.endswith("another node runs blocks of this model several times in one pass.")
+    assert [row.step for row in run.trace.rows] == [0, 1, 2, 3]
+
+
+def test_of_what_runs_twice_in_one_forward_an_observer_is_shown_the_first_turn():
+    class Noting:
+        history = 1
+
+        def branch(self, step, site, streams, out, past):
+            shown.append((out.item(), len(past)))
+
+    shown, run = [], CacheRun(Full(), 2, observers=[Noting()])
+    for i in range(2):
+        with run.evaluation(2.0 - i, i / 2):
+            forward = run.next_forward([(0, "u")])
+            for value in (i, 100 + i):
+                forward.branch(SITE, lambda x, v=value: x * 0 + v, torch.ones(1, 1))
+    assert shown == [(0, 0), (1, 1)]
+    assert run.trace.notes == []
+
+
 def test_noise_that_goes_up_again_is_computed():
     assert walk(CacheRun(ALIGNED, 4), [1, 2, 3, 4], sigmas=[4.0, 3.0, 2.0, 2.5]) == [1, 1, 3, 4]
 

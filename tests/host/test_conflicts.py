@@ -7,7 +7,7 @@ import pytest
 import subjects
 import torch
 from matrix import levels
-from priorcache.cache_core.policies import FORA, Full
+from priorcache.cache_core.policies import FORA, Full, Taylor
 from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
 from subjects import close
@@ -268,6 +268,17 @@ class TestReplacedBlocks:
         assert actions == {0: set(Action) - {Action.PARTIAL}, 1: {Action.COMPUTE}, 2: set(Action) - {Action.PARTIAL}}
         assert trace.runs[0].notes == ["1 of 3 blocks were replaced by another node and are always computed."]
 
+    def test_may_run_as_often_as_their_owner_likes(self, host, model):
+        theirs, block, trace = model.clone(), model.model.diffusion_model.blocks[1], Trace()
+        original = type(block).forward
+        theirs.add_object_patch(
+            "diffusion_model.blocks.1.forward", lambda x, c: original(block, original(block, x, c), c)
+        )
+        host.sample(host.attach(theirs, Taylor(ALIGNED), trace, "errors"))
+        (run,) = trace.runs
+        assert run.notes == ["1 of 3 blocks were replaced by another node and are always computed."]
+        assert {row.action for row in run.rows if row.site.block == 0} == {Action.COMPUTE, Action.REUSE}
+
     def test_that_the_host_put_back_are_the_models_own_again(self, host, model):
         """The host restores a patched forward by writing the bound method into the module."""
         expected = host.sample(host.attach(model, ALIGNED))
@@ -361,6 +372,37 @@ class TestSomeRows:
         )
         assert torch.equal(subject.sample(host.attach(theirs, ALIGNED, trace)), subject.sample())
         assert "some of the pictures through a part" in trace.runs[0].notes[0]
+
+
+class TestSeveralTimesInOnePass:
+    """What a block gives in one run of it says nothing of another one in the same pass."""
+
+    @pytest.mark.parametrize("policy", [ALIGNED, Taylor(ALIGNED)], ids=["reused", "forecast"])
+    def test_a_block_that_a_hook_calls_twice_is_computed(self, host, tmp_path, policy):
+        subject, trace = subjects.flux(tmp_path), Trace()
+
+        def twice(args, extra):
+            return extra["original_block"](args | extra["original_block"](args))
+
+        theirs = subject.model.clone()
+        theirs.set_model_patch_replace(twice, "dit", "double_block", 1)
+        assert torch.equal(subject.sample(host.attach(theirs, policy, trace)), subject.sample(theirs))
+        (run,) = trace.runs
+        assert run.complete
+        (note,) = run.notes
+        assert note.endswith("another node runs blocks of this model several times in one pass.")
+
+    @pytest.mark.parametrize("policy", [ALIGNED, FORA(2, "aligned", level="stack")], ids=["branches", "stack"])
+    def test_a_network_that_a_wrapper_calls_twice_is_computed(self, host, model, policy):
+        def twice(executor, x, *args, **kwargs):
+            return (executor(x, *args, **kwargs) + executor(0.9 * x, *args, **kwargs)) / 2
+
+        theirs, trace = model.clone(), Trace()
+        kind = host.comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        theirs.add_wrapper_with_key(kind, "theirs", twice)
+        assert torch.equal(host.sample(host.attach(theirs, policy, trace)), host.sample(theirs))
+        (note,) = trace.runs[0].notes
+        assert note.endswith("another node runs blocks of this model several times in one pass.")
 
 
 class TestTwice:
