@@ -68,7 +68,8 @@ class InMainMemory(AsIs):
     """Moved to the CPU, and back whenever it is asked for.
 
     Beside CUDA into page-locked memory: copies then wait their turn in the stream that computes, which orders them, and
-    the CPU goes on. Pageable memory is several times slower, and stops the CPU at every branch.
+    the CPU goes on. Pageable memory is several times slower, and stops the CPU at every branch. Any other device is waited
+    for: Apple's bring other numbers where nobody waits (PyTorch issue 139550).
     """
 
     name, on_device = "cpu", False
@@ -81,7 +82,7 @@ class InMainMemory(AsIs):
         return Kept((there,), value.dtype, value.device)
 
     def decode(self, kept: Kept) -> Tensor:
-        return kept.parts[0].to(kept.device, non_blocking=True)
+        return kept.parts[0].to(kept.device, non_blocking=kept.device.type == "cuda")
 
     def wait(self, device: torch.device) -> None:
         if device.type == "cuda":

@@ -193,7 +193,7 @@ def converted(trend: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor
     if trend.dtype is dtype and trend.device == device:
         return trend
     if device.type != "cpu":  # half as much travels before it is converted
-        return trend.to(device, non_blocking=trend.device.type == "cpu").to(dtype)
+        return trend.to(device, non_blocking=(trend.device.type, device.type) == ("cpu", "cuda")).to(dtype)
     if (trend.device, trend.dtype, dtype) != (device, torch.float16, torch.bfloat16):
         return trend.to(device, dtype)
     out = torch.empty_like(trend, dtype=dtype)  # through float, as PyTorch has nothing fast from one half to the other

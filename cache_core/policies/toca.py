@@ -277,7 +277,7 @@ class ToCa(CachePolicy):
     def _score(self, step: Step, site: Site, x: Tensor, marks: Tensor | None) -> Tensor:
         """(B, N), or (1, N) where all rows share it."""
         if marks is None:
-            return drawn(step, site, x.shape[1]).to(x.device, non_blocking=True)
+            return drawn(step, site, x.shape[1]).to(x.device, non_blocking=x.is_cuda)
         if self.selection == "small values":
             marks = 1 - marks if self.faithful else marks.amax(1, keepdim=True) - marks
         if self.selection == "entropy":

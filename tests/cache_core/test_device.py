@@ -8,7 +8,7 @@ import contract
 import pytest
 import torch
 from priorcache.cache_core.adapters import adapter_for, installed, sites_of
-from priorcache.cache_core.codecs import CODECS
+from priorcache.cache_core.codecs import CODECS, Kept
 from priorcache.cache_core.policies import (
     EOC,
     FORA,
@@ -24,7 +24,7 @@ from priorcache.cache_core.policies import (
     eoc,
 )
 from priorcache.cache_core.run import CacheRun
-from priorcache.cache_core.sites import MODEL, Action, Schedule
+from priorcache.cache_core.sites import MODEL, Action, Feature, Schedule, Site, Step
 from priorcache.cache_core.store import FeatureStore
 from priorcache.models.dit import DiT, DiTConfig
 from priorcache.priors.statistics import Statistics
@@ -72,20 +72,21 @@ def test_every_policy_is_here():
 
 
 class Watched(TorchDispatchMode):
-    """Notes copies between devices that the CPU waits for."""
+    """Notes copies between devices: those that the CPU waits for, and the others."""
 
     def __init__(self):
         super().__init__()
-        self.waits = []
+        self.waits, self.unwaited = [], []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         names = [argument.name for argument in function._schema.arguments]
         given = dict(zip(names, args, strict=False)) | (kwargs or {})
-        if "non_blocking" in names and not given.get("non_blocking"):
+        if "non_blocking" in names:
             source = given.get("src", given["self"])
             if source.device != out.device:
-                self.waits.append(f"{function} of {tuple(source.shape)} from {source.device} to {out.device}")
+                copies = self.unwaited if given.get("non_blocking") else self.waits
+                copies.append(f"{function} of {tuple(source.shape)} from {source.device} to {out.device}")
         return out
 
 
@@ -121,6 +122,17 @@ def test_a_copy_that_is_waited_for_is_seen():
         assert watched.waits == []
         here.to("cuda"), there.cpu(), there.copy_(here)
         assert len(watched.waits) == 3
+
+
+def test_devices_other_than_cuda_are_waited_for():
+    """Those of Apple bring other numbers where nobody waits (PyTorch issue 139550)."""
+    other, step, site = torch.device("meta"), Step(5, STEPS, 5 / STEPS, SIGMAS[5]), Site(NAMES[1], 0, 2)
+    x = torch.empty(1, 16, 64, device=other)
+    with Watched() as watched:
+        CODECS["cpu"].decode(Kept((torch.ones(2, 3),), torch.float32, other))
+        eoc.converted(torch.ones(16, 64, dtype=torch.float16), other, torch.bfloat16)
+        ToCa(ratio=0.5).select(step, site, x, [Feature(x, step, True)])
+    assert (len(watched.waits), watched.unwaited) == (3, [])
 
 
 @pytest.fixture(autouse=True)
