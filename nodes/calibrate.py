@@ -8,7 +8,7 @@ from collections.abc import Callable
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..cache_core.adapters import unwrapped
+from ..cache_core.adapters import uncompiled, unwrapped
 from ..cache_core.policies import Full
 from ..errors import SettingError, shown
 from ..priors.prior import Prior, Subject
@@ -127,8 +127,9 @@ def calibrated(
 def subject(model, sampling: Sampling | None = None) -> Subject:
     """What a prior of this MODEL belongs to, sampled so. The fingerprint covers names and shapes, so that LoRA and dtype do not matter."""
     network = unwrapped(model.model.diffusion_model)
-    named = network.named_parameters(remove_duplicate=False)  # a state dict of GGUF tells of packed bytes
-    shapes = sorted(f"{k}{tuple(v.shape)}" for k, v in named if k.endswith((".weight", ".bias")))
+    with uncompiled(network):  # names as they are without what other nodes compiled
+        named = network.named_parameters(remove_duplicate=False)  # a state dict of GGUF tells of packed bytes
+        shapes = sorted(f"{k}{tuple(v.shape)}" for k, v in named if k.endswith((".weight", ".bias")))
     geometry = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
     own = (type(network).__name__, geometry, model.model.model_type.name)
     if sampling is None:

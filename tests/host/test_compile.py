@@ -117,6 +117,17 @@ def test_blocks_that_were_compiled_in_place(host, small):
     assert trace.runs[0].computed_fraction == 0.5
 
 
+@STEADY
+def test_a_prior_fits_a_model_whose_blocks_were_compiled(host, small):
+    """The host leaves what a node put in place of blocks until the next model is loaded."""
+    from priorcache.nodes.calibrate import subject
+
+    before = subject(small)
+    host.sample(by_patch(small))
+    assert any("_orig_mod" in name for name, _ in small.model.diffusion_model.named_parameters())
+    assert subject(small) == before
+
+
 def test_many_blocks_and_many_runs_are_not_compiled_again_and_again(host):
     from torch._dynamo.testing import CompileCounter
 
