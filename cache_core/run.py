@@ -264,7 +264,21 @@ class CacheRun:
             visit = self._visits[cond] = self._visits.get(cond, -1) + 1
             streams.append(Lane(visit, *cond))
         self._lanes.update(streams)
+        self._succeed(streams)
         return Forward(self, tuple(streams), rows)
+
+    def _succeed(self, lanes: list[Lane]) -> None:
+        """Where one takes the place of another, as where the range of a ControlNet ends, both are not held at once."""
+        new = [lane for lane in lanes if lane not in self._before]
+        if not (new and self._before):
+            return
+        away: dict[Hashable, list[Lane]] = {}
+        for lane in self._before - self._lanes:
+            away.setdefault(lane.whose, []).append(lane)
+        gone = {old[0] for lane in new if len(old := away.get(lane.whose, ())) == 1}  # of several, some may still come
+        if gone:
+            with self.lock:
+                self.store.without(gone)
 
     def _count_lanes(self) -> None:
         if self._before:

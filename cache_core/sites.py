@@ -109,6 +109,11 @@ class Lane(NamedTuple):
     cond: int  # 0 positive, 1 negative, further ones as the guider counts them
     key: Hashable  # uuid, rows, shape, context window, replaced blocks, device
 
+    @property
+    def whose(self) -> tuple[int, int, Hashable]:
+        """The cond alone; what else is in its key says which function of it a pass is."""
+        return self.visit, self.cond, self.key[0] if isinstance(self.key, tuple) else self.key
+
 
 Streams = tuple[Lane, ...]
 """The lanes of one forward, in batch order; every lane owns an equal share of the rows."""

@@ -86,6 +86,11 @@ class FeatureStore:
         for site, lane in [held for held in self._owner if held[1] not in lanes]:
             self._forget(site, lane)
 
+    def without(self, lanes: Container[Lane]) -> None:
+        """Drop what these lanes hold."""
+        for site, lane in [held for held in self._owner if held[1] in lanes]:
+            self._forget(site, lane)
+
     def clear(self) -> None:
         self._groups.clear()
         self._owner.clear()

@@ -69,6 +69,29 @@ def test_who_was_away_is_computed_again_and_holds_nothing_meanwhile():
     assert seen == [(0, "a", 0), (0, "b", 0), (1, "a", 0), (2, "a", 0), (2, "b", 2), (3, "a", 0), (3, "b", 2)]
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "left"),
+    [
+        (["pa"], ["pb"], ["pb"]),
+        (["pa", "na"], ["pb", "nb"], ["pb", "nb"]),
+        (["pa", "na"], ["pb", "na"], ["pb", "na"]),
+        (["pa", "pb"], ["pc", "pa"], ["pa", "pb", "pc"]),  # windows of one prompt, any of which may still come
+        (["pa"], ["qa"], ["pa", "qa"]),
+    ],
+    ids=" ".join,
+)
+def test_where_a_pass_takes_the_place_of_another_both_are_not_held_at_once(before, now, left):
+    """p, q and n are prompts; a, b and c functions of them, as with a ControlNet and without."""
+    run = CacheRun(FORA(6, "aligned"), 12)
+    for i, lanes in enumerate((before, now)):
+        with run.evaluation(12.0 - i, i / 12):
+            for prompt, function in lanes:
+                cond = int(prompt == "n")
+                run.next_forward([(cond, (prompt, function))]).branch(SITE, lambda x: x, torch.ones(1, 1))
+    held = {"".join(lane.key) for lanes in run.store._groups for lane in lanes}
+    assert held == set(left)
+
+
 class Told:
     """In place of a corrector."""
 
