@@ -311,10 +311,11 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     adapter = sampling.adapter(network)
     if adapter is None:
         return host()
-    conds = list(zip(transformer_options["uuids"], transformer_options["cond_or_uncond"], strict=True))
-    if x.shape[0] % len(conds):
+    uuids, indices = transformer_options["uuids"], transformer_options["cond_or_uncond"]
+    if len(uuids) != len(indices) or x.shape[0] % len(uuids):
         sampling.run.decline("another node rearranges the rows of this model's batches")
         return host()
+    conds = list(zip(uuids, indices, strict=True))
     hooks = getattr(getattr(executor.class_obj, "current_patcher", None), "current_hooks", None)
     strengths = tuple(hook.strength for hook in hooks.hooks) if hooks is not None else ()
     manner = (*_manner(transformer_options, sampling.run.step.sigma), _steered(control), strengths)

@@ -170,6 +170,24 @@ class TestOtherPacks:
         assert torch.equal(host.sample(host.attach(theirs, ALIGNED, trace)), host.sample(theirs))
         assert "rearranges the rows" in trace.runs[0].notes[0]
 
+    def test_that_tell_of_fewer_conds_than_there_are_make_the_cache_decline(self, host, model):
+        """One cond after the other, of which the options tell; the uuids are still those of all."""
+
+        def by_cond(apply_model, args):
+            c, conds, parts = args["c"], args["cond_or_uncond"], []
+            for i, cond in enumerate(conds):
+                own = {k: v.chunk(len(conds))[i] if isinstance(v, torch.Tensor) else v for k, v in c.items()}
+                own["transformer_options"] = c["transformer_options"] | {"cond_or_uncond": [cond]}
+                x, t = (args[name].chunk(len(conds))[i] for name in ("input", "timestep"))
+                parts.append(apply_model(x, t, **own))
+            return torch.cat(parts)
+
+        theirs, trace = model.clone(), Trace()
+        theirs.set_model_unet_function_wrapper(by_cond)
+        assert torch.equal(host.sample(host.attach(theirs, ALIGNED, trace)), host.sample(theirs))
+        (note,) = trace.runs[0].notes
+        assert "rearranges the rows" in note
+
     @levels()
     def test_that_guide_in_a_way_of_their_own_are_computed(self, host, model, policy):
         """As NAG's guider, which goes past what tells where an evaluation begins."""
