@@ -324,13 +324,15 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
         manner = (*manner, tuple(conds))
     place = (rows, *x.shape[1:], *manner, str(x.device))
     forward = sampling.run.next_forward(((cond, (str(uuid), *place)) for uuid, cond in conds), rows=x.shape[0])
-    run = sampling.run
+    run, before = sampling.run, len(sampling.run.trace.rows)
     try:
         with installed(adapter, network, forward):
             return host()
     except (RuntimeError, MemoryError) as error:  # in the network's own work: it may do with what the cache gives back
         if not (run.store.codec.on_device and run.store.nbytes and run.survives(error)):
             raise
+    with run.lock:
+        del run.trace.rows[before:]  # what was reused so far is computed now
     return host()
 
 

@@ -8,6 +8,7 @@ import subjects
 import torch
 from priorcache.cache_core.codecs import CODECS
 from priorcache.cache_core.policies import FORA, GOC, Forecast, Full
+from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
 from subjects import close
 
@@ -250,17 +251,22 @@ class TestRunningOut:
         assert run.evaluations == 8
         assert 0.5 < run.computed_fraction < 1
 
-    def test_in_the_model_itself_gives_it_what_the_cache_held_and_goes_on(self, host, model, monkeypatch):
+    @staticmethod
+    def hungry(model, monkeypatch, call: int) -> None:
+        """Memory runs out in this call of an MLP, counted from 1."""
         mlp, calls = type(model.model.diffusion_model.blocks[0].mlp), []
         forward = mlp.forward
 
-        def hungry(self, x):
+        def counted(self, x):
             calls.append(1)
-            if len(calls) == 6:  # of the first step's three blocks and their check, then of the second block
+            if len(calls) == call:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return forward(self, x)
 
-        monkeypatch.setattr(mlp, "forward", hungry)
+        monkeypatch.setattr(mlp, "forward", counted)
+
+    def test_in_the_model_itself_gives_it_what_the_cache_held_and_goes_on(self, host, model, monkeypatch):
+        self.hungry(model, monkeypatch, 6)  # behind the first step's three blocks and their check, in the second block
         trace = Trace()
         out = host.sample(host.attach(model, ALIGNED, trace), steps=8)
         assert torch.isfinite(out).all()
@@ -269,6 +275,18 @@ class TestRunningOut:
         assert "memory ran out" in run.notes[0]
         assert (run.moments[1].nbytes > 0, run.moments[2].nbytes) == (True, 0)
         assert run.evaluations == 8
+
+    def test_in_the_model_itself_leaves_no_trace_of_what_was_reused_in_vain(self, host, model, monkeypatch):
+        class Attention(FORA):
+            def decide(self, step, site):
+                return Action.REUSE if site.branch == "attn" else Action.COMPUTE
+
+        stock, trace = host.sample(model), Trace()
+        self.hungry(model, monkeypatch, 6)
+        assert torch.equal(host.sample(host.attach(model, Attention(2), trace)), stock)
+        (run,) = trace.runs
+        assert "memory ran out" in run.notes[0]
+        assert {row.action for row in run.rows} == {Action.COMPUTE}
 
     def test_in_the_model_itself_is_left_to_the_host(self, host, model, monkeypatch):
         def hungry(*_, **__):
