@@ -217,11 +217,16 @@ class Routes:
             found += self._gathering(modules, partial(self._mark, marks))
         for name, modules in block.captures.items():
             if self.wants(block.sites[name]):
-                found += self._gathering(modules, partial(self._note, block.sites[name]))
+                found += self._gathering(modules, partial(self._note, block.sites[name]), block.sites[name])
         return found
 
-    def _gathering(self, modules: tuple[nn.Module, ...], use: Callable) -> list[tuple[nn.Module, Outlet]]:
-        """Outlets of modules after the last of which use(their outputs) is called."""
+    def _gathering(
+        self, modules: tuple[nn.Module, ...], use: Callable, site: Site | None = None
+    ) -> list[tuple[nn.Module, Outlet]]:
+        """Outlets of modules after the last of which use(their outputs) is called.
+
+        site: what they are the output of, which may be kept; else they are needed until the last of them has come.
+        """
         parts: list[Tensor | None] = [None] * len(modules)
         self.parts.append(parts)
 
@@ -229,7 +234,8 @@ class Routes:
             if self.cache is None:
                 return
             try:
-                parts[place] = self.adapter.rows(out.clone() if lent or self.copied else out)
+                lasts = self.cache.run.keeps and self.holds(site) if site else len(modules) > 1
+                parts[place] = self.adapter.rows(out.clone() if lasts and (lent or self.copied) else out)
                 if all(part is not None for part in parts):
                     use(parts)
                     parts[:] = [None] * len(parts)

@@ -11,7 +11,7 @@ from architectures import count
 from priorcache.cache_core import compiler
 from priorcache.cache_core.adapters import adapter_for, installed, routes
 from priorcache.cache_core.compiler import Outlet, interpreted
-from priorcache.cache_core.policies import FORA, Full, ToCa
+from priorcache.cache_core.policies import FORA, Decline, Full, ToCa
 from priorcache.cache_core.run import CacheRun, OutOfMemory
 from priorcache.cache_core.sites import Action
 from priorcache.errors import SettingError
@@ -160,6 +160,46 @@ def test_memory_that_runs_out_within_a_graph_ends_nothing(monkeypatch, policy):
     assert close(out[4], expected) < 1e-5
     (note,) = run.trace.notes
     assert "memory ran out while keeping features" in note
+
+
+class One(FORA):
+    """Keeps the output of one branch only."""
+
+    def keeps(self, site):
+        return site.name == "blocks.0.mlp"
+
+
+class Unfit(FORA):
+    """Ends its run where it would reuse."""
+
+    def reuse(self, step, site, past):
+        raise Decline("of the weather")
+
+
+@pytest.mark.parametrize(
+    ("policy", "copied"), [(FORA(2), 6), (One(2), 1), (Unfit(2), 0)], ids=["all", "one", "none any more"]
+)
+@torch.inference_mode()
+def test_only_what_is_kept_is_copied(monkeypatch, policy, copied):
+    network, inputs, adapter = made("dit")
+    compilable(network)
+    copies, clone = [], torch.Tensor.clone
+
+    def counted(tensor, **settings):
+        copies.append(tensor)
+        return clone(tensor, **settings)
+
+    def given(step):
+        found = inputs(step)
+        if step == 4:  # compiled by then
+            monkeypatch.setattr(torch.Tensor, "clone", counted)
+        return found
+
+    called = torch.compile(network, backend="eager", fullgraph=True)
+    expected = [network(**inputs(step)) for step in range(5)]
+    out, _ = sampled(network, called, given, adapter, policy, steps=5)
+    assert close(out[4], expected[4]) < 1e-5
+    assert len(copies) == copied
 
 
 def double(x: torch.Tensor) -> torch.Tensor:
