@@ -67,6 +67,8 @@ class Adapter(ABC):
     """Knows one architecture's residual equations and nothing about caching."""
 
     architecture: ClassVar[str]
+    prefetches: ClassVar[bool] = False
+    """Whether the host's network brings the weights of a block to the device while the block before it computes."""
 
     @abstractmethod
     def matches(self, network: nn.Module) -> bool:

@@ -27,6 +27,7 @@ class LTXAVAdapter(Adapter):
     """The connectors of the text, which run once before sampling, are left to the host."""
 
     architecture = "ltxav"
+    prefetches = True
 
     def matches(self, network: nn.Module) -> bool:
         return kinds(network, "transformer_blocks") == [{"BasicAVTransformerBlock"}]

@@ -16,6 +16,7 @@ class MiniMaxH3Adapter(Adapter):
     """The refiner of the text, which runs once before sampling, is left to the host."""
 
     architecture = "minimax_h3"
+    prefetches = True
 
     def matches(self, network: nn.Module) -> bool:
         return kinds(network, "blocks") == [{"DiTBlock"}] and hasattr(network, "audio_patch_proj")

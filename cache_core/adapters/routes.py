@@ -128,6 +128,7 @@ class Routes:
 
     def __init__(self, adapter: Adapter, network: nn.Module, run: CacheRun):
         self.adapter, self.wants, self.holds, self.marks = adapter, run.wants, run.holds, run.policy.marks
+        self.network = network
         self.cache: Forward | None = None  # of the forward that is under way
         self.originals: dict[nn.Module, Callable] = {}
         self.compiled = run.compiled or compiled(network)
@@ -182,7 +183,7 @@ class Routes:
         if any(foreign):
             cache.theirs = {site for block in compress(self.blocks, foreign) for site in block.sites.values()}
         if self.stack and not any(foreign) and self.stack.skips(cache):
-            return self.stack.forwards(cache), False
+            return self.stack.forwards(cache) + self._idle(cache), False
         for i, (block, theirs) in enumerate(zip(self.blocks, foreign, strict=True)):
             forward = None
             if not theirs and any(cache.action(site) is not Action.COMPUTE for site in block.sites.values()):
@@ -197,7 +198,19 @@ class Routes:
                 forward = self.stack.ending(forward or block.module.forward)
             if forward:
                 forwards.append((block.module, forward))
+        if self.adapter.prefetches and not (traceable or any(foreign)):
+            actions = (cache.action(site) for block in self.blocks for site in block.sites.values())
+            forwards += self._idle(cache) if all(action is Action.REUSE for action in actions) else []
         return forwards, traceable
+
+    def _idle(self, cache: Forward) -> list[tuple[nn.Module, Callable]]:
+        """The network, for a forward in which no block computes: the host is not to bring the weights of all of them."""
+        return [(self.network, self._unfetched)] if self.adapter.prefetches and cache.run.measure != "truth" else []
+
+    def _unfetched(self, *args, **kwargs):
+        if options := kwargs.get("transformer_options"):
+            kwargs["transformer_options"] = options | {"prefetch_dynamic_vbars": False}
+        return self.originals[self.network](*args, **kwargs)
 
     def _tell(self, foreign: int) -> None:
         if foreign and not self.told:

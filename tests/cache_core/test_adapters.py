@@ -268,6 +268,28 @@ def test_a_policy_of_the_stack_alone_keeps_no_branch(case):
     assert run.trace.computed_fraction == 0.5
 
 
+@pytest.mark.parametrize(("measure", "fetched"), [("off", [True, False]), ("truth", [True, True])])
+@pytest.mark.parametrize("kind", [FORA, Skipping])
+@pytest.mark.parametrize("name", ["ltx-2", "minimax h3"])
+def test_where_no_block_computes_the_host_brings_no_weights(comfy, monkeypatch, name, kind, measure, fetched):
+    prefetch = pytest.importorskip("comfy.model_prefetch", reason="newer than this host")
+    asked = []
+
+    def queue(blocks, device, options):
+        asked.append(options["prefetch_dynamic_vbars"])
+
+    def inputs(step: int) -> dict:
+        own = given(step)
+        return own | {"transformer_options": own["transformer_options"] | {"prefetch_dynamic_vbars": True}}
+
+    monkeypatch.setattr(prefetch, "make_prefetch_queue", queue)
+    with torch.inference_mode():
+        network, given = CASES[name][1]()
+        sample(network, inputs, adapter_for(network), CacheRun(kind(2, "aligned"), 4, measure=measure))
+    assert asked == fetched * 2
+    assert left_over(network) == []
+
+
 @BOOKKEEPING
 def test_blocks_are_not_skipped_where_somebody_else_replaced_one(case):
     network, inputs, adapter = case
