@@ -38,7 +38,7 @@ class Ground(NamedTuple):
 class Trends:
     """Watches a run in full; then the mean change of every branch since the evaluation before, as EOC asks for it."""
 
-    history, latent = 0, ()
+    branches, history, latent = True, 0, ()
 
     def __init__(self):
         self.means: dict = {}  # (evaluation, site) -> (N, C)

@@ -490,7 +490,7 @@ def workflows() -> list[Workflow]:
     )  # fmt: skip
     settings = {
         "seed": 100, "runs": 2, **DDIM,
-        "denoise": 1.0, "longest_gap": 2, "mean_features": False,
+        "denoise": 1.0, "longest_gap": 2, "mean_features": False, "scope": "branches",
     }  # fmt: skip
     source = [n for n in _source(12) if n.key != "vae"]
     links = {"model": ("model", 0), "positive": ("label", 0), "negative": ("label", 1), "latent_image": ("latent", 0)}
