@@ -85,7 +85,7 @@ POLICIES: dict[str, Callable[[Ground], CachePolicy]] = {
 }
 """Every policy that has a file, once per thing that it can be asked about."""
 
-STEPS = {"Forecast": 9}
+STEPS = {"Forecast": 10}
 """Sampler steps where a policy declines the usual 5."""
 
 

@@ -411,7 +411,7 @@ def _yours() -> Workflow:
         YOURS,
         [
             Node("model", "UNETLoader", (0, 0), (340, 90), {"unet_name": "flux1-dev.safetensors", "weight_dtype": "default"}),
-            Node("clip", "DualCLIPLoader", (0, 170), (340, 150), {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux"}),
+            Node("clip", "DualCLIPLoader", (0, 170), (340, 150), {"clip_name1": "clip_l.safetensors", "clip_name2": "t5xxl_fp16.safetensors", "type": "flux", "device": "default"}),
             Node("vae", "VAELoader", (0, 410), (340, 70), {"vae_name": "ae.safetensors"}),
             Node("text", "CLIPTextEncode", (420, 0), (360, 200), {"clip": ("clip", 0), "text": "a lighthouse on a cliff at dusk, its beam in the fog, photograph"}),
             Node("guidance", "FluxGuidance", (420, 280), (360, 70), {"conditioning": ("text", 0), "guidance": 3.5}),

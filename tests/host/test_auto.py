@@ -242,7 +242,7 @@ class TestWithPriors:
         planned.planned(plans).save(folder / "mine.safetensors")
         _, run, told = sampled(host, model)
         assert "mine.safetensors was left out: this plan does not tell the noise that it was searched for" in told
-        assert "there is no plan for this model and goal" in run.notes[0]
+        assert "no plan was searched for this model and goal" in run.notes[0]
 
     def test_of_two_plans_the_one_judged_on_more_pictures_is_taken(self, host, model, folder, planned):
         better = [replace(p, pictures=12) for p in planned.plans]

@@ -9,7 +9,7 @@ from priorcache.cache_core.trace import Trace
 from priorcache.errors import SettingError
 from priorcache.priors.prior import GIVEN, Prior, PriorError
 
-STEPS = 10
+STEPS = 12
 NAMED = {"steps": STEPS, "cfg": 1.5, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0}
 OTHER = NAMED | {"steps": 4, "scheduler": "normal", "denoise": 0.5}
 """What says nothing where sigmas are connected."""
@@ -105,7 +105,7 @@ def test_they_may_end_before_the_noise_does(run, calibrate, model, conds, sigmas
     planned, *_ = run("Search", prior, samplings=8.0, speedups="2")
     trace = Trace()
     custom(attach(model, planned.plans[0].restored(), trace), conds, sigmas[:-1])
-    assert trace.runs[0].computed_fraction == pytest.approx(4 / 9)
+    assert trace.runs[0].computed_fraction == pytest.approx(5 / 11)
 
 
 def test_a_policy_is_tuned_along_them(run, sigmas):
@@ -133,11 +133,11 @@ def test_a_router_is_trained_along_them_and_only_along_them_on(run, sigmas):
 
 
 def test_a_sweep_has_the_figures_of_the_scheduler_fewer_steps_included(run, model):
-    """Those of `simple` in 5 steps are every second of 10."""
+    """Those of `simple` in 6 steps are every second of 12."""
     from comfy.samplers import KSampler
 
     sigmas = KSampler(model, STEPS, "cpu", "euler", "simple").sigmas
-    settings = {"goals": "2x, 5 steps", "runs": 1}
+    settings = {"goals": "2x, 6 steps", "runs": 1}
     tables = [
         run("Sweep", **settings, **given)[2] for given in (NAMED | {"scheduler": "simple"}, OTHER | {"sigmas": sigmas})
     ]

@@ -118,5 +118,5 @@ def test_the_figures_of_a_prior():
     p = prior(evaluations=4, sites=2, gaps=1, grams=0)
     p.tables["difference"][0, 1:] = torch.tensor([[0.04, 0.16], [0.01, 0.01], [0.25, 0.81]])
     assert plot.figures(p) == [("0.367", "error, 1 step back"), ("step 2", "moves least"), ("step 3", "moves most")]
-    assert plot.figures(prior(sites=0)) == []
+    assert plot.figures(prior(sites=0, grams=0)) == []
     assert np.isnan(prior().reuse_error(1)[0]).all()

@@ -78,9 +78,9 @@ class TestChoice:
         shelf = [shelved(sampler="dpmpp_2m"), shelved(short), shelved()._replace(source="near.safetensors")]
         other = schedule(sigmas=tuple(s * 1.1 if s < 20 else s for s in SIGMAS))
         assert "from near.safetensors is for other noise levels" in Auto(2.0, tuple(shelf)).choice(other)[1]
-        (first, *_), nine = shelf, schedule(total=9)
-        assert "is for 10 steps, and this run has 9" in Auto(2.0, tuple(shelf)).choice(nine)[1]
-        assert "is for the sampler dpmpp_2m" in Auto(2.0, (first,)).choice(nine)[1]
+        (first, *_), other = shelf, schedule(total=12)
+        assert "is for 10 steps, and this run has 12" in Auto(2.0, tuple(shelf)).choice(other)[1]
+        assert "is for the sampler dpmpp_2m" in Auto(2.0, (first,)).choice(other)[1]
 
     def test_nor_is_one_that_does_not_tell_its_noise(self):
         untold = Shelved(TEN, replace(shelved().policy, sigmas=()), "a.safetensors")

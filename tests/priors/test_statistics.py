@@ -287,7 +287,6 @@ def test_the_network_alone_is_measured_as_beside_branches_and_holds_nothing_of_t
         sample(statistics, feature, derivative)
     run = CacheRun(Full(), 4, observers=(Statistics(branches=False),))
     assert not run.wants_branches
-    assert not any(map(run.wants, SITES))
     assert run.store.history == 0
     prior, other = prior_of(alone), prior_of(whole)
     for role in ("positive", "negative"):
