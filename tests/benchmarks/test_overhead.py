@@ -35,7 +35,7 @@ def test_runs_and_writes_what_it_prints(overhead, monkeypatch, tmp_path, capsys)
 
 def test_planning_is_timed_with_plans_that_were_searched(overhead):
     ticks = iter(range(1000))
-    found = overhead.planning(lambda: float(next(ticks)), steps=9, times=2)
+    found = overhead.planning(lambda: float(next(ticks)), steps=10, times=2)
     assert list(found) == [
         "Load Prior", "Plan Policy", "Forecast, as a sampling begins", "a plan, as a sampling of other steps begins",
         "Search Plans, besides sampling",

@@ -31,7 +31,7 @@ from priorcache.priors.statistics import Statistics
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-STEPS, CONFIG = 9, DiTConfig(64, 2, 4, 2, 4, 10, learn_sigma=False, grid_size=4)
+STEPS, CONFIG = 10, DiTConfig(64, 2, 4, 2, 4, 10, learn_sigma=False, grid_size=4)
 SIGMAS = tuple(float(STEPS - i) for i in range(STEPS + 1))
 HALF = FORA(2, "aligned")
 NAMES = ("blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp")
@@ -52,7 +52,7 @@ POLICIES = [
     HALF,
     FORA(2, "aligned", level="stack"),
     FORA(2, "aligned", level="model"),
-    L2C(((1.0,) * 4, (0.0, 1.0) * 2) * 4 + ((1.0,) * 4,), NAMES, STEPS),
+    L2C(((1.0,) * 4, (0.0, 1.0) * 2) * 5, NAMES, STEPS),
     GOC(HALF),
     EOC(HALF, Trends()),
     EOC(ToCa("dit", ratio=0.5), Trends()),

@@ -208,7 +208,7 @@ def test_what_runs_twice_in_one_forward_is_computed_and_told_of_once(since, seen
 
 def test_of_what_runs_twice_in_one_forward_an_observer_is_shown_the_first_turn():
     class Noting:
-        history = 1
+        branches, history = True, 1
 
         def branch(self, step, site, streams, out, past):
             shown.append((out.item(), len(past)))

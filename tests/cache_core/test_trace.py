@@ -113,7 +113,7 @@ class TestKinds:
         assert kinds_of(GOC(base)) == ["computed", "reused", "computed", "corrected", "computed", "corrected"]
         assert kinds_of(GOC(base, inflections=(3,))) == ["computed", "reused"] * 2 + ["computed", "corrected"]
         assert kinds_of(Taylor(base)) == ["computed", "reused", "computed", "forecast", "computed", "forecast"]
-        assert kinds_of(Forecast(3.0), "model", 9)[:4] == ["computed", "forecast", "forecast", "computed"]
+        assert kinds_of(Forecast(3.0), "model", 12)[:4] == ["computed", "forecast", "forecast", "computed"]
 
     def test_tokens_computed_are_partial_even_where_the_rest_is_corrected(self):
         steps = ("F", "c") * 3

@@ -248,8 +248,8 @@ def test_serves_the_others(name):
 
 
 def test_declines_the_few_steps_of_distilled_models():
-    assert "none to spare" in Forecast().objection(Schedule(8))
-    assert Forecast().objection(Schedule(9)) is None
+    assert "none to spare" in Forecast().objection(Schedule(9))
+    assert Forecast().objection(Schedule(10)) is None
 
 
 def test_an_unknown_sampler_that_calls_twice_per_step_is_computed():
@@ -288,7 +288,7 @@ class TestPlans:
         assert f"was planned for {TOTAL} steps, and this run has {2 * TOTAL}" in self.plan.remark(noisy)
 
     def test_on_other_noise_they_decline(self):
-        part = Schedule(TOTAL - 3, SIGMAS[3:], "euler", "EPS")  # image to image
+        part = Schedule(10, (4.4, 3.8, *SIGMAS[4:]), "euler", "EPS")  # image to image
         assert "its plan is for noise from 14.6 to 0.1" in self.plan.prepared(part).objection(part)
 
     @pytest.mark.parametrize(("first", "last"), [(0.7, 0.0), (0.5, 0.0), (1.0, 0.4)])
@@ -368,7 +368,7 @@ class TestPlans:
         assert (ready.sampler, ready.cfg, ready.sigmas) == (EPS.sampler, 3.0, EPS.sigmas)
 
     def test_an_unplanned_forecast_serves_any_noise(self):
-        part = Schedule(TOTAL - 3, SIGMAS[3:], "euler", "EPS")
+        part = Schedule(TOTAL - 2, SIGMAS[2:], "euler", "EPS")
         assert Forecast().prepared(part).objection(part) is None
 
 
