@@ -68,12 +68,11 @@ class PriorCacheAuto(io.ComfyNode):
         trace = Trace()
         shelf, looked = shelved(subject(model), speedup)
         attached = attach(model, Auto(speedup, tuple(shelf)), trace, "errors")
-        choice = told(model, speedup, shelf, looked)
         if cls.hidden and cls.hidden.unique_id:  # there is none where a script calls
             from server import PromptServer
 
-            PromptServer.instance.send_progress_text(choice, cls.hidden.unique_id)
-        return io.NodeOutput(attached, trace, choice)
+            PromptServer.instance.send_progress_text(glance(speedup, bool(shelf)), cls.hidden.unique_id)
+        return io.NodeOutput(attached, trace, told(model, speedup, shelf, looked))
 
     @classmethod
     def fingerprint_inputs(cls, model=None, speedup: float = 2.0):
@@ -116,6 +115,16 @@ def _missing(prior: Prior, speedup: float) -> str:
         return "it holds no plans: put Search Plans behind Load Prior, and Save Prior behind that."
     have = ", ".join(f"{plan.speedup:.2f}x" for plan in prior.plans)
     return f"none of its plans ({have}) is for {speedup:g}x: search for it with Search Plans."
+
+
+def glance(speedup: float, planned: bool) -> str:
+    """The choice in two lines, which is what the node has room for."""
+    if speedup == 1.0:
+        return "Every step is computed."
+    forecast = Forecast(speedup).describe()
+    if planned:
+        return f"The searched plan where the run is its own;\nelse {forecast}, or FORA."
+    return f"{forecast} with euler, ddim or dpmpp_2m;\nFORA with samplers that add noise."
 
 
 def told(model, speedup: float, shelf: list[Shelved], looked: list[str]) -> str:

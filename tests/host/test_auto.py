@@ -54,6 +54,26 @@ def sampled(host, model, speedup=2.0, **changes):
     return host.sample(attached, **SETTINGS | changes), trace.runs[-1], told
 
 
+def test_the_node_shows_the_choice_in_two_lines(host, model, folder, monkeypatch):
+    from types import SimpleNamespace
+
+    import server
+    from priorcache.nodes.auto import PriorCacheAuto, glance
+
+    sent = []
+    instance = SimpleNamespace(send_progress_text=lambda *args: sent.append(args))
+    monkeypatch.setattr(server.PromptServer, "instance", instance, raising=False)
+    auto(model)
+    assert sent == []  # no node is executed
+    monkeypatch.setattr(PriorCacheAuto, "hidden", SimpleNamespace(unique_id="7"), raising=False)
+    auto(model)
+    assert sent == [(glance(2.0, False), "7")]
+    for text in (glance(speedup, planned) for speedup in (1.0, 2.5) for planned in (False, True)):
+        assert text.count("\n") < 2
+        assert max(map(len, text.splitlines())) < 46
+    assert "Forecast 2.5x" in glance(2.5, True)
+
+
 class TestWithoutPriors:
     def test_it_is_forecast(self, host, model, folder):
         out, run, told = sampled(host, model)
