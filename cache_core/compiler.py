@@ -20,6 +20,11 @@ from torch import Tensor
 KNOWN = hasattr(torch.compiler, "set_stance")
 """Whether this torch can be told to leave alone what it compiled, which it can from 2.6 on."""
 
+LACKS = "" if KNOWN else f"torch 2.6 is needed, and this one is {torch.__version__}"
+if sys.version_info[:3] == (3, 13, 0):  # CPython issue 125608: there torch does without the guards that would tell
+    LACKS = "Python 3.13.1 is needed, as with 3.13.0 a graph does not notice what is attached to its network"
+"""What is needed beside it, and is not there, in words."""
+
 
 class Outlet:
     """A place at which `use` is called with the output of a module, also from within a compiled graph.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SettingError
-from ..compiler import KNOWN, Outlet, interpreted
+from ..compiler import LACKS, Outlet, interpreted
 from ..run import CacheRun, Forward, relative_error
 from ..sites import STACK, Action, Site
 from .base import Adapter, Block, computing
@@ -135,8 +135,8 @@ class Routes:
         self.copied = self.compiled  # whether outputs are noted as copies; a compiled graph may reuse its memory
         self.told = False
         self.parts: list[list[Tensor | None]] = []
-        if self.compiled and not KNOWN:
-            needed = f"beside torch.compile torch 2.6 is needed, and this one is {torch.__version__}"
+        if self.compiled and LACKS:
+            needed = f"beside torch.compile {LACKS}"
             if run.observers:
                 raise SettingError(f"Outputs are to be watched: {needed}. Take the compile node out while calibrating.")
             run.forgo(needed)

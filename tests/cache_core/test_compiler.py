@@ -19,6 +19,7 @@ from priorcache.priors.statistics import Statistics
 from subjects import close, compilable
 from torch._dynamo.testing import CompileCounterWithBackend
 
+pytestmark = pytest.mark.skipif(bool(compiler.LACKS), reason=compiler.LACKS)
 CASES = architectures.cases()
 PLAIN = {architecture: name for name, (architecture, _) in reversed(CASES.items())}
 FAILING = {"hunyuan_dit"}
@@ -120,7 +121,7 @@ def test_a_forward_that_was_compiled_by_itself_is_compiled_once(comfy, accelerat
 @pytest.mark.parametrize("measure", ["off", "errors"])
 @torch.inference_mode()
 def test_a_torch_that_cannot_leave_its_graphs_alone_computes_everything(monkeypatch, measure):
-    monkeypatch.setattr(routes, "KNOWN", False)
+    monkeypatch.setattr(routes, "LACKS", "torch 2.6 is needed, and this one is older")
     network, inputs, adapter = made("dit")
     called = torch.compile(network, backend="eager")
     out, run = sampled(network, called, inputs, adapter, FORA(2), measure=measure)
@@ -131,7 +132,7 @@ def test_a_torch_that_cannot_leave_its_graphs_alone_computes_everything(monkeypa
 
 
 def test_nor_is_anything_watched_there(monkeypatch):
-    monkeypatch.setattr(routes, "KNOWN", False)
+    monkeypatch.setattr(routes, "LACKS", "torch 2.6 is needed, and this one is older")
     with torch.inference_mode():
         network, inputs, adapter = made("dit")
         with pytest.raises(SettingError, match="Take the compile node out"):

@@ -4,11 +4,13 @@ import importlib
 
 import pytest
 import torch
+from priorcache.cache_core.compiler import LACKS
 from priorcache.cache_core.policies import FORA, CachePolicy, Taylor, ToCa
 from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
 from subjects import close, compilable
 
+pytestmark = pytest.mark.skipif(bool(LACKS), reason=LACKS)
 ALIGNED = FORA(2, "aligned")
 NETWORK = FORA(2, "aligned", level="model")
 

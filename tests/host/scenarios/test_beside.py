@@ -9,6 +9,7 @@ import subjects
 import torch
 from architectures import generator
 from matrix import everything, levels
+from priorcache.cache_core.compiler import LACKS
 from priorcache.cache_core.policies import FORA, Forecast
 from priorcache.cache_core.sites import Action
 from priorcache.cache_core.trace import Trace
@@ -258,6 +259,7 @@ def shallow(host, tmp_path_factory):
     return {"dit": subjects.dit(depth=2), "flux": subjects.flux(tmp_path_factory.mktemp("shallow"), depth=1)}
 
 
+@pytest.mark.skipif(bool(LACKS), reason=LACKS)
 @scenario("torch.compile before and after", "error below 1e-5 to the same run without it; reuses counted")
 @levels()
 @pytest.mark.parametrize("architecture", ["dit", "flux"])
