@@ -29,7 +29,7 @@ def sampling(
     x = torch.empty(rows, config.in_channels, size, size, device="meta")
     t, y = torch.empty(rows, device="meta"), torch.zeros(rows, dtype=torch.long, device="meta")
     run = CacheRun(policy, steps)
-    run.checked = {block.kind for block in adapter.blocks(network)}  # meta tensors have no values to compare
+    run.checked = {(network, block.kind) for block in adapter.blocks(network)}  # meta tensors have no values to compare
     with FlopCounterMode(display=False) as counter:
         for step in range(steps):
             sigma = sigmas[step] if sigmas else float(steps - step)

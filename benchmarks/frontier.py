@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -64,7 +64,6 @@ class Bench:
     sampler: str
     scheduler: str
     batches: list[tuple]  # (positive, negative, latent, seed)
-    plain: dict[tuple[int, str], Sampled] = field(default_factory=dict)  # what `uncached` found
 
     def sample(self, model, steps: int = 0, sampler: str = "", pictures: int | None = None) -> Sampled:
         """pictures: the first so many, or all."""
@@ -86,13 +85,6 @@ class Bench:
         latents = torch.cat(found)
         conds = 1 if math.isclose(self.cfg, 1.0) else 2
         return Sampled(latents, sum(calls) / conds / len(latents), time.perf_counter() - begin)
-
-    def uncached(self, steps: int, sampler: str) -> Sampled:
-        """Of the model as it is, sampled once for all settings that share `plain`."""
-        asked = (self.settings_for(steps), sampler)
-        if asked not in self.plain:
-            self.plain[asked] = self.sample(self.model, *asked)
-        return self.plain[asked]
 
     def sigmas(self, steps: int) -> list[float]:
         import comfy.samplers
@@ -160,7 +152,7 @@ def settings(steps: int, count: int) -> dict[str, CachePolicy]:
 
 
 def trials(steps: int, count: int) -> dict[str, CachePolicy]:
-    """Members of the family that are not the default: how the default was chosen."""
+    """Members of the family that are not the default, in the same table."""
     even, both, front = spread(steps, count), front_loaded(steps, count, 1.0), front_loaded(steps, count)
     return {
         f"{name}, {coordinate}, order {order}": Forecast(computed=computed, coordinate=coordinate, order=order)
@@ -216,7 +208,7 @@ def run(bench: Bench, plans: list[Plan], counts: list[int], every: bool, log: Ca
 
     for count in sorted(set(counts), reverse=True):
         for sampler in dict.fromkeys((bench.sampler, "euler", "dpmpp_2m")):
-            note(f"fewer steps, {sampler}", bench.uncached(count, sampler))
+            note(f"fewer steps, {sampler}", bench.sample(bench.model, bench.settings_for(count), sampler))
         for method, policy in (settings(steps, count) | (trials(steps, count) if every else {})).items():
             note(method, bench.policy(policy))
         for plan in plans:
@@ -333,11 +325,16 @@ def parsed(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="measure every method anew, with the plans that were found, where not all were in one go with nothing beside it",
     )
+    parser.add_argument(
+        "--repeat", action="store_true", help="measure all of it, also what is known, and search plans anew"
+    )
     parser.add_argument("--shared", action="store_true", help="other work runs beside it: no wall times in the page")
     parser.add_argument("--table", action="store_true", help="sample nothing, show what there is")
     parser.add_argument("--write", action="store_true", help="write docs/frontier.md, frontier.json and frontier.png")
     parser.add_argument("--out", type=Path, default=OUT, help="where every setting is kept, and not measured again")
     args = parser.parse_args(argv)
+    if args.repeat and args.again:
+        parser.error("--repeat measures every method, --again some of what is known: give one of them")
     if args.file and len(args.model) > 1:
         parser.error("--file is of one --model")
     return args
@@ -400,9 +397,11 @@ def measure(args: argparse.Namespace, bench: Bench, calibration: Pairs, about: d
     """One setting, where it was not measured yet; else those of its methods that are asked for again."""
     name, sampler, steps, cfg = (about[key] for key in ("model", "sampler", "steps", "cfg"))
     file = args.out / f"{stem(args, name, sampler, steps, cfg)}.json"
-    known = next((s for s in kept(args) if about.items() <= s.about.items()), None)
+    known = None if args.repeat else next((s for s in kept(args) if about.items() <= s.about.items()), None)
     if (known and (known.whole or not args.anew)) or args.again:
         log(f"{file.stem}: {'measured already' if known else 'not measured yet'}")
+        if known and not args.again:
+            log("\n" + known.table() + "\n")
         if known and args.again:
             bench.sample(bench.model, 2)  # the first one of a size allocates
             full = bench.sample(bench.model)
@@ -434,14 +433,13 @@ def main(argv: list[str]) -> None:
         held_out = pairs_of(drawer, args.pairs, args.batch, 5000, drawn.times)
         seen = [pairs_of(drawer, args.calibration, args.batch, seed, drawn.times) for seed in (100, 300)]
         cfgs = args.cfg or [drawn.cfg, 1.0]
-        plain = {cfg: {} for cfg in cfgs}
         for steps, cfg, sampler in product(args.steps, cfgs, args.sampler):
             about = {
                 "model": name, "steps": steps, "cfg": cfg, "sampler": sampler, **way(args, name, steps),
             }  # fmt: skip
             common = (model, steps, cfg, sampler, about["scheduler"])
             calibration = Pairs(*(Bench(*common, pairs) for pairs in seen))
-            measure(args, Bench(*common, held_out, plain[cfg]), calibration, about, log)
+            measure(args, Bench(*common, held_out), calibration, about, log)
     settings = kept(args)
     log("\n".join([summary(settings), "", *targets(settings)]))
     if args.write:

@@ -96,7 +96,7 @@ def markdown(report: dict) -> str:
     if report["claims"]:
         lines += ["", "| change of the Frechet distance | published | here |", "|---|---|---|"]
     for c in report["claims"]:
-        lines.append(f"| {c['claim']} | {c['published']:+.1f} % | {c['here']:+.1f} +- {c['deviation']:.1f} % |")
+        lines.append(f"| {c['claim']} | {c['published']:+.1f} % | {c['here']:+.1f} +- {c['deviation']:.2f} % |")
     return "\n".join([*lines, "", f"Made in batches of {report['batch']} on {makers(report)}."])
 
 
@@ -120,7 +120,7 @@ def document(reports: list[dict], command: str) -> str:
             "and SSIM: of latents and pictures to the uncached ones of the same seeds, in floating point. FLOPs: counted "
             "through the engine; wall time: median over pairs sampled in turn; both as ratios to uncached sampling.",
             "`fora-50+goc-used-0.8` is GOC with the queue `used` and eta 0.8 on FORA 50 %; the published changes are those of "
-            "DiT-XL/2 on ImageNet at DDIM 20, ours with the standard deviation of a paired bootstrap.",
+            "DiT-XL/2 on ImageNet at DDIM 20, ours with the standard deviation of a paired bootstrap over the pictures (of one model, one prior, one router and one set to compare with).",
             *map(markdown, reports),
         ]
     )

@@ -245,7 +245,7 @@ def main(argv: list[str]) -> None:
     ground, of = None, None
     for number, case in enumerate(asked := chosen(args, full)):
         if time.perf_counter() - begin > 60 * args.minutes:
-            left = "; ".join(case.title("...") for case in asked[number:])
+            left = "; ".join(case.title() for case in asked[number:])
             return print(f"--minutes {args.minutes:g} are over; not measured: {left}", flush=True)
         make, smaller = NETWORKS[case.network]
         if of != case.network:

@@ -24,9 +24,13 @@ class Case(NamedTuple):
     compiled: bool = False
     policies: tuple[str, ...] = ALL
 
-    def title(self, tokens: int | str) -> str:
-        pictures = f"{self.batch} picture{'s' * (self.batch > 1)}"
-        return f"{self.network}, {tokens} tokens, {pictures}, cfg {self.cfg:g}" + ", compiled" * self.compiled
+    def title(self, tokens: int | None = None) -> str:
+        length = "" if tokens is None else f", {tokens} tokens"
+        return self.network + length + self.rest
+
+    @property
+    def rest(self) -> str:
+        return f", {self.batch} picture{'s' * (self.batch > 1)}, cfg {self.cfg:g}" + ", compiled" * self.compiled
 
 
 def cases(accelerated: bool) -> list[Case]:
@@ -42,10 +46,9 @@ def missing(found: Iterable[str], accelerated: bool) -> list[str]:
     """Tables that a device of this kind has not among these titles."""
 
     def known(case: Case) -> bool:
-        start, end = case.title("|").split("|")
-        return any(title.startswith(start) and title.endswith(end) for title in found)
+        return any(title.startswith(f"{case.network}, ") and title.endswith(case.rest) for title in found)
 
-    return [case.title("...") for case in cases(accelerated) if not known(case)]
+    return [case.title() for case in cases(accelerated) if not known(case)]
 
 
 def table(results: dict) -> str:

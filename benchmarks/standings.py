@@ -263,7 +263,7 @@ def page(settings: list[Setting], command: str) -> str:
     parts = [
         "# Error of the final latent against evaluations",
         f"Written by `python tools/dev.py bench frontier {command}`, on {'; '.join(machines)}. Relative L2 distance of the final "
-        f"latent to that of all steps, mean of {_numbers(pairs)} prompt x seed pairs that nothing was planned with; plans were "
+        f"latent to that of all steps, mean of {_numbers(pairs)} pictures that nothing was planned with, of twelve prompts, each with a noise of its own; plans were "
         f"searched on {_numbers(calibration)} others, and judged by as many again. Evaluations are counted at the network's last block; every method "
         "skips whole ones, so that operations are saved in the same ratio. One whose schedule cannot have as many is told with one less."
         f"{_more(settings)}{_large(settings)} EasyCache gets a copy of its input: in 32 bits it otherwise adds to the sampler's own tensor. It and LazyCache "

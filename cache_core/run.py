@@ -108,7 +108,7 @@ class CacheRun:
         self.store = FeatureStore(max(wanted), codec, policy.limit)
         self.keeps = max(wanted) > 0 or bool(self.observers)  # whether computed outputs are looked at and kept
         self.declined: str | None = None
-        self.checked: set[Hashable] = set()  # kinds of blocks whose equation was compared with the host
+        self.checked: set[Hashable] = set()  # (network, kind of block) whose equation was compared with the host
         self._held: dict[str, bool] = {}  # whether outputs of a site are kept
         self.routes: dict = {}  # what `adapters.installed` prepared for each network of this run
         self.lock = RLock()  # a host that splits conds over devices has a thread for each
@@ -193,17 +193,19 @@ class CacheRun:
             self.keeps = False
             self._drop()
 
-    def survives(self, error: BaseException) -> bool:
+    def survives(self, error: BaseException, work: str = "keeping features") -> bool:
         """Whether sampling goes on after this error in the cache's own work: if memory ran out, without the cache.
 
         Observers want everything, so with them it does not.
         """
         if self.observers or not out_of_memory(error):
             return False
-        less = f"(store {self.store.codec.name!r} of Apply Cache; '8 bit' takes less, 'cpu' none of the device's)"
+        less = (
+            f"(store {self.store.codec.name!r} of Apply Cache; '8 bit' takes less, 'cpu' nearly none of the device's)"
+        )
         if self.trace.automatic:
             less = "(FORA Policy with scope 'whole network' keeps a few latents only)"
-        self.forgo(f"memory ran out while keeping features {less}")
+        self.forgo(f"memory ran out while {work} {less}")
         return True
 
     @contextmanager
@@ -335,7 +337,8 @@ class Forward:
         self._actions: dict[str, Action] = {}
         self._marks: dict[str, Tensor] = {}
         self._changed: set[str] = set()  # sites whose past the policy did not take as it was
-        self._had: set[str] = set()  # sites that had their turn
+        self.had: set[str] = set()  # sites that had their turn
+        self.lost = False  # whether what was to be handed out in place of all blocks was never asked for
         self.theirs: Container[Site] = ()  # of blocks that another node replaced, which may run as often as it likes
 
     def whole(self, rows: Tensor) -> bool:
@@ -347,8 +350,8 @@ class Forward:
 
     def first(self, site: Site) -> bool:
         """Whether a site has its first turn in this forward; what comes in a second one has no past, and the run declines."""
-        if site.name not in self._had:
-            self._had.add(site.name)
+        if site.name not in self.had:
+            self.had.add(site.name)
             return True
         if self.run.policy.history and site not in self.theirs:
             self.run.decline("another node runs blocks of this model several times in one pass")

@@ -31,7 +31,7 @@ class FeatureStore:
     """
 
     def __init__(self, history: int, codec: Codec = CODECS["device"], limit: int | None = None):
-        self.history, self.codec, self.limit = history, codec, limit
+        self.history, self.codec, self.limit = history, codec.for_run(), limit
         self._groups: dict[Streams, dict[str, deque[Past]]] = {}  # newest first
         self._owner: dict[tuple[str, Lane], Streams] = {}
         self._nbytes: int | None = 0  # None: to be counted anew
@@ -94,6 +94,7 @@ class FeatureStore:
     def clear(self) -> None:
         self._groups.clear()
         self._owner.clear()
+        self.codec.clear()
         self._nbytes = 0
 
     @property

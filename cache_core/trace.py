@@ -92,6 +92,7 @@ class RunTrace:
     policy: str
     total: int
     origin: tuple[str, str] = ("", "")  # (prompt id, node id) of the sampler that ran
+    recipe: str = ""  # what that node and all before it were given, as a digest; "" where it is not known
     about: str = ""  # sampler and shape, for titles
     measure: str = "off"
     store: str = "device"  # how features were kept

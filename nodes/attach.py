@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 import torch
 from comfy.model_sampling import CONST, V_PREDICTION
 from comfy.patcher_extension import WrappersMP
+from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 from torch import nn
 
@@ -22,6 +23,7 @@ from ..cache_core.sites import FLOW, MODEL, OF, Action, Schedule
 from ..cache_core.trace import RunTrace, Trace, human_bytes
 from ..priors.record import recorded
 from .dit import refuse_labels
+from .graph import recipe
 from .memory import beyond, bytes_aside, expected_bytes, frames_of, guidance_of, informed, parts_of
 from .noise import Noise, walks
 from .rivals import CacheError, refuse_rivals
@@ -301,7 +303,9 @@ def _hooked(hooks, sigma: float) -> Iterator[float]:
 @untraced  # torch.compile may have been given what calls this
 def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
     def host():
-        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        """May be called twice; HunyuanDiT takes what a ControlNet says out of its lists."""
+        said = control and {n: list(p) if isinstance(p, list) else p for n, p in control.items()}
+        return executor(x, t, c_concat, c_crossattn, said, transformer_options, **kwargs)
 
     sampling = _run_of(transformer_options)
     if sampling is None or not sampling.run.wants_branches or not sampling.begun():
@@ -327,12 +331,14 @@ def _apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, 
     run, before = sampling.run, len(sampling.run.trace.rows)
     try:
         with installed(adapter, network, forward):
-            return host()
+            out = host()
+        if not forward.lost:
+            return out
     except (RuntimeError, MemoryError) as error:  # in the network's own work: it may do with what the cache gives back
         if not (run.store.codec.on_device and run.store.nbytes and run.survives(error)):
             raise
     with run.lock:
-        del run.trace.rows[before:]  # what was reused so far is computed now
+        del run.trace.rows[before:]  # what was reused in it is computed now
     return host()
 
 
@@ -397,7 +403,10 @@ def prediction_of(model) -> str:
 def _new_trace(policy: CachePolicy, schedule: Schedule, noise: torch.Tensor, model) -> RunTrace:
     steps = f"{schedule.total} step{'s'[: schedule.total > 1]}"
     about = ", ".join([schedule.sampler, steps, *_part(schedule, model), " x ".join(map(str, noise.shape))])
-    return RunTrace(policy.describe(), schedule.total, origin=_origin(), about=about)
+    origin = _origin()
+    state = get_progress_state() if origin[1] else None
+    made = recipe(state.dynprompt, origin[1]) if state and state.prompt_id == origin[0] else ""
+    return RunTrace(policy.describe(), schedule.total, origin=origin, recipe=made, about=about)
 
 
 def _part(schedule: Schedule, model) -> Iterator[str]:

@@ -99,7 +99,7 @@ class PriorCachePlan(io.ComfyNode):
                     default=2.0,
                     min=0.001,
                     max=1000.0,
-                    step=0.1,
+                    step=0.01,
                     round=0.0001,
                     tooltip="The goal: 2 for twice as fast, 8 for 8 computed steps, 0.05 for an error of 5 %.",
                 ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,7 +25,40 @@ def sampled(trace: Trace, hidden, entry: str, source: str = "trace") -> list[Run
     nodes = sampling(hidden.prompt, hidden.unique_id, entry, source)
     if nodes is not None:  # all of them have run; what is gone now would come back where nothing is unrolled
         trace.forget(run for run in trace.of_nodes(nodes) if _gone(hidden.dynprompt, run.origin[1]))
-    return trace.of_nodes(nodes)
+    return [run for run in trace.of_nodes(nodes) if nodes is None or _as_now(hidden.dynprompt, run)]
+
+
+def _as_now(prompt: DynamicPrompt, run: RunTrace) -> bool:
+    """Whether a run is what this prompt asks for. With `--cache-lru` the host takes a latent from its cache that an earlier
+    prompt made, where the trace has only what a later one did."""
+    now = recipe(prompt, run.origin[1])
+    return not (now and run.recipe) or now == run.recipe
+
+
+def recipe(prompt: DynamicPrompt, node: str) -> str:
+    """A digest of what a node and all nodes before it are given, whatever their ids; "" where that is not known.
+
+    Files behind names, and tensors that an unrolled node is given, do not come into it.
+    """
+    found: dict[str, str] = {}
+    waiting = [node] if prompt.has_node(node) else []
+    begun: set[str] = set()
+    while waiting:
+        own = prompt.get_node(waiting[-1])
+        inputs = dict(own.get("inputs", {}))
+        links = {entry: link for entry in inputs if (link := _link(own, entry)) and prompt.has_node(link[0])}
+        before = [name for name, _ in links.values() if name not in found]
+        if before and waiting[-1] not in begun:
+            begun.add(waiting[-1])
+            waiting += before
+            continue
+        inputs |= {entry: (found.get(name), output) for entry, (name, output) in links.items()}
+        try:
+            text = json.dumps([_kind(own), inputs], sort_keys=True, default=lambda value: type(value).__name__)
+        except (TypeError, ValueError, RecursionError):  # an unrolled node may be given anything
+            return ""
+        found[waiting.pop()] = hashlib.sha256(text.encode()).hexdigest()
+    return found.get(node, "")
 
 
 def _gone(prompt: DynamicPrompt, node: str) -> bool:
@@ -96,5 +131,6 @@ def _links(node: dict) -> list[tuple[str, int]]:
 def _link(node: dict, entry: str) -> tuple[str, int] | None:
     """The node that an input comes from, and which of its outputs; values that are lists are no links."""
     value = node.get("inputs", {}).get(entry)
-    linked = isinstance(value, list) and len(value) == 2 and isinstance(value[1], (int, float)) and value[1] >= 0
-    return (str(value[0]), int(value[1])) if linked else None
+    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)):
+        return None
+    return (value[0], int(value[1])) if isinstance(value[1], (int, float)) and value[1] >= 0 else None

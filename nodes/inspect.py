@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..errors import SettingError
+from ..errors import SettingError, excerpt
 from ..priors.files import write
 from ..priors.router import TABLE
 from .graph import sampled
@@ -215,7 +215,6 @@ def _written(parts: list[Part], wanted: tuple[str, ...], document: str, prefix: 
 
     if not prefix.strip():
         raise SettingError("Inspect: filename_prefix is empty; give a name such as PriorCache/inspect")
-    folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
     files: dict[str, bytes] = {}
     if "PNG" in wanted:
         files |= {f"{part.name}.png": png(part.full()) for part in parts}
@@ -227,9 +226,17 @@ def _written(parts: list[Part], wanted: tuple[str, ...], document: str, prefix: 
         }
     if "JSON" in wanted:
         files["all.json"] = document.encode()
-    named = {f"{name}_{number:05}_{file}": content for file, content in files.items()}
-    for file, content in named.items():
-        write(Path(folder) / file, content)
+    output = folder_paths.get_output_directory()
+    try:
+        folder, name, number, subfolder, _ = folder_paths.get_save_image_path(prefix, output)
+        named = {f"{name}_{number:05}_{file}": content for file, content in files.items()}
+        for file, content in named.items():
+            write(Path(folder) / file, content)
+    except OSError as error:
+        raise SettingError(
+            f"Inspect: {output} cannot be written to ({excerpt(error)}); make room, give ComfyUI the right to write there, or set "
+            f"export to {NO_FILES!r}"
+        ) from error
     return [Path(subfolder, file).as_posix() for file in named]
 
 

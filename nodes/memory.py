@@ -139,7 +139,8 @@ def parts_of(guider, shape: tuple[int, ...], parts: Iterable[tuple[int, ...]] | 
     whole = guider.model_options.get("disable_cfg1_optimization")
     skipped = {"negative"} if math.isclose(guidance_of(guider), 1.0) and not whole else set()
     batch, *latent = shape
-    adapter = adapter_for(guider.model_patcher.model.diffusion_model)
+    network = guider.model_patcher.model.diffusion_model
+    adapter = adapter_for(network)
     least = max(PADDED.get(kind.__name__, 0) for kind in type(guider.model_patcher.model).__mro__)
     return [
         Part(
@@ -147,7 +148,7 @@ def parts_of(guider, shape: tuple[int, ...], parts: Iterable[tuple[int, ...]] | 
             tuple(latent),
             [
                 *(tuple(part[1:]) for part in parts or [shape]),
-                *(tuple(r.shape[1:]) for r in (adapter.references(cond) if adapter else ())),
+                *(tuple(r.shape[1:]) for r in (adapter.references(network, cond) if adapter else ())),
             ],
             max(adapter.text(cond) if adapter else 0, least),
         )

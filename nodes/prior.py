@@ -10,8 +10,9 @@ from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
+from safetensors import SafetensorError
 
-from ..errors import shown
+from ..errors import excerpt, shown
 from ..priors.prior import Prior, PriorError
 from .files import located, written
 from .types import PRIORS, PriorTable
@@ -71,16 +72,23 @@ class PriorCacheSavePrior(io.ComfyNode):
 
 
 def saved(prior: Prior, name: str, overwrite: bool = False) -> Path:
-    """The file of a prior in models/priorcache. Raises PriorError on a name that could leave the folder."""
+    """The file of a prior in models/priorcache. Raises PriorError on a name that could leave it, and where it cannot be written."""
     folder, stem = Path(folder_paths.get_folder_paths(FOLDER)[0]), stem_of(name)
-    if overwrite:
-        return prior.save(folder / f"{stem}.safetensors")
-    path = claimed(folder, stem)
     try:
-        return prior.save(path)
-    except BaseException:
-        path.unlink()
-        raise
+        if overwrite:
+            return prior.save(folder / f"{stem}.safetensors")
+        path = claimed(folder, stem)
+        try:
+            return prior.save(path)
+        except BaseException:
+            with suppress(OSError):
+                path.unlink()
+            raise
+    except (OSError, SafetensorError) as error:
+        raise PriorError(
+            f"{folder} cannot be written to ({excerpt(error)}); make room or give ComfyUI the right to write there, and run the "
+            "prompt again"
+        ) from error
 
 
 def claimed(folder: Path, stem: str) -> Path:

@@ -46,8 +46,12 @@ def stamp(runs: Iterable[RunTrace], images: torch.Tensor, before: object = None)
 
 def named(images: torch.Tensor) -> list[str]:
     """Images (B, H, W, C) by what they are when the host saves them."""
-    pixels = np.clip(255.0 * images.cpu().numpy(), 0, 255).astype(np.uint8)
-    return [_name(picture.shape[1], picture.shape[0], picture.tobytes()) for picture in pixels]
+    return [_named(picture.cpu().numpy()) for picture in images]  # one by one, as a video may fill the memory
+
+
+def _named(picture: np.ndarray) -> str:
+    pixels = np.clip(255.0 * picture, 0, 255).astype(np.uint8)
+    return _name(pixels.shape[1], pixels.shape[0], pixels.tobytes())
 
 
 def _name(width: int, height: int, pixels: bytes) -> str:
@@ -124,7 +128,7 @@ class PriorCacheReplay(io.ComfyNode):
     def execute(cls, image: str, run: int = 1) -> io.NodeOutput:
         runs, remark = read(image)
         listed = "\n".join(f"{i}. {excerpt(of['policy'])} ({excerpt(of['about'])})" for i, of in enumerate(runs, 1))
-        if run > len(runs):
+        if not 1 <= run <= len(runs):
             raise StampError(f"{image} holds {len(runs)} sampling run(s), and run is {run}. They are:\n{listed[:600]}")
         record = runs[run - 1]["record"]
         if record is None:
@@ -139,8 +143,13 @@ class PriorCacheReplay(io.ComfyNode):
         return os.stat(path_of(image)).st_mtime_ns
 
     @classmethod
-    def validate_inputs(cls, image: str):
-        return True if os.path.isfile(path_of(image)) else f"{image} is not in ComfyUI's input folder; upload it"
+    def validate_inputs(cls, image: str | None):
+        if image is None:  # another node will say which
+            return True
+        try:
+            return True if os.path.isfile(path_of(image)) else f"{image} is not in ComfyUI's input folder; upload it"
+        except StampError as error:
+            return str(error)
 
 
 def path_of(image: str) -> str:
@@ -149,7 +158,7 @@ def path_of(image: str) -> str:
         path = os.path.realpath(folder_paths.get_annotated_filepath(image))
         folder = folder_paths.annotated_filepath(image)[1] or folder_paths.get_input_directory()
         inside = os.path.commonpath([path, os.path.realpath(folder)]) == os.path.realpath(folder)
-    except (TypeError, ValueError):  # no name, or one on another drive
+    except (AttributeError, TypeError, ValueError):  # no name, or one on another drive
         inside = False
     if not inside:
         raise StampError(f"{shown(image)} is not in ComfyUI's input folder; upload it, or choose one from the list")
@@ -177,7 +186,7 @@ def read(image: str) -> tuple[list[dict], str]:
         )
     try:
         said = json.loads(text)
-        stamps = [(stamp["images"], stamp["runs"]) for stamp in said.get("stamps", [])]
+        stamps = [(tuple(map(str, stamp["images"])), stamp["runs"]) for stamp in said.get("stamps", [])]
         own = [runs for images, runs in stamps if name in images]
         runs = said["runs"]
         if own:
@@ -197,7 +206,7 @@ def read(image: str) -> tuple[list[dict], str]:
         raise StampError(
             f"what {image} says of its caching is damaged ({excerpt(error)}); take another image"
         ) from error
-    batches = len({tuple(images) for images, _ in stamps})
+    batches = len({images for images, _ in stamps})
     if batches > 1 and not own:
         raise StampError(
             f"{image} was saved beside {batches} stamped batches and is of none of them: put Stamp Images right before Save "
@@ -205,6 +214,7 @@ def read(image: str) -> tuple[list[dict], str]:
         )
     if not runs:
         raise StampError(
-            f"{image} was not sampled by the model whose trace its Stamp Images has: wire it to the Apply Cache of its own branch"
+            f"{image} was not sampled by the model whose trace its Stamp Images has: wire it to the Apply Cache of its own branch. "
+            "Where that is so already, ComfyUI had kept the latent, and what was sampled is no longer known: change the seed"
         )
     return runs, "" if own or not stamps else CHANGED

@@ -18,7 +18,7 @@ from comfy_api.latest import io
 from ..cache_core.sites import Schedule
 from ..errors import SettingError, finite
 from ..priors.parts import parts
-from ..priors.prior import GIVEN
+from ..priors.prior import GIVEN, LEAST
 from .attach import schedule_of
 
 
@@ -49,7 +49,7 @@ def settings() -> list[io.Input]:
         io.Float.Input(
             "denoise",
             default=1.0,
-            min=0.01,
+            min=LEAST,
             max=1.0,
             step=0.01,
             tooltip="1 for pictures from noise, less for image to image.",
@@ -79,7 +79,9 @@ def seeded(tooltip: str, default: int = 0) -> io.Input:
 
 
 def seeds_from(seed: int, count: int) -> tuple[int, ...]:
-    """So many in a row; behind the largest comes 0."""
+    """So many in a row; behind the largest comes 0. Raises SettingError on none, which a linked number may ask for."""
+    if count < 1:
+        raise SettingError(f"runs is {count}; give 1 or more")
     return tuple((seed + i) % 2**64 for i in range(count))
 
 
@@ -117,6 +119,8 @@ class Sampling:
 
     def __post_init__(self):
         finite("sampling", cfg=self.cfg, denoise=self.denoise)
+        if not LEAST <= self.denoise <= 1:
+            raise SettingError(f"sampling: denoise is {self.denoise}; give a number from {LEAST} to 1")
 
     def along(self, sigmas: Sequence[float]) -> Sampling:
         """The same over these noise levels. Raises SettingError where they are not such."""

@@ -64,14 +64,14 @@ def _line(name: str, d: Distance) -> str:
 def draw(a: Tensor, b: Tensor, found: list[Distance]) -> Figure:
     """Both batches (B, H, W, C) and, below them, how far each pixel is off; the first MOST_PICTURES of them."""
     shown = min(len(a), MOST_PICTURES)
-    off = (a - b).float().abs().mean(-1).numpy()
+    off = (a[:shown] - b[:shown]).float().abs().mean(-1).numpy()
     figure = new_figure(max(1.7 * shown + 1.4, 6), 6.2)
     more = f" (the first {shown} of {len(a)} pictures)" if shown < len(a) else ""
     figure.suptitle(f"Pictures, reference, and how far they are apart{more}", fontsize=RC["title"], x=0.02, ha="left")
     # a narrow column for the scale: beside one row alone it would push that row out of place
     figure.set_layout_engine("compressed")
     axes, scales = np.split(figure.subplots(3, shown + 1, width_ratios=[1] * shown + [0.06]), [shown], axis=1)
-    peak = max(float(off[:shown].max()), 1e-6)
+    peak = max(float(off.max(initial=0.0, where=np.isfinite(off))), 1e-6)
     for i in range(shown):
         for row, batch in enumerate((a, b)):
             axes[row, i].imshow(np.clip(batch[i, ..., :3].float().numpy(), 0, 1), interpolation="nearest")

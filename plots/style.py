@@ -66,6 +66,10 @@ DARK = Theme(
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 
+PLAIN = {"parse_math": False}
+"""Of words that may come from a file: what stands between dollar signs is no formula."""
+
+
 def new_figure(width: float, height: float, theme: Theme = LIGHT, dpi: int = RC["dpi"]) -> Figure:
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor=theme.paper)
     figure.get_layout_engine().set(w_pad=0.09, h_pad=0.06)
@@ -87,9 +91,9 @@ def dressed(axes: Axes, theme: Theme, title: str = "", y: str = "", x: str = "",
         spine.set_color(theme.grid)
     axes.tick_params(which="both", colors=theme.soft, labelsize=size - 2, length=3, width=0.8)
     axes.tick_params(axis="x", length=0)
-    axes.set_title(title, loc="left", fontsize=size, color=theme.ink, pad=6)
-    axes.set_ylabel(y, fontsize=size - 1.5, color=theme.soft)
-    axes.set_xlabel(x, fontsize=size - 1.5, color=theme.soft)
+    axes.set_title(title, loc="left", fontsize=size, color=theme.ink, pad=6, **PLAIN)
+    axes.set_ylabel(y, fontsize=size - 1.5, color=theme.soft, **PLAIN)
+    axes.set_xlabel(x, fontsize=size - 1.5, color=theme.soft, **PLAIN)
     axes.set_axisbelow(True)
     return axes
 
@@ -131,10 +135,12 @@ def legend(
     if not handles:
         return
     where = where or {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
-    axes.legend(
+    drawn = axes.legend(
         handles=handles, ncols=-(-len(handles) // rows), frameon=False, fontsize=size, labelcolor=theme.soft, borderaxespad=0.15,
         handlelength=1.3, handletextpad=0.45, columnspacing=1.1, **where,
     )  # fmt: skip
+    for text in drawn.get_texts():
+        text.set(**PLAIN)
 
 
 @dataclass
@@ -201,7 +207,7 @@ class Sheet:
 
     def _text(self, x: float, y: float, text: str, size: float, colour: str, wide: float = 1.0, **look) -> None:
         """At the top left of (x, y), no wider than this share: smaller, and then cut, if need be."""
-        drawn = self.head.text(x, y, text, fontsize=size, color=colour, va="top", ha="left", **look)
+        drawn = self.head.text(x, y, text, fontsize=size, color=colour, va="top", ha="left", **PLAIN, **look)
         drawn.set_in_layout(False)
         room = self.part.bbox.width * 0.84 * wide
         width = drawn.get_window_extent().width

@@ -23,7 +23,8 @@ MOST_RUNS, MOST_AT_A_GLANCE = 12, 3
 WAITING = (
     "No sampling run yet: connect the latent of the sampler behind Apply Cache, so that Inspect waits for it (where a node gives images only, "
     "the latent of VAE Encode behind it). "
-    "Where it is connected, the sampler is wired past this node's model, or another cache between the two has taken its place."
+    "Where it is connected, the sampler is wired past this node's model, another cache between the two has taken its place, or "
+    "ComfyUI had kept its latent from an earlier prompt: change the seed."
 )
 MOST_WORDS = 5
 """Of a key that has room beside a title; more are written in two lines, smaller."""

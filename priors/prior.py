@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from .plan import Plan, merged
 FORMAT = 1
 MAX_BYTES = 8 * 2**30
 LONGEST = 200  # characters of a name
+LEAST = 0.01  # denoise
 NUMBERS = (torch.float16, torch.float32, torch.float64)
 NOT_NEGATIVE = {"power": "a mean of squares", "difference": "a mean of squares", "schedule": "made of noise levels"}
 
@@ -310,16 +312,20 @@ def _load(path: Path, only: Sequence[str] | None) -> Prior:
         value = about["subject"][name]
         if not isinstance(value, allowed[field_.type]) or isinstance(value, bool):
             raise PriorError(f"its subject's {name} is {shown(value)}, which is not a {field_.type}")
-        if isinstance(value, str) and len(value) > LONGEST:
-            raise PriorError(f"its subject's {name} is longer than {LONGEST} characters")
+        if isinstance(value, str) and not _named(value):
+            raise PriorError(
+                f"its subject's {name} is {shown(value)}; at most {LONGEST} characters that can be drawn are allowed"
+            )
         if isinstance(value, (int, float)) and not abs(value) < 2**63:
             raise PriorError(f"its subject's {name} is {shown(value)}; a finite number below 2**63 was expected")
     for name in ("sites", "shape", "seeds"):
         if not isinstance(about[name], list):
             raise PriorError(f"its {name} must be a list")
     sites = tuple(about["sites"])
-    if not all(isinstance(s, str) and len(s) <= LONGEST for s in sites) or len(set(sites)) != len(sites):
-        raise PriorError(f"its sites must be a list of different names of at most {LONGEST} characters")
+    if not all(isinstance(s, str) and _named(s) for s in sites) or len(set(sites)) != len(sites):
+        raise PriorError(
+            f"its sites must be a list of different names of at most {LONGEST} characters that can be drawn"
+        )
     prior = Prior(
         subject=Subject(**{name: about["subject"][name] for name in subject}),
         sites=sites,
@@ -331,6 +337,11 @@ def _load(path: Path, only: Sequence[str] | None) -> Prior:
     )
     _check_tables(prior)
     return prior
+
+
+def _named(text: str) -> bool:
+    """Whether this can be a name: no longer, and nothing in it that cannot be drawn (control characters, halves of others)."""
+    return len(text) <= LONGEST and not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
 def _whole(value, name: str, least: int) -> int:
@@ -376,8 +387,10 @@ def _check_tables(prior: Prior) -> None:
     for name in ("steps", "made"):
         if not 0 <= (number := getattr(prior.subject, name)) <= MOST_STEPS:
             raise PriorError(f"its subject's {name} is {shown(number)}; whole numbers from 0 to {MOST_STEPS} are meant")
-    if not math.isfinite(prior.subject.cfg) or not math.isfinite(prior.subject.denoise):
-        raise PriorError("its cfg or denoise is not a finite number")
+    if not math.isfinite(prior.subject.cfg):
+        raise PriorError("its cfg is not a finite number")
+    if not LEAST <= prior.subject.denoise <= 1:  # the host makes steps / denoise noise levels, one by one
+        raise PriorError(f"its denoise is {shown(prior.subject.denoise)}; numbers from {LEAST} to 1 are meant")
 
 
 def _check_trend(prior: Prior, site: str, sites: frozenset[str]) -> None:

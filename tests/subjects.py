@@ -224,14 +224,21 @@ def unet() -> Subject:
     return Subject(built("SD15", **settings), (16, 16))
 
 
+WAN = {
+    "image_model": "wan2.1", "model_type": "t2v", "dim": 96, "ffn_dim": 128, "num_heads": 4, "num_layers": 2, "in_dim": 16,
+    "out_dim": 16, "freq_dim": 32, "text_dim": WORDS, "patch_size": (1, 2, 2), "qk_norm": True, "cross_attn_norm": True,
+    "eps": 1e-6,
+}  # fmt: skip
+
+
 def wan() -> Subject:
     """Three latent frames of a video."""
-    settings = {
-        "image_model": "wan2.1", "model_type": "t2v", "dim": 96, "ffn_dim": 128, "num_heads": 4, "num_layers": 2, "in_dim": 16,
-        "out_dim": 16, "freq_dim": 32, "text_dim": WORDS, "patch_size": (1, 2, 2), "qk_norm": True, "cross_attn_norm": True,
-        "eps": 1e-6,
-    }  # fmt: skip
-    return Subject(built("WAN21_T2V", **settings), (3, 8, 8))
+    return Subject(built("WAN21_T2V", **WAN), (3, 8, 8))
+
+
+def scail() -> Subject:
+    """The same with poses behind the video."""
+    return Subject(built("WAN21_SCAIL", **WAN | {"model_type": "scail", "in_dim": 20}), (3, 8, 8))
 
 
 def flux2() -> Subject:

@@ -95,7 +95,7 @@ def scenarios_table(cells: Cells) -> str:
 
 def page(cells: Cells) -> str:
     """docs/scenarios.md."""
-    from matrix import LEVELS
+    from matrix import LEVELS, STEPS
 
     return f"""# What was sampled, and what came of it
 
@@ -111,7 +111,7 @@ relative error below .6 when it reuses (weights are random: the bound finds mist
 {policies_table(cells)}
 ## Samplers
 
-The share of the branches that was computed, at 5 steps (Forecast: 9), with a relative error below 1: samplers that extrapolate
+The share of the branches that was computed, at 5 steps (Forecast: {STEPS["Forecast"]}), with a relative error below 1: samplers that extrapolate
 over their last steps amplify it there. In brackets: everything was computed, bit-equal, and one sentence said why.
 "·" was not run, since what a sampler asks for does not depend on the network: DiT, whose noise schedule is that of Stable
 Diffusion, has all policies with all samplers; Flux, a rectified flow, has one policy of every level with all of them.

@@ -94,7 +94,7 @@ class Adapter(ABC):
         """What a block of the host's would hand on, in the form of `like`, from its `rows`."""
         return rows.view_as(like)
 
-    def references(self, cond: dict) -> Iterable[Tensor]:
+    def references(self, network: nn.Module, cond: dict) -> Iterable[Tensor]:
         """The latents that come along with a picture, (B, C, *space), in a cond of the host's."""
         return cond.get("reference_latents") or ()
 

@@ -56,16 +56,22 @@ def block(
     x = x.flatten(1, 3)
 
     def modulation(of: nn.Module) -> tuple[Tensor, ...]:
-        """Shift, scale and gate (B, 1 or N, D)."""
+        """Shift, scale and gate, (B, 1, D), or (B, T, 1, D)."""
         found = of(emb) if adaln_lora_B_T_3D is None else of(emb) + adaln_lora_B_T_3D
-        return (found if steady else found.repeat_interleave(space[1] * space[2], dim=1)).chunk(3, dim=-1)
+        return (found if steady else found.unsqueeze(2)).chunk(3, dim=-1)
+
+    def by_frame(x: Tensor) -> Tensor:
+        """(B, T, H * W, D) where each frame is modulated by its own."""
+        return x if steady else x.unflatten(1, (space[0], -1))
 
     shift_a, scale_a, gate_a = modulation(self.adaln_modulation_self_attn)
     shift_c, scale_c, gate_c = modulation(self.adaln_modulation_cross_attn)
     shift_m, scale_m, gate_m = modulation(self.adaln_modulation_mlp)
 
     def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return (x * (1 + scale) + shift).to(emb.dtype)  # x is in float32 where branches compute in float16
+        return (
+            (by_frame(x) * (1 + scale) + shift).to(emb.dtype).view_as(x)
+        )  # x is in float32 where branches compute in float16
 
     def attention(x: Tensor) -> Tensor:
         x = modulate(self.layer_norm_self_attn(x), shift_a, scale_a)
@@ -85,7 +91,7 @@ def block(
         return self.mlp(x)
 
     def added(x: Tensor, gate: Tensor, out: Tensor) -> Tensor:
-        return x.addcmul(gate.to(x.dtype), out.to(x.dtype))
+        return by_frame(x).addcmul(gate.to(x.dtype), by_frame(out.to(x.dtype))).view_as(x)
 
     x = added(x, gate_a, branch("attn", attention, x))
     # Control for every token of the picture takes no fewer tokens.

@@ -44,10 +44,10 @@ class FluxAdapter(Adapter):
     def tokens(self, block: Block, name: str, image: int, text: int) -> int:
         return image + text if name == "single" else super().tokens(block, name, image, text)
 
-    def references(self, cond: dict) -> list[Tensor]:
+    def references(self, network: nn.Module, cond: dict) -> list[Tensor]:
         """With what HunyuanVideo puts before a video that is made of a picture."""
         before = cond.get("ref_latent")
-        return [*super().references(cond), *([] if before is None else [before])]
+        return [*super().references(network, cond), *([] if before is None else [before])]
 
     def writes(self, kwargs: dict) -> bool:
         return any(kwargs.get(f"modulation_dims{stream}") is not None for stream in ("", "_img", "_txt"))
@@ -71,11 +71,14 @@ def double_block(
     (img_1, img_2), (txt_1, txt_2) = (self.img_mod(vec), self.txt_mod(vec)) if self.modulation else vec
     img_dims, txt_dims, n = modulation_dims_img, modulation_dims_txt, txt.shape[1]
 
+    def projected(img: Tensor) -> list[Tensor]:
+        """q, k and v of both streams; what they are made of is let go, as it is as large."""
+        of_txt = heads(self.txt_attn, self.txt_attn.qkv(modulate(self.txt_norm1(txt), txt_1, txt_dims)))
+        of_img = heads(self.img_attn, self.img_attn.qkv(modulate(self.img_norm1(img), img_1, img_dims)))
+        return [torch.cat(pair, dim=2) for pair in zip(of_txt, of_img, strict=True)]
+
     def joint(img: Tensor) -> Tensor:
-        of_txt = self.txt_attn.qkv(modulate(self.txt_norm1(txt), txt_1, txt_dims))
-        of_img = self.img_attn.qkv(modulate(self.img_norm1(img), img_1, img_dims))
-        pairs = zip(heads(self.txt_attn, of_txt), heads(self.img_attn, of_img), strict=True)
-        q, k, v = (torch.cat(pair, dim=2) for pair in pairs)
+        q, k, v = projected(img)
         out = attention(q, k, v, pe=pe, mask=attn_mask, transformer_options=transformer_options)
         return torch.cat((self.txt_attn.proj(out[:, :n]), self.img_attn.proj(out[:, n:])), dim=1)
 

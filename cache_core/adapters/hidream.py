@@ -20,7 +20,7 @@ class HiDreamAdapter(Adapter):
     def lengths(self, network: nn.Module, image: int, text: int) -> tuple[int, int]:
         return image, 3 * text
 
-    def references(self, cond: dict) -> list[Tensor]:
+    def references(self, network: nn.Module, cond: dict) -> list[Tensor]:
         """The picture that E1 is given is laid beside its own."""
         return [cond["concat_latent_image"]] if "concat_latent_image" in cond else []
 

@@ -19,9 +19,9 @@ class Krea2Adapter(Adapter):
     def matches(self, network: nn.Module) -> bool:
         return kinds(network, "blocks") == [{"SingleStreamBlock"}] and hasattr(network, "txtfusion")
 
-    def references(self, cond: dict) -> Iterable[Tensor]:
+    def references(self, network: nn.Module, cond: dict) -> Iterable[Tensor]:
         """The network takes none where nobody says how they are placed."""
-        return super().references(cond) if cond.get("reference_latents_method") else ()
+        return super().references(network, cond) if cond.get("reference_latents_method") else ()
 
     def image(self, network: nn.Module, latents: list[tuple[int, ...]]) -> int:
         """Up to ComfyUI 0.27 it takes none at all."""
@@ -57,19 +57,20 @@ def single_stream_block(
     clean = timestep_zero_index  # tokens from here on are noise-free references, whose modulation follows in vec
 
     def per_token(modulation: Tensor) -> Tensor:
+        """Made where it is used: all six at once would be as large as the block's own work."""
         if clean is None:
             return modulation
         noisy, free = modulation.chunk(2)
         return torch.cat((noisy.expand(-1, clean, -1), free.expand(-1, x.shape[1] - clean, -1)), dim=1)
 
-    scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = map(per_token, self.mod(vec))
+    scale_a, shift_a, gate_a, scale_m, shift_m, gate_m = self.mod(vec)
 
     def attention(x: Tensor) -> Tensor:
-        modulated = (1 + scale_a) * self.prenorm(x) + shift_a
+        modulated = (1 + per_token(scale_a)) * self.prenorm(x) + per_token(shift_a)
         return self.attn(modulated, freqs, mask, transformer_options=transformer_options)
 
     def mlp(x: Tensor) -> Tensor:
-        return self.mlp((1 + scale_m) * self.postnorm(x) + shift_m)
+        return self.mlp((1 + per_token(scale_m)) * self.postnorm(x) + per_token(shift_m))
 
-    x = x + gate_a * branch("attn", attention, x)
-    return x + gate_m * branch("mlp", mlp, x, tokenwise=clean is None)
+    x = x + per_token(gate_a) * branch("attn", attention, x)
+    return x + per_token(gate_m) * branch("mlp", mlp, x, tokenwise=clean is None)

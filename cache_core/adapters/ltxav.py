@@ -58,7 +58,7 @@ class LTXAVAdapter(Adapter):
         lengths = [stream[0].numel() // rows.shape[-1] for stream in like]
         return tuple(part.reshape(stream.shape) for part, stream in zip(rows.split(lengths, dim=1), like, strict=True))
 
-    def references(self, cond: dict) -> list[Tensor]:
+    def references(self, network: nn.Module, cond: dict) -> list[Tensor]:
         sound = cond.get("ref_audio")
         return [sound["tokens"]] if sound else []
 

@@ -29,7 +29,7 @@ class MiniMaxH3Adapter(Adapter):
     def rows(self, hidden: Tensor) -> Tensor:
         return hidden[None]
 
-    def references(self, cond: dict) -> list[Tensor]:
+    def references(self, network: nn.Module, cond: dict) -> list[Tensor]:
         given = [*(cond.get("minimax_keyframes") or ()), *(cond.get("minimax_refs") or ())]
         found = (part.get(name) for part in given for name in ("latent", "audio_latent"))
         return [latent for latent in found if latent is not None]

@@ -96,7 +96,12 @@ def joint_block(
         return self.mlp_x(modulated_rmsnorm(x, x_scale_m))
 
     x_entered, y_entered = x, y
-    x = residual_tanh_gated_rmsnorm(x, branch("attn", attention, x), x_gate_a)
+    of_x = branch("attn", attention, x)
+    of_y = branch("txt_attn", txt_attention, y) if self.update_y else None
+    joint.cache_clear()  # as large as what the MLPs take
+    projected.cache_clear()
+    x = residual_tanh_gated_rmsnorm(x, of_x, x_gate_a)
+    del of_x
     x = residual_tanh_gated_rmsnorm(x, branch("img_mlp", img_mlp, x, tokenwise=True), x_gate_m)
     if not self.update_y:  # the last block: its text serves the picture's attention and ends there
         return x, y
@@ -105,6 +110,7 @@ def joint_block(
     def txt_mlp(y: Tensor) -> Tensor:
         return self.mlp_y(modulated_rmsnorm(y, y_scale_m))
 
-    y = residual_tanh_gated_rmsnorm(y, branch("txt_attn", txt_attention, y), y_gate_a)
+    y = residual_tanh_gated_rmsnorm(y, of_y, y_gate_a)
+    del of_y
     y = residual_tanh_gated_rmsnorm(y, branch("txt_mlp", txt_mlp, y, tokenwise=True), y_gate_m)
     return x, y

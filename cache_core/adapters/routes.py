@@ -59,7 +59,7 @@ def installed(adapter: Adapter, network: nn.Module, cache: Forward) -> Iterator[
     rows = len(run.trace.rows)
     with routes.through(cache) as noted:
         yield
-    if noted and len(run.trace.rows) == rows:
+    if cache.lost or (noted and len(run.trace.rows) == rows):
         run.decline("the blocks of this model did not run: another node skips or replaces them")
 
 
@@ -134,6 +134,7 @@ class Routes:
         self.compiled = run.compiled or compiled(network)
         self.copied = self.compiled  # whether outputs are noted as copies; a compiled graph may reuse its memory
         self.told = False
+        self.had: set[str] = set()  # sites that had a turn in some forward
         self.parts: list[list[Tensor | None]] = []
         if self.compiled and LACKS:
             needed = f"beside torch.compile {LACKS}"
@@ -169,7 +170,9 @@ class Routes:
                 yield bool(forwards)
         finally:
             self.cache = None
+            self.had |= cache.had
             if self.stack:
+                cache.lost = self.stack.output is not None
                 self.stack.output = None
             for parts in self.parts:
                 parts[:] = [None] * len(parts)
@@ -192,15 +195,16 @@ class Routes:
                 if noted:
                     forwards += [(module, outlet.after(module.forward)) for module, outlet in self.noting[i]]
                     forward = self.hosting[i]
-                if not (theirs or run.declined or run.policy.history == 0 or block.kind in run.checked):
+                if not (theirs or run.declined or run.policy.history == 0 or (self.network, block.kind) in run.checked):
                     forward, traceable = self.checking[i], False
             if self.stack and block is self.stack.last and (forward or noted):
                 forward = self.stack.ending(forward or block.module.forward)
             if forward:
                 forwards.append((block.module, forward))
         if self.adapter.prefetches and not (traceable or any(foreign)):
-            actions = (cache.action(site) for block in self.blocks for site in block.sites.values())
-            forwards += self._idle(cache) if all(action is Action.REUSE for action in actions) else []
+            sites = (site for block in self.blocks for site in block.sites.values())
+            asked = [site for site in sites if site.name in self.had or not self.wants(site)]  # others never run here
+            forwards += self._idle(cache) if asked and all(cache.action(site) is Action.REUSE for site in asked) else []
         return forwards, traceable
 
     def _idle(self, cache: Forward) -> list[tuple[nn.Module, Callable]]:
@@ -321,8 +325,9 @@ class Routes:
 
     def _first(self, block: Block) -> bool:
         """Whether none of its kind was compared in this run; another node may skip some."""
-        new = block.kind not in self.cache.run.checked
-        self.cache.run.checked.add(block.kind)
+        kind, checked = (self.network, block.kind), self.cache.run.checked
+        new = kind not in checked
+        checked.add(kind)
         return new
 
     def _compare(self, block: Block, before: tuple[list, dict], expected) -> None:
@@ -332,7 +337,7 @@ class Routes:
             args, kwargs = before
             worst = _difference(block.equation(block.module, computing, *args, **kwargs), expected)
         except (*MISFITS, RuntimeError, MemoryError) as error:
-            if not run.survives(error):
+            if not run.survives(error, "comparing a block of this model with ComfyUI's"):
                 run.decline(unlike(architecture, str(error), block.module))
             return
         finally:
@@ -355,7 +360,8 @@ def _copied(args: tuple, kwargs: dict) -> tuple[list, dict]:
 
 def _difference(found, expected) -> float:
     pairs = [(found, expected)] if isinstance(expected, Tensor) else list(zip(found, expected, strict=True))
-    return max(relative_error(a, b).item() for a, b in pairs if isinstance(b, Tensor))
+    errors = [relative_error(a, b) for a, b in pairs if isinstance(b, Tensor)]
+    return torch.stack(errors).max().item()  # of which one that is no number stays none
 
 
 def tolerance(output) -> float:

@@ -55,11 +55,18 @@ class Stack:
 
         def passing(*args, **kwargs):
             out = [args[place] if place < len(args) else kwargs[name] for place, name in places]
-            if block in ends and not routes.cache.whole(routes.adapter.rows(out[picture])):
+            first, some = (
+                block is routes.blocks[0],
+                block in ends and not routes.cache.whole(routes.adapter.rows(out[picture])),
+            )
+            unfit = some or routes.declined(kwargs)
+            if unfit and (
+                first or routes.cache.run.measure == "truth"
+            ):  # else blocks before it passed on what they got
                 self.output = None
-            if self.output is None or routes.declined(kwargs):
+            if unfit or self.output is None:
                 return routes.originals[block.module](*args, **kwargs)
-            if block is routes.blocks[0]:  # networks write to what blocks hand on, and some need what they gave, too
+            if first:  # networks write to what blocks hand on, and some need what they gave, too
                 rows = routes.adapter.rows(out[picture]).clone()
                 out[picture] = routes.adapter.hidden(rows, out[picture])
             if block is self.last:

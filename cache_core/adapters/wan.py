@@ -29,11 +29,17 @@ class WanAdapter(Adapter):
         }
         return numbered(network, ("blocks", attention_block, branches, {"values": marks}))
 
-    def references(self, cond: dict) -> list[Tensor]:
-        """With those that Bernini puts behind the video, and the subjects that Phantom makes further frames of."""
-        subjects = cond.get("time_dim_concat")
-        beside = cond.get("context_latents") or ()
-        return [*super().references(cond), *beside, *([] if subjects is None else [subjects])]
+    def references(self, network: nn.Module, cond: dict) -> list[Tensor]:
+        """With what Bernini puts behind the video, Phantom's subjects, SCAIL's poses, and the motion before S2V's sound."""
+        found = [*super().references(network, cond), *(cond.get("context_latents") or ())]
+        subjects, poses, motion = map(cond.get, ("time_dim_concat", "pose_video_latent", "reference_motion"))
+        if subjects is not None:
+            found.append(subjects)
+        if poses is not None and hasattr(network, "patch_embedding_pose"):  # Animate adds its poses to the video
+            found.append(poses)
+        if motion is not None and hasattr(network, "frame_packer"):  # packed into a frame and a half
+            found += [motion[:, :, :1], motion[:, :, :1, : motion.shape[3] // 2]]
+        return found
 
 
 @returns("x")

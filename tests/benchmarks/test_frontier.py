@@ -176,21 +176,21 @@ class TestCommand:
         assert "measured already" in said
         assert again == after
 
-    def test_the_model_as_it_is_is_sampled_once_for_all_settings(self, frontier, monkeypatch, tmp_path):
+    def test_what_is_known_is_shown_and_measured_again_where_that_is_asked_for(self, frontier, run, monkeypatch):
         asked, original = [], frontier.Bench.sample
-
-        def watched(bench, model, steps=0, sampler="", **rest):
-            asked.append((steps, sampler))
-            return original(bench, model, steps, sampler, **rest)
-
-        monkeypatch.setattr(frontier.Bench, "sample", watched)
-        both = ("--sampler", "euler", "dpmpp_2m", "--samplings", "0", "--pairs", "1", "--out", str(tmp_path))
-        frontier.main([*self.FEW, *both])
-        assert sorted(what for what in asked if what[1]) == [(5, "dpmpp_2m"), (5, "euler")]
-        reports = [Setting.parsed(json.loads(file.read_text())) for file in tmp_path.glob("*.json")]
-        assert len(reports) == 2
-        for report in reports:
-            assert {"fewer steps, euler", "fewer steps, dpmpp_2m"} <= set(report.methods())
+        monkeypatch.setattr(
+            frontier.Bench, "sample", lambda *given, **more: asked.append(given) or original(*given, **more)
+        )
+        before, _ = run()
+        first = len(asked)
+        said = run()[1]
+        assert "measured already" in said
+        assert "| Plan (ours) |" in said
+        assert len(asked) == first
+        after, said = run("--repeat")
+        assert "measured already" not in said
+        assert len(asked) == 2 * first
+        assert [p["method"] for p in after["points"]] == [p["method"] for p in before["points"]]
 
     def test_plans_are_searched_and_judged_by_other_pairs_than_are_told(self, frontier, run, monkeypatch):
         seen, original = {}, frontier.Bench.sample

@@ -171,7 +171,7 @@ def test_a_reused_branch_is_not_run(case):
     for name, modules in block.captures.items():
         modules[0].register_forward_hook(lambda *_, n=name: calls.append(n))
     run = CacheRun(FORA(2, "aligned"), 4)
-    run.checked.add(block.kind)  # the comparison with the host runs the equation once more
+    run.checked.add((network, block.kind))  # the comparison with the host runs the equation once more
     sample(network, inputs, adapter, run)
     assert sorted(calls) == sorted([*block.captures] * 2)
     assert run.trace.computed_fraction == 0.5
@@ -232,7 +232,7 @@ def test_skipping_all_blocks_never_runs_one(case):
         for name, modules in block.captures.items():
             modules[0].register_forward_hook(lambda *_, s=block.sites[name]: calls.append(s))
     run = CacheRun(Skipping(2, "aligned"), 4)
-    run.checked = {block.kind for block in adapter.blocks(network)}
+    run.checked = {(network, block.kind) for block in adapter.blocks(network)}
     sample(network, inputs, adapter, run)
     run.close(complete=True)
     sites = [site for block in adapter.blocks(network) for site in block.sites.values()]
@@ -270,7 +270,7 @@ def test_a_policy_of_the_stack_alone_keeps_no_branch(case):
 
 @pytest.mark.parametrize(("measure", "fetched"), [("off", [True, False]), ("truth", [True, True])])
 @pytest.mark.parametrize("kind", [FORA, Skipping])
-@pytest.mark.parametrize("name", ["ltx-2", "minimax h3"])
+@pytest.mark.parametrize("name", ["ltx-2", "ltx-2 without sound", "ltx-2 streams apart", "minimax h3"])
 def test_where_no_block_computes_the_host_brings_no_weights(comfy, monkeypatch, name, kind, measure, fetched):
     prefetch = pytest.importorskip("comfy.model_prefetch", reason="newer than this host")
     asked = []

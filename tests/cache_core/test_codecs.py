@@ -1,8 +1,14 @@
+from types import SimpleNamespace
+from weakref import ref
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from priorcache.cache_core.codecs import CODECS, EightBit, page_locked
+from priorcache.cache_core.sites import Site, Step
+from priorcache.cache_core.store import FeatureStore
+from streams import Late, copying_late
 
 EVERY = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -80,3 +86,60 @@ def test_ordinary_memory_serves_where_no_page_can_be_locked(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", refusing)
     assert page_locked((2, 3), torch.bfloat16).shape == (2, 3)
+
+
+@pytest.fixture
+def late(monkeypatch) -> list[Late]:
+    return copying_late(monkeypatch)
+
+
+class TestBesideWhatIsComputed:
+    def test_whatever_comes_back_has_arrived_before(self, late):
+        codec, values = CODECS["cpu"].for_run(), [torch.randn(2, 3) for _ in range(6)]
+        kept = []
+        for value in values:
+            kept.append(codec.encode(value.clone()))  # nobody else has it
+            assert torch.equal(codec.decode(kept[len(kept) // 2]), values[len(kept) // 2])
+        assert len(late) == 1
+        for value, one in zip(values, kept, strict=True):
+            assert torch.equal(codec.decode(one), value)
+
+    def test_the_next_is_computed_meanwhile_and_only_that(self, late):
+        codec, seen = CODECS["cpu"].for_run(), []
+        for n in range(4):
+            value = torch.full((2, 3), float(n))
+            seen.append(ref(value))
+            codec.encode(value)
+            del value
+            assert late[0].done == n  # this one is still under way
+            assert [one() is None for one in seen] == [True] * n + [False]
+
+    def test_conds_are_grouped_anew_once_all_is_there(self, late):
+        store, site = FeatureStore(1, CODECS["cpu"]), Site("blocks.0.attn", 0, 1)
+        together, (a, b) = ((0, "a"), (1, "b")), ([(0, "a")], [(1, "b")])
+        value = torch.randn(2, 3, 4)
+        store.put(site, together, value.clone(), Step(0, 2, 0.0, 1.0), True)
+        assert late[0].done == 0
+        rows = [store.get(site, tuple(lane))[0].value for lane in (a, b)]
+        assert torch.equal(torch.cat(rows), value)
+        store.put(site, tuple(a), value[:1] + 1, Step(1, 2, 0.5, 0.5), True)
+        store.put(site, tuple(b), value[1:] + 1, Step(1, 2, 0.5, 0.5), True)
+        assert torch.equal(store.get(site, together)[0].value, value + 1)
+
+    def test_nothing_is_held_any_more_where_a_run_drops_what_it_has(self, late):
+        store, value = FeatureStore(1, CODECS["cpu"]), torch.randn(1, 2, 2)
+        seen = ref(value)
+        store.put(Site("blocks.0.attn", 0, 1), ((0, "a"),), value, Step(0, 2, 0.0, 1.0), True)
+        del value
+        assert seen() is not None
+        store.clear()
+        assert (seen(), late[0].done) == (None, 1)
+
+    def test_every_run_has_its_own(self, late):
+        stores = [FeatureStore(1, CODECS["cpu"]) for _ in range(2)]
+        assert len({id(store.codec) for store in (*stores, SimpleNamespace(codec=CODECS["cpu"]))}) == 3
+        value = torch.randn(1, 2, 2)
+        seen = ref(value)
+        stores[0].put(Site("blocks.0.attn", 0, 1), ((0, "a"),), value, Step(0, 2, 0.0, 1.0), True)
+        del value, stores
+        assert seen() is None

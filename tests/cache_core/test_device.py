@@ -4,6 +4,8 @@ Such tensors have no numbers, so that whatever would bring one to the CPU (`item
 copies between devices are looked at besides.
 """
 
+from contextlib import nullcontext
+
 import contract
 import pytest
 import torch
@@ -98,7 +100,9 @@ def sampled(policy: CachePolicy, dtype=torch.bfloat16, store="device", measure="
     with torch.inference_mode(), FakeTensorMode(), Watched() as watched:
         network = DiT(CONFIG, dtype=dtype, device="cuda")
         adapter = adapter_for(network)
-        run.checked = {block.kind for block in adapter.blocks(network)}  # the comparison with the host looks, once
+        run.checked = {
+            (network, block.kind) for block in adapter.blocks(network)
+        }  # the comparison with the host looks, once
         x = torch.empty(2, 4, 8, 8, dtype=dtype, device="cuda")
         t, y = torch.empty(2, device="cuda"), torch.zeros(2, dtype=torch.long, device="cuda")
         watched.waits.clear()
@@ -175,6 +179,8 @@ def test_nobody_waits_for_what_is_kept_in_main_memory(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", locked)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(waited))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream(waited))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     run, waits = sampled(GOC(HALF), store="cpu")
     assert waits == []
     assert True in waited
@@ -189,6 +195,15 @@ class Stream:
 
     def synchronize(self) -> None:
         self.waited.append("synchronized")
+
+    def wait_stream(self, other: "Stream") -> None:
+        pass
+
+    def wait_event(self, event: object) -> None:
+        pass
+
+    def record_event(self) -> object:
+        return object()
 
 
 def test_nobody_waits_while_calibrating():

@@ -56,7 +56,7 @@ def test_attention_is_one_tensor_of_text_then_image(flux):
 
 def test_a_picture_that_a_video_is_made_of_counts_among_the_references(flux):
     picture = torch.zeros(1, 16, 1, 4, 6)
-    assert adapter_for(flux[0]).references({"ref_latent": picture}) == [picture]
+    assert adapter_for(flux[0]).references(flux[0], {"ref_latent": picture}) == [picture]
 
 
 @pytest.mark.parametrize(("name", "patch"), [("attn1_patch", doubled), ("attn1_output_patch", shifted)])

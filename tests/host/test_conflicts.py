@@ -456,3 +456,20 @@ def test_a_guider_without_guidance_scale_is_served(host, model):
     patched = host.attach(model, ALIGNED)
     out = guided(host, Guider_Basic, patched)
     assert torch.equal(out, host.sample(patched, cfg=1.0).to(out))
+
+
+def test_where_another_node_passes_the_last_block_by_a_step_that_skips_all_of_them_is_computed(host, tmp_path):
+    flux, levels, trace = subjects.flux(tmp_path), [], Trace()
+    blocks = flux.model.model.diffusion_model.single_blocks
+
+    def second(args, more):
+        level = float(args["transformer_options"]["sigmas"][0])
+        levels.extend([level] if level not in levels else [])
+        return {"img": args["img"]} if levels.index(level) == 1 else more["original_block"](args)
+
+    patched = flux.model.clone()
+    patched.set_model_patch_replace(second, "dit", "single_block", len(blocks) - 1)
+    stock = flux.sample(patched)
+    assert torch.equal(flux.sample(host.attach(patched, FORA(2, "aligned", level="stack"), trace)), stock)
+    assert "the blocks of this model did not run" in trace.runs[0].notes[0]
+    assert trace.runs[0].computed_fraction == 1

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from functools import partial
 
 import pytest
 import subjects
@@ -26,6 +27,7 @@ FURTHER = {
     "boogu": (subjects.boogu, EDITED),
     "joyimage": (subjects.joyimage, {"reference_latents": [torch.zeros(1, 16, 1, 8, 12)]}),
     "wan bernini": (subjects.wan, {"context_latents": [torch.zeros(1, 16, n, 8, 12) for n in (1, 3)]}),
+    "wan scail": (subjects.scail, {"pose_video_latent": torch.zeros(1, 16, 3, 4, 4)}),
     "wan phantom": (subjects.wan, {"time_dim_concat": torch.zeros(1, 16, 2, 8, 8)}),
     "krea 2 references that nobody places": (subjects.krea2, {"reference_latents": [torch.zeros(1, 16, 1, 8, 12)]}),
     "krea 2 references": (
@@ -287,6 +289,26 @@ class TestRunningOut:
         (run,) = trace.runs
         assert "memory ran out" in run.notes[0]
         assert {row.action for row in run.rows} == {Action.COMPUTE}
+
+    def test_in_the_model_itself_takes_nothing_from_what_a_control_net_said(self, host, model, monkeypatch):
+        """HunyuanDiT takes it out of its lists, and runs once more."""
+        seen = []
+
+        def taking(theirs, *args, control=None, **kwargs):
+            seen.append({name: control[name].pop() for name in control})
+            if len(seen) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return theirs(*args, **kwargs)
+
+        def steered(apply_model, args):
+            return apply_model(args["input"], args["timestep"], **args["c"] | {"control": {"output": [1]}})
+
+        network = model.model.diffusion_model
+        monkeypatch.setattr(network, "forward", partial(taking, network.forward))
+        attached = host.attach(model, ALIGNED)
+        attached.set_model_unet_function_wrapper(steered)
+        host.sample(attached, steps=4)
+        assert seen == [{"output": 1}] * 5
 
     def test_in_the_model_itself_is_left_to_the_host(self, host, model, monkeypatch):
         def hungry(*_, **__):

@@ -647,8 +647,19 @@ class TestPriorFiles:
             raise OSError("disk full")
 
         monkeypatch.setattr(Prior, "save", full)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(PriorError, match=r"cannot be written to \(disk full"):
             nodes["PriorCacheSavePrior"].execute(drawn.prior(), "mine", False)
+        assert list(prior_folder.iterdir()) == []
+
+    def test_a_folder_that_cannot_be_written_to_is_named(self, nodes, prior_folder, monkeypatch):
+        def full(*_, **__):
+            raise PermissionError("Read-only file system")
+
+        for what in ("mkdir", "touch"):
+            with monkeypatch.context() as patch:
+                patch.setattr(type(prior_folder), what, full)
+                with pytest.raises(PriorError, match=r"cannot be written to \(Read-only"):
+                    nodes["PriorCacheSavePrior"].execute(drawn.prior(), "mine", False)
         assert list(prior_folder.iterdir()) == []
 
     def test_two_priors_make_one_of_all_their_pictures(self, host, nodes, model):

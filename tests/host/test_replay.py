@@ -179,6 +179,10 @@ RUN = {"about": "euler", "policy": "FORA N=2", "record": {"policy": "FORA", "set
         (json.dumps({"runs": [{}]}), "damaged"),
         (json.dumps([]), "damaged"),
         (json.dumps({"runs": [RUN], "stamps": [{"images": 3, "runs": []}]}), "damaged"),
+        (
+            json.dumps({"runs": [RUN], "stamps": [{"images": [[i]], "runs": []} for i in range(2)]}),
+            "beside 2 stamped batches",
+        ),
         (json.dumps({"runs": [RUN | {"record": {"policy": "FORA", "settings": 3}}]}), "damaged"),
         (
             json.dumps({"runs": [RUN | {"record": {"policy": "os.system", "settings": {}}}]}),
@@ -204,3 +208,19 @@ def test_what_is_no_image_or_lies_elsewhere_is_refused(replay, tmp_path):
     for name in ("../outside.png", str(outside)):
         with pytest.raises(replay.StampError, match="input folder"):
             replay.PriorCacheReplay.execute(name)
+
+
+@pytest.mark.parametrize("run", [-1, 0, 2])
+def test_a_run_that_the_image_does_not_tell_of_is_refused(replay, tmp_path, run):
+    """A linked number comes unchecked."""
+    name = saved(tmp_path / "a.png", json.dumps({"runs": [RUN]}))
+    with pytest.raises(replay.StampError, match=f"holds 1 sampling run.*run is {run}"):
+        replay.PriorCacheReplay.execute(name, run)
+
+
+def test_a_name_is_looked_at_before_the_prompt_runs_where_it_is_known(replay, tmp_path):
+    asked = replay.PriorCacheReplay.validate_inputs
+    assert asked(saved(tmp_path / "a.png", None)) is True
+    assert asked(None) is True  # another node will say it
+    for wrong in ("b.png", "../a.png", 5):
+        assert "upload it" in asked(wrong)

@@ -221,3 +221,24 @@ def test_floor_host_loads_the_pack_and_samples(tmp_path):
         run = result.outputs[ids["PriorCacheInspect"]]["priorcache"][0]
         assert [s["computed"] for s in run["steps"]] == [1, 0, 1, 0, 1]
         assert complaints(floor) == []
+
+
+def test_a_latent_out_of_the_hosts_cache_is_not_told_of_by_what_another_prompt_sampled(tmp_path):
+    with started(tmp_path, "--cache-lru", "50") as server:
+        prompt, ids = first_run()
+        link = prompt[ids["Cached"]]["inputs"]["images"]
+        prompt["stamp"] = {
+            "class_type": "PriorCacheStamp", "inputs": {"images": link, "trace": [ids["PriorCacheApply"], 1]}
+        }  # fmt: skip
+        prompt["save"] = {"class_type": "SaveImage", "inputs": {"images": ["stamp", 0], "filename_prefix": "stamped"}}
+        told = []
+        for steps in (5, 8, 5):
+            prompt[ids["KSampler: cached"]]["inputs"]["steps"] = steps
+            image = server.image(server.run(prompt).outputs["save"]["images"][0])
+            told.append(json.loads(Image.open(BytesIO(image)).text["priorcache"])["runs"])
+        assert [len(runs) for runs in told] == [
+            1,
+            1,
+            0,
+        ]  # the third is of the first, whose run made room for the second's
+        assert ("5 steps" in told[0][0]["about"], "8 steps" in told[1][0]["about"]) == (True, True)

@@ -1,5 +1,7 @@
 """Figures and sentences of priors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,18 @@ def test_a_prior_is_a_picture(draw, theme):
     assert has(image, theme.true)
     assert {"1 back", "2 back"} <= set(words(figure))
     assert outside(figure) == []
+
+
+@FIGURE
+def test_dollar_signs_in_a_name_are_no_formula(draw):
+    made = prior()
+    shown = replace(
+        made,
+        subject=replace(made.subject, sampler=r"$\frac{$", scheduler="$x$"),
+        sites=tuple(name.replace("attn", "$a$") for name in made.sites),
+    )
+    assert any("$x$" in text for text in words(draw(shown)))
+    assert picture(draw(shown)).shape[0] > 100
 
 
 def test_it_has_a_map_per_kind_of_branch_and_the_likeness_of_outputs():

@@ -459,7 +459,7 @@ def test_metadata_without_one_of_its_keys_is_refused(tmp_path, key):
     ("field", "value"),
     [
         ("steps", "3"), ("steps", 3.0), ("steps", True), ("cfg", "4"), ("cfg", None), ("cfg", NAN),
-        ("cfg", float("inf")), ("cfg", 10**400), ("denoise", False), ("sampler", 1), ("geometry", None),
+        ("cfg", float("inf")), ("cfg", 10**400), ("denoise", False), ("denoise", 1e-7), ("denoise", float("nan")), ("denoise", 1.5), ("sampler", 1), ("sampler", "a\nb"), ("scheduler", "\ud800"), ("geometry", None),
     ],
 )  # fmt: skip
 def test_a_subject_of_wrong_values_is_refused(tmp_path, field, value):
