@@ -277,7 +277,7 @@ def _keep(prior: Prior) -> None:
     """Under a name of its own: another training may have been stopped before."""
     try:
         path = saved(prior, UNFINISHED)
-    except (OSError, PriorCacheError) as error:
+    except PriorCacheError as error:
         log.warning("PriorCache: training was stopped, and its gates cannot be kept (%s).", error)
         return
     log.warning(
