@@ -77,7 +77,8 @@ def told(bench: Bench) -> Schedule:
     from ..nodes.memory import Part, informed
 
     positive, _, latent, _ = bench.batches[0]
-    part = Part(len(latent), [tuple(latent.shape[1:])], positive[0][0].shape[1])
+    shape = tuple(latent.shape[1:])
+    part = Part(len(latent), shape, [shape], positive[0][0].shape[1])
     schedule = Schedule(bench.steps, sites=sites_of(bench.model.model.diffusion_model))
     return informed(schedule, bench.model, Budget(BASE), [part, part], CODECS["device"])
 
