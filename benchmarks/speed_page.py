@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -82,11 +83,27 @@ def table(results: dict) -> str:
                 )
             if (everything := of["policies"].get(EVERYTHING, {}).get("equal")) is not None:
                 text += f"\nWith everything computed the picture is {'' if everything else 'not '}bit-equal to stock.\n"
+        if off := unforeseen(of_device["networks"]):
+            text += (
+                f"\nPeaks of the {len(off)} cached rows are stock's and what was said before, to {max(off):.1%} at most, "
+                f"{statistics.median(off):.2%} in the median.\n"
+            )
         if left := missing(of_device["networks"], not where.startswith("CPU")):
             text += f"\nNot measured: {'; '.join(left)}.\n"
     if all(where.startswith("CPU") for where in results):
         text += "\n## Accelerator\n\nNot measured yet: `python tools/dev.py bench speed --gpu`.\n"
     return text
+
+
+def unforeseen(networks: dict) -> list[float]:
+    """By how much each peak differs from stock's and what was said before, as a share of these."""
+    pairs = [
+        (row["peak_device_bytes"], of["policies"][STOCK]["peak_device_bytes"] + (row["expected_bytes"] or 0))
+        for of in networks.values()
+        for policy, row in of["policies"].items()
+        if policy != STOCK and row["peak_device_bytes"] and STOCK in of["policies"]
+    ]
+    return [abs(peak / said - 1) for peak, said in pairs]
 
 
 def _ms(ms: float) -> str:

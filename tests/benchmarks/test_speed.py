@@ -95,6 +95,26 @@ def test_what_was_measured_elsewhere_stays(speed, monkeypatch, tmp_path, capsys)
     assert "written to docs/benchmarks.md" in capsys.readouterr().out
 
 
+def test_peaks_are_held_against_what_was_said_before():
+    from priorcache.benchmarks.speed_page import table, unforeseen
+
+    def row(peak: int | None, said: int | None) -> dict:
+        return {
+            "milliseconds": {"full": 1.0}, "faster": 1.0, "spread": [1.0, 1.0], "fewer_flops": 1.0, "wall_over_flops": 1.0,
+            "bytes": 0, "expected_bytes": said, "peak_device_bytes": peak,
+        }  # fmt: skip
+
+    def network(*rows: dict) -> dict:
+        return {"size": "small", "rounds": 2, "policies": dict(zip(("none", "FORA", "GOC", "EOC"), rows, strict=False))}
+
+    device = {"a": network(row(100, None), row(150, 50), row(209, 90), row(100, None)), "b": network(row(10, None))}
+    assert unforeseen(device) == pytest.approx([0, 0.1, 0])
+    assert "of the 3 cached rows are stock's and what was said before, to 10.0% at most, 0.00% in the median" in table(
+        {"NVIDIA X": {"about": "", "networks": device}}
+    )
+    assert unforeseen({"a": network(row(None, None), row(None, 50))}) == []
+
+
 def test_a_run_is_timed_from_the_first_step_to_the_last(speed, monkeypatch):
     waited = []
     monkeypatch.setattr(speed, "now", lambda: waited.append(clock.marks) or 0.0)
